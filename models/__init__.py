@@ -1,0 +1,1 @@
+"""What one engine step costs: devices, models, engines and their calibrated operators."""

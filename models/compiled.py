@@ -1,0 +1,61 @@
+"""The door to compiled code: one decorator, one cache directory of our choosing."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL_FILES = ("models/operators.py", "models/step.py", "simulator/dataplane.py")
+
+
+def source_fingerprint() -> str:
+    """Return a hash of every kernel's source, so that a kernel is rebuilt when one that it calls has changed."""
+    digest = hashlib.sha256()
+    for name in KERNEL_FILES:
+        path = ROOT / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]
+
+
+def cache_directory() -> Path | None:
+    """Return a writable folder for compiled kernels, or None where the machine has none at all."""
+    import platformdirs
+
+    chosen = os.environ.get("FLEETPLAN_CACHE_DIR")
+    candidates = [Path(chosen)] if chosen else [Path(platformdirs.user_cache_dir("fleetplan"))]
+    candidates.append(Path(tempfile.gettempdir()) / f"fleetplan-{os.getuid() if hasattr(os, 'getuid') else 0}")
+    for candidate in candidates:
+        folder = candidate / "kernels" / source_fingerprint()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+def _load_numba() -> tuple[Any, bool]:
+    """Import numba with its cache pointed at our folder; say whether a cache can be kept."""
+    folder = cache_directory()
+    if folder is not None:
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    import numba
+
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return numba, folder is not None
+
+
+_NUMBA, _CAN_CACHE = _load_numba()
+
+
+def kernel(function: Function) -> Function:
+    """Compile a function for the data plane, once per machine and source version."""
+    compiled: Function = _NUMBA.njit(cache=_CAN_CACHE, error_model="numpy")(function)
+    return compiled

@@ -1,0 +1,1 @@
+"""What was asked, and when: request traces, their statistics and transformations."""
