@@ -1,0 +1,84 @@
+"""What a reader should know before believing a trace: quantised time, odd blocks, cut lengths, absurd rates."""
+
+import numpy as np
+
+from traces.errors import BadTrace
+from traces.trace import NS_PER_S, Ragged, Trace
+
+MOST_PER_S = 1e5
+LONGEST_S = 5 * 365 * 86_400
+
+
+def doubts(trace: Trace, file: str, forced: bool = False) -> list[str]:
+    """Return warnings about a trace just read; raises BadTrace where span or rate is absurd and not forced."""
+    refuse_absurd_rate(trace, file, forced)
+    looks = (_quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
+    return [each for look in looks if (each := look(trace))]
+
+
+def refuse_absurd_rate(trace: Trace, file: str, forced: bool) -> None:
+    """Raise BadTrace for a rate above 100,000/s or a span above five years: most likely a wrong unit of time."""
+    rate, span = trace.rate_per_s, trace.span_s
+    if forced or len(trace) < 2 or not (span > LONGEST_S or rate > MOST_PER_S):
+        return
+    words = f"{len(trace)} requests in {span:.6g} s ({rate:.3g}/s): wrong unit? read as {trace.metadata['time_unit']}; "
+    raise BadTrace(file, 1, 1, words + "give time_unit='s', 'ms', 'us' or 'ns' to insist")
+
+
+def _quantised(trace: Trace) -> str:
+    quantum = int(trace.metadata.get("time_quantum_ns") or 0)  # type: ignore[call-overload]
+    gaps = np.diff(trace.arrival_ns)
+    zero = float(np.mean(gaps == 0)) if len(gaps) else 0.0
+    if quantum < NS_PER_S // 100 or len(gaps) < 100 or zero < 0.05:
+        return ""
+    return (
+        f"time moves in steps of {quantum / NS_PER_S:g} s ({zero:.0%} of gaps are zero): dequantise before fitting gaps"
+    )
+
+
+def _inversions(trace: Trace) -> str:
+    count = trace.metadata.get("inversions")
+    return f"{count} rows came before the row above them: sorted by time" if count else ""
+
+
+def _blocks(trace: Trace) -> str:
+    blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
+    if not isinstance(blocks, Ragged) or not isinstance(size, int):
+        return ""
+    expected = -(-trace.input_tokens.astype(np.int64) // size)
+    wrong = np.flatnonzero((blocks.lengths != expected) & (blocks.lengths > 0))
+    if not len(wrong):
+        return ""
+    row = int(wrong[0])
+    line = trace.columns["source_line"][row]
+    sign = "<" if blocks.lengths[row] < expected[row] else ">"
+    return (
+        f"line {line}: {blocks.lengths[row]} ids x {size} {sign} {trace.input_tokens[row]} tokens "
+        f"(expected {expected[row]}; {len(wrong)} rows so); wrong block size?"
+    )
+
+
+def _nothing_out(trace: Trace) -> str:
+    count = int(np.count_nonzero(trace.output_tokens == 0))
+    return f"{count} requests have no output tokens ({count / len(trace):.1%})" if count else ""
+
+
+def _clipped(trace: Trace) -> str:
+    found = []
+    for name in ("input_tokens", "output_tokens"):
+        values = getattr(trace, name)
+        near_top = float(np.mean(values >= 0.999 * values.max()))
+        if len(values) >= 1000 and near_top > 0.005:
+            found.append(f"{name} stops at {values.max()} ({near_top:.1%} of requests): clipped by the source")
+    return "; ".join(found)
+
+
+def _duplicates(trace: Trace) -> str:
+    rows = np.stack([trace.arrival_ns, trace.input_tokens, trace.output_tokens])
+    same = int(np.count_nonzero(np.all(np.diff(rows, axis=1) == 0, axis=0)))
+    return f"{same} rows equal the row above them: kept" if same else ""
+
+
+def _unknown(trace: Trace) -> str:
+    names = trace.metadata.get("unknown_columns")
+    return f"columns not used: {', '.join(names)}" if isinstance(names, list) and names else ""

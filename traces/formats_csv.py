@@ -1,0 +1,98 @@
+"""Trace formats that are tables of text: ours, Azure, BurstGPT, splitwise, vidur."""
+
+import numpy as np
+
+from traces.layout import Field, Format, arrival, lengths
+from traces.trace import Array, Column, Status
+
+OPTIONAL = (
+    Field("status", ("status",), "status"),
+    Field("session_id", ("session_id",), "label"),
+    Field("turn", ("turn",), "count"),
+    Field("prefix_blocks", ("prefix_blocks",), "blocks"),
+    Field("parent_rows", ("parent_rows",), "blocks"),
+    Field("release_delay_ns", ("release_delay_ns",), "count"),
+    Field("reasoning_tokens", ("reasoning_tokens",), "count"),
+    Field("cached_input_tokens", ("cached_input_tokens",), "count"),
+    Field("model", ("model",), "label"),
+    Field("tenant", ("tenant",), "label"),
+    Field("client", ("client",), "label"),
+    Field("adapter", ("adapter",), "label"),
+    Field("priority", ("priority",), "count"),
+    Field("slo_class", ("slo_class",), "label"),
+    Field("images", ("images",), "count"),
+    Field("source_line", ("source_line",), "count"),
+)
+
+
+def _ok_unless_nothing_came_out(columns: dict[str, Column]) -> dict[str, Column]:
+    """A request without a generated token failed; one without input too failed before its prefill."""
+    output: Array = columns["output_tokens"]  # type: ignore[assignment]
+    return columns | {"status": np.where(output > 0, Status.OK, Status.FAILED).astype(np.int8)}
+
+
+OWN = Format(
+    "fleetplan",
+    "csv",
+    "our own columns: arrival_s, input_tokens, output_tokens, and any of " + ", ".join(each.name for each in OPTIONAL),
+    (arrival("arrival_s"), *lengths("input_tokens", "output_tokens"), *OPTIONAL),
+)
+OWN_NS = Format(
+    "fleetplan_ns",
+    "csv",
+    "our own columns with arrival_ns, whole nanoseconds",
+    (arrival("arrival_ns"), *lengths("input_tokens", "output_tokens"), *OPTIONAL),
+    time_unit="ns",
+)
+AZURE = Format(
+    "azure",
+    "csv",
+    "Azure LLM inference traces 2023 and 2024: dates with or without fraction and zone, or epoch numbers",
+    (arrival("TIMESTAMP"), *lengths("ContextTokens", "GeneratedTokens")),
+    time_unit=None,
+    tz="UTC",
+    forbidden=frozenset({"numimages"}),
+    derive=_ok_unless_nothing_came_out,
+)
+AZURE_LMM = Format(
+    "azure_lmm",
+    "csv",
+    "Azure multimodal trace 2024: as azure, with the number of images",
+    (*AZURE.fields, Field("images", ("NumImages",), "count", required=True)),
+    time_unit=None,
+    tz="UTC",
+    notes=("half of the requests have images by construction of the sample",),
+    derive=_ok_unless_nothing_came_out,
+)
+BURSTGPT = Format(
+    "burstgpt",
+    "csv",
+    "BurstGPT with 6 or 8 columns: seconds in an unknown local zone",
+    (
+        arrival("Timestamp"),
+        *lengths("Request tokens", "Response tokens"),
+        Field("model", ("Model",), "label", required=True),
+        Field("tenant", ("Log Type",), "label", required=True),
+        Field("session_id", ("Session ID",), "label"),
+        Field("source_e2e_ns", ("Elapsed time",), "duration_s"),
+    ),
+    derive=_ok_unless_nothing_came_out,
+)
+SPLITWISE = Format(
+    "splitwise",
+    "csv",
+    "splitwise-sim request traces: seconds",
+    (
+        arrival("arrival_timestamp"),
+        *lengths("prompt_size", "token_size"),
+        Field("tenant", ("application_id",), "label"),
+    ),
+)
+VIDUR = Format(
+    "vidur",
+    "csv",
+    "vidur traces: seconds since the start",
+    (arrival("arrived_at"), *lengths("num_prefill_tokens", "num_decode_tokens")),
+)
+
+CSV_FORMATS = (OWN, OWN_NS, AZURE, AZURE_LMM, BURSTGPT, SPLITWISE, VIDUR)

@@ -1,0 +1,244 @@
+"""Reading a trace file: found out by its content, checked cell by cell, and reported to the last row."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from traces import cells
+from traces.arrivals import Arrivals, in_order
+from traces.doubts import doubts
+from traces.errors import BadTrace
+from traces.formats import choose
+from traces.layout import Format
+from traces.source import PARQUET_MAGIC, Source, load
+from traces.table import Problem, Table, csv_table, decode, document_table, json_lines, looks_like_json, renamed_columns
+from traces.times import UNIT_NS
+from traces.trace import Array, Column, Status, Trace, content_sha256, take_column
+from traces.writing import metadata_path
+
+SAMPLE = Path(__file__).parent / "samples" / "chat.csv.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to read what a file leaves open; the defaults assume nothing and stop at the first bad row."""
+
+    strict: bool = True
+    time_unit: str | None = None
+    restarts: str = "error"
+    lengths_only: bool = False
+    block_tokens: int | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+    limit: int | None = None
+    max_bad_fraction: float = 0.001
+
+    def changed(self) -> dict[str, object]:
+        """Return the options that differ from the defaults, for the record."""
+        default = Options()
+        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) != getattr(default, name)}
+
+
+def read(
+    path: str | Path,
+    format: str | None = None,
+    strict: bool = True,
+    *,
+    time_unit: str | None = None,
+    restarts: str = "error",
+    lengths_only: bool = False,
+    block_tokens: int | None = None,
+    rename: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    max_bad_fraction: float = 0.001,
+) -> Trace:
+    """Return the trace in a file of any known format, plain or compressed, both told apart by content.
+
+    strict stops at the first bad row; otherwise bad rows are dropped, counted by reason, and refused above
+    max_bad_fraction. time_unit (s, ms, us, ns) overrides the format's; restarts (error, append, sort) says what to do
+    with files glued together; lengths_only reads tokens where times are absent; block_tokens overrides the format's;
+    rename maps column names of the file to those of a known format; limit keeps the first rows.
+    Raises BadTrace for bad data (its text begins FILE:LINE:COLUMN), ValueError for bad options, OSError.
+    """
+    renamed = tuple(sorted((rename or {}).items()))
+    options = Options(strict, time_unit, restarts, lengths_only, block_tokens, renamed, limit, max_bad_fraction)
+    _check_options(options)
+    source = load(path)
+    found = _parquet(source) if source.content.startswith(PARQUET_MAGIC) else table_of(source)
+    if isinstance(found, Trace):
+        return found
+    trace = from_table(source, renamed_columns(found, renamed), format, options)
+    return _with_own_metadata(trace, path) if trace.metadata["format"] == "fleetplan" else trace
+
+
+def sample() -> Trace:
+    """Return the bundled trace: about an hour of generated chat traffic, 19 thousand requests at 5.5/s."""
+    return read(SAMPLE)
+
+
+def table_of(source: Source) -> Table:
+    """Return the raw cells of a text file: CSV, JSON lines, or one JSON document."""
+    text = decode(source.file, source.content)
+    if not looks_like_json(text):
+        return csv_table(source.file, text)
+    return document_table(source.file, text) or json_lines(source.file, text)
+
+
+def from_table(source: Source, table: Table, asked: str | None, options: Options) -> Trace:
+    """Return the trace that raw cells hold; raises BadTrace."""
+    if table.problems and not table.lines:
+        raise table.error(table.problems[0])
+    layout = choose(table, asked, options.lengths_only)
+    if layout.flatten is not None:
+        table = layout.flatten(table)
+    columns, problems = _columns(table, layout, options)
+    kept = _kept(table, problems, options)
+    arrivals = _arrivals(table, columns.pop("arrival_ns", None), kept, options)
+    columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
+    if layout.derive is not None:
+        columns = layout.derive(columns)
+    return _trace(source, table, layout, options, columns, arrivals, Counter(each.reason for each in problems))
+
+
+def _columns(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], list[Problem]]:
+    unit = options.time_unit or layout.time_unit
+    columns: dict[str, Column] = {"source_line": np.array(table.lines, np.int64)}
+    problems = {each.line: each for each in reversed(table.problems)}
+    for wanted in layout.fields:
+        source = layout.source_of(wanted, table.columns)
+        if source is None or (wanted.kind == "time" and options.lengths_only):
+            continue
+        raw = table.columns[source]
+        columns[wanted.name], faults = (
+            cells.times(raw, unit) if wanted.kind == "time" else cells.KINDS[wanted.kind](raw)
+        )
+        for row, (reason, words) in faults.items():
+            name = table.names.get(source, source)
+            found = Problem(table.lines[row], source, f"{name}: {reason}", f"{name} {words}")
+            problems.setdefault(found.line, found)
+    return columns, [problems[line] for line in sorted(problems)]
+
+
+def _kept(table: Table, problems: list[Problem], options: Options) -> Array:
+    if problems and options.strict:
+        raise table.error(problems[0])
+    if len(problems) > options.max_bad_fraction * table.rows_read:
+        share = (
+            f"{len(problems)} of {table.rows_read} rows are bad, more than max_bad_fraction {options.max_bad_fraction}"
+        )
+        raise table.error(replace(problems[0], words=f"{share}; the first: {problems[0].words}"))
+    bad = {each.line for each in problems}
+    kept = np.array([row for row, line in enumerate(table.lines) if line not in bad], np.int64)[: options.limit]
+    if not len(kept):
+        words = "no data rows: a trace needs at least one request"
+        raise table.error(Problem(len(table.text_lines) or 1, "", "", words))
+    return kept
+
+
+def _arrivals(table: Table, times_ns: Column | None, kept: Array, options: Options) -> Arrivals:
+    if times_ns is None:
+        times_ns = np.zeros(len(table.lines), np.int64)
+    assert isinstance(times_ns, np.ndarray)
+    arrivals = in_order(times_ns[kept], options.restarts)
+    if arrivals.restarts and options.restarts == "error":
+        row = kept[arrivals.restarts[0]]
+        raise table.error(
+            Problem(
+                table.lines[row],
+                "timestamp",
+                "",
+                "time restarts here: two files glued together? "
+                "restarts='append' puts the parts end to end, restarts='sort' lays them over each other",
+            )
+        )
+    return arrivals
+
+
+def _trace(
+    source: Source,
+    table: Table,
+    layout: Format,
+    options: Options,
+    columns: dict[str, Column],
+    arrivals: Arrivals,
+    dropped: Counter[str],
+) -> Trace:
+    columns = dict(columns)
+    core: dict[str, Any] = {name: columns.pop(name) for name in ("input_tokens", "output_tokens")}
+    core["status"] = columns.pop("status", np.full(len(arrivals.ns), Status.UNKNOWN, np.int8))
+    used = {layout.source_of(each, table.columns) for each in layout.fields}
+    blocks = (options.block_tokens or layout.block_tokens) if "prefix_blocks" in columns else None
+    limited = table.rows_read - sum(dropped.values()) - len(arrivals.ns)
+    metadata: dict[str, object] = {
+        "source": Path(source.file).name,
+        "sha256": source.sha256,
+        "bytes": source.size_bytes,
+        "format": layout.name,
+        "rows_read": table.rows_read,
+        "rows_kept": len(arrivals.ns),
+        "rows_dropped": dict(dropped) | ({"beyond limit": limited} if limited else {}),
+        "time_unit": options.time_unit or layout.time_unit or "date",
+        "time_quantum_ns": arrivals.quantum_ns,
+        "t0_ns": arrivals.t0_ns,
+        "tz": layout.tz,
+        "inversions": arrivals.inversions,
+        "restarts": len(arrivals.restarts),
+        "block_tokens": blocks,
+        "block_scope": layout.block_scope if blocks else None,
+        "context": layout.context,
+        "unknown_columns": [table.names[name] for name in table.columns if name not in used],
+        "chain": [{"operation": "read", "parameters": {"format": layout.name} | options.changed()}],
+    }
+    trace = Trace(_stem(source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
+    warnings = [*layout.notes, *doubts(trace, table.file, forced=options.time_unit is not None)]
+    return replace(trace, metadata=metadata | {"warnings": warnings})
+
+
+def _parquet(source: Source) -> Trace | Table:
+    from traces.parquet import from_parquet
+
+    return from_parquet(source)
+
+
+def _with_own_metadata(trace: Trace, path: str | Path) -> Trace:
+    """The metadata written beside a CSV of ours, where they still belong to its rows."""
+    beside = metadata_path(path)
+    if not beside.is_file():
+        return trace
+    try:
+        about = json.loads(beside.read_text())
+        metadata, name, sha256 = dict(about["metadata"]), str(about["name"]), about["content_sha256"]
+        columns = set(about["columns"])
+    except (ValueError, KeyError, TypeError):
+        raise BadTrace(str(beside), 1, 1, "not the metadata of a trace: write the trace again, or delete it") from None
+    written = replace(trace, columns={each: column for each, column in trace.columns.items() if each in columns})
+    if sha256 == content_sha256(written):
+        return replace(written, name=name, metadata=metadata)
+    warnings = [*_warnings(trace), f"{beside.name} belongs to other rows: not used"]
+    return replace(trace, metadata={**trace.metadata, "warnings": warnings})
+
+
+def _warnings(trace: Trace) -> list[str]:
+    return list(cast(list[str], trace.metadata["warnings"]))
+
+
+def _stem(file: str) -> str:
+    name = Path(file).name
+    for ending in (".gz", ".xz", ".zst", ".bz2", ".csv", ".jsonl", ".json", ".parquet"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _check_options(options: Options) -> None:
+    for name, value, known in (
+        ("time_unit", options.time_unit, (None, *UNIT_NS)),
+        ("restarts", options.restarts, ("error", "append", "sort")),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit {options.limit} keeps no row; expected at least 1")

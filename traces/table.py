@@ -1,0 +1,235 @@
+"""Text cut into named columns of raw cells, each cell still knowing its place in the file."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+from traces.errors import BadTrace, shown
+
+DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one row: where, a short reason to count by, and the words for the person who reads it."""
+
+    line: int
+    field: str
+    reason: str
+    words: str
+
+
+@dataclass(slots=True)
+class Table:
+    """Columns of raw cells by normalised name (text from CSV, values from JSON), and the line of each row."""
+
+    file: str
+    kind: str  # "csv" or "json"
+    header: tuple[str, ...]
+    columns: dict[str, list[Any]]
+    lines: list[int]
+    problems: list[Problem] = field(default_factory=list)
+    text_lines: list[str] = field(default_factory=list)
+    delimiter: str = ","
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Return the name as written in the file for each normalised name."""
+        return {normal(name): name for name in reversed(self.header)}
+
+    @property
+    def rows_read(self) -> int:
+        """Return the number of data rows, bad ones included."""
+        return len(self.lines) + len({problem.line for problem in self.problems} - set(self.lines))
+
+    def error(self, problem: Problem) -> BadTrace:
+        """Return the error that points at a problem."""
+        return BadTrace(self.file, problem.line, self._column(problem), problem.words)
+
+    def _column(self, problem: Problem) -> int:
+        text = self.text_lines[problem.line - 1] if problem.line <= len(self.text_lines) else ""
+        name = self.names.get(problem.field)
+        if problem.field.isdecimal():
+            return int(problem.field)
+        if name is None:
+            return 1
+        if self.kind == "json":
+            return text.find(json.dumps(name)) + 1 or 1
+        before = text.split(self.delimiter)[: self.header.index(name)]
+        return sum(len(cell) + 1 for cell in before) + 1
+
+
+def normal(name: str) -> str:
+    """Return a column name as compared: lower case, spaces and hyphens as underscores."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def decode(file: str, content: bytes) -> str:
+    """Return UTF-8 text without byte-order mark; raises BadTrace at the first byte that is not text."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line_start = content.rfind(b"\n", 0, problem.start) + 1
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise BadTrace(file, line, problem.start - line_start + 1, "not UTF-8 text: save the file as UTF-8") from None
+
+
+def looks_like_json(text: str) -> bool:
+    """Return whether text starts as JSON."""
+    return text.lstrip()[:1] in ("{", "[")
+
+
+def csv_table(file: str, text: str) -> Table:
+    """Return the columns of CSV text, delimiter told from the header; raises BadTrace for a header that cannot be."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    delimiter = max(DELIMITERS, key=lines[first].count)
+    rows, numbers = _quoted_rows(file, lines, first, delimiter) if '"' in text else _plain_rows(lines, first, delimiter)
+    header, rows, numbers = tuple(cell.strip() for cell in rows[0]), rows[1:], numbers[1:]
+    _check_header(file, header, first + 1)
+    fits = [len(row) == len(header) for row in rows]
+    problems = [] if all(fits) else _ragged(header, rows, numbers, fits)
+    good = list(compress(rows, fits))
+    cells = [list(column) for column in zip(*good, strict=True)] if good else [[] for _ in header]
+    columns = {normal(name): column for name, column in zip(header, cells, strict=True)}
+    return Table(file, "csv", header, columns, list(compress(numbers, fits)), problems, lines, delimiter)
+
+
+def json_lines(file: str, text: str) -> Table:
+    """Return one row a line of JSON objects; a line that is none becomes a problem of the table."""
+    lines = text.split("\n")
+    objects, numbers, problems = [], [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            parsed = _json_object(number, line)
+            if isinstance(parsed, Problem):
+                problems.append(parsed)
+            else:
+                objects.append(parsed)
+                numbers.append(number)
+    return object_table(file, objects, numbers, problems, lines)
+
+
+def document_table(file: str, text: str) -> Table | None:
+    """Return the rows of one JSON document over several lines, or None where each line is a document of its own.
+
+    A list of objects is a row each; an object is one row. Raises BadTrace where the text is neither.
+    """
+    first = text.lstrip().split("\n", 1)[0]
+    if _parses(first) and not first.startswith("["):
+        return None
+    try:
+        parsed = parse_json(text)
+    except json.JSONDecodeError as problem:
+        if "\n" not in text.strip():
+            return None
+        raise BadTrace(file, problem.lineno, problem.colno, f"invalid JSON (truncated file?): {problem.msg}") from None
+    except ValueError as problem:
+        raise BadTrace(file, 1, 1, f"invalid JSON: {problem}") from None
+    objects = parsed if isinstance(parsed, list) else [parsed]
+    if not objects or not all(isinstance(each, dict) for each in objects):
+        raise BadTrace(file, 1, 1, "a JSON document without objects; expected one object a line, or a list of objects")
+    return object_table(file, objects, list(range(1, len(objects) + 1)))
+
+
+def renamed_columns(table: Table, names: Iterable[tuple[str, str]]) -> Table:
+    """Return a table whose columns of the file are called as a known format calls them; raises BadTrace."""
+    wanted = {normal(old): new for old, new in names}
+    absent = [old for old in wanted if old not in table.columns]
+    if absent:
+        known = ", ".join(table.header[:12])
+        raise BadTrace(table.file, 1, 1, f"no column {shown(absent[0])} to rename; the file has {known}")
+    table.header = tuple(wanted.get(normal(name), name) for name in table.header)
+    table.columns = {normal(wanted.get(name, name)): column for name, column in table.columns.items()}
+    return table
+
+
+def object_table(
+    file: str,
+    objects: list[dict[str, Any]],
+    numbers: list[int],
+    problems: Iterable[Problem] = (),
+    lines: Iterable[str] = (),
+) -> Table:
+    """Return objects as columns; a key that an object lacks is None in its row."""
+    header = tuple(dict.fromkeys(key for each in objects for key in each))
+    columns: dict[str, list[Any]] = {}
+    for name in header:
+        columns.setdefault(normal(name), [each.get(name) for each in objects])
+    return Table(file, "json", header, columns, numbers, list(problems), list(lines))
+
+
+def parse_json(text: str) -> Any:
+    """Return a JSON value; raises ValueError also for NaN, infinities, absurd depth and absurd numbers."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parses(line: str) -> bool:
+    try:
+        parse_json(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_object(number: int, line: str) -> dict[str, Any] | Problem:
+    try:
+        parsed = parse_json(line)
+    except json.JSONDecodeError as problem:
+        words = f"invalid JSON (truncated file?): {problem.msg}; expected one object a line"
+        return Problem(number, str(problem.colno), "invalid JSON", words)
+    except ValueError as problem:
+        return Problem(number, "1", "invalid JSON", f"invalid JSON: {problem}; expected one object a line")
+    if not isinstance(parsed, dict):
+        return Problem(number, "1", "not an object", f"{shown(parsed)}: expected a JSON object, one a line")
+    return parsed
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _plain_rows(lines: list[str], first: int, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    numbers = [number for number, line in enumerate(lines[first:], first + 1) if line and not line.isspace()]
+    return [lines[number - 1].split(delimiter) for number in numbers], numbers
+
+
+def _quoted_rows(file: str, lines: list[str], first: int, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    reader = csv.reader((line + "\n" for line in lines[first:]), delimiter=delimiter, strict=True)
+    rows, numbers, start = [], [], first + 1
+    try:
+        for row in reader:
+            if row and not (len(row) == 1 and not row[0].strip()):
+                rows.append(row)
+                numbers.append(start)
+            start = first + reader.line_num + 1
+    except csv.Error as problem:
+        raise BadTrace(file, start, 1, f"broken CSV quoting ({problem})") from None
+    return rows, numbers
+
+
+def _check_header(file: str, header: tuple[str, ...], line: int) -> None:
+    names = [normal(name) for name in header]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadTrace(file, line, 1, f"column {shown(twice)} appears twice in the header")
+    if all(re.fullmatch(r"-?[\d.]*", name) for name in names):
+        raise BadTrace(file, line, 1, "no header: the first line holds numbers; expected column names")
+
+
+def _ragged(header: tuple[str, ...], rows: list[list[str]], numbers: list[int], fits: list[bool]) -> list[Problem]:
+    return [
+        Problem(number, "1", "wrong number of fields", f"{len(row)} fields, the header has {len(header)}")
+        for row, number, fit in zip(rows, numbers, fits, strict=True)
+        if not fit
+    ]
