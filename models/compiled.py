@@ -59,3 +59,11 @@ def kernel(function: Function) -> Function:
     """Compile a function for the data plane, once per machine and source version."""
     compiled: Function = _NUMBA.njit(cache=_CAN_CACHE, error_model="numpy")(function)
     return compiled
+
+
+def inner_kernel(function: Function) -> Function:
+    """Compile a function that only other kernels call: it has no Python entry, which would take long to compile."""
+    compiled: Function = _NUMBA.njit(
+        cache=_CAN_CACHE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
+    return compiled

@@ -1,0 +1,122 @@
+"""An Engine: one model cut over devices in one dtype under one serving engine, and what of it fits in memory."""
+
+from dataclasses import dataclass, field
+
+from models.device import Device
+from models.llm import Llm
+
+UNLIMITED_TOKENS = 1 << 40
+BYTES_PER_ACTIVATION = 2
+BYTES_PER_LOGIT = 4
+LIVE_ACTIVATIONS_PER_TOKEN = 4  # hidden-sized tensors alive at once: residual, normed input, block output, workspace
+FIXED_RESERVE_BYTES = 1 << 30  # CUDA context, graphs, communication buffers: assumed, vLLM reports 0.5-1.5 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the serving engine is run; names and defaults are vLLM v1's."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    block_tokens: int = 16
+    long_prefill_tokens: int = UNLIMITED_TOKENS
+    chunked_prefill: bool = True
+    watermark_fraction: float = 0.0
+    memory_fraction: float = 0.9
+    max_model_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one lane (a scheduler with its own KV pool) may hold at once."""
+
+    max_sequences: int
+    max_batched_tokens: int
+    block_tokens: int
+    total_blocks: int
+    max_context_tokens: int
+    long_prefill_tokens: int = UNLIMITED_TOKENS
+    chunked_prefill: bool = True
+    watermark_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One Llm on tp x pp devices of one kind; experts spread over ep of the tp ranks."""
+
+    llm: Llm
+    device: Device
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp: int = 1
+    dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    framework: str = "vllm"
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def devices(self) -> int:
+        """Return the devices that one replica takes."""
+        return self.tp * self.pp * self.dp
+
+    @property
+    def name(self) -> str:
+        """Return a short name: model, device, cut and dtype."""
+        return f"{self.llm.name}/{self.device.name}/tp{self.tp}pp{self.pp}ep{self.ep}dp{self.dp}/{self.dtype}"
+
+    @property
+    def weight_bytes_per_device(self) -> float:
+        """Return the weights that one device holds."""
+        return self.llm.weight_bytes(self.dtype) / (self.tp * self.pp)
+
+    @property
+    def kv_bytes_per_token_per_device(self) -> float:
+        """Return the KV bytes that one token takes on one device: heads split over tp, latent KV is copied."""
+        copies = self.tp if self.llm.attention == "mla" else max(1, self.tp // self.llm.kv_heads)
+        return self.llm.kv_bytes_per_token(self.kv_dtype) * copies / (self.tp * self.pp)
+
+    @property
+    def reserve_bytes(self) -> float:
+        """Return the memory kept for activations of the largest step, logits and the runtime."""
+        settings = self.settings
+        hidden = settings.max_num_batched_tokens * self.llm.hidden * LIVE_ACTIVATIONS_PER_TOKEN * BYTES_PER_ACTIVATION
+        widest = settings.max_num_batched_tokens * 2 * max(self.llm.ffn, self.llm.dense_ffn) / self.tp
+        logits = settings.max_num_seqs * self.llm.vocabulary * BYTES_PER_LOGIT / self.tp
+        return hidden + widest * BYTES_PER_ACTIVATION + logits + FIXED_RESERVE_BYTES
+
+    @property
+    def kv_tokens(self) -> int:
+        """Return the KV tokens that one replica's devices can hold; below one block the Engine does not fit."""
+        usable_bytes = self.device.memory_bytes * self.settings.memory_fraction
+        left_bytes = usable_bytes - self.weight_bytes_per_device - self.reserve_bytes
+        left_bytes -= self.settings.max_num_seqs * self.llm.kv_fixed_bytes(self.kv_dtype) / (self.tp * self.pp)
+        per_token = self.kv_bytes_per_token_per_device
+        return max(0, int(left_bytes // per_token)) if per_token > 0 else UNLIMITED_TOKENS
+
+    @property
+    def lanes(self) -> int:
+        """Return the schedulers of a replica: one batch in flight per pipeline stage, per data-parallel rank."""
+        return self.pp * self.dp
+
+    @property
+    def limits(self) -> Limits:
+        """Return what one lane may hold; pipeline lanes share a replica's KV evenly."""
+        settings = self.settings
+        blocks = self.kv_tokens // self.lanes // settings.block_tokens
+        watermark = int(blocks * settings.watermark_fraction)
+        context = min(self.llm.context_tokens, (blocks - watermark) * settings.block_tokens)
+        if settings.max_model_tokens is not None:
+            context = min(context, settings.max_model_tokens)
+        if not settings.chunked_prefill:
+            context = min(context, settings.max_num_batched_tokens)
+        return Limits(
+            max_sequences=settings.max_num_seqs,
+            max_batched_tokens=settings.max_num_batched_tokens,
+            block_tokens=settings.block_tokens,
+            total_blocks=blocks,
+            max_context_tokens=context,
+            long_prefill_tokens=settings.long_prefill_tokens,
+            chunked_prefill=settings.chunked_prefill,
+            watermark_blocks=watermark,
+        )

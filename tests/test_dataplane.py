@@ -1,0 +1,158 @@
+"""The data plane against theory, against step-by-step runs and against its naive twin."""
+
+import naive_replay
+import numpy as np
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
+from simulator.routing import ROUTERS
+
+MS = 1e-3
+
+
+def random_case(seed: int):
+    """Return a small random trace and fleet: tight blocks, odd limits, pipelines, every router."""
+    rng = np.random.default_rng(seed)
+    pools = []
+    for index in range(rng.integers(1, 4)):
+        block_tokens = int(rng.choice([1, 4, 16]))
+        total_blocks = int(rng.integers(80, 200)) // block_tokens + 2
+        bounds = toys.limits(
+            max_sequences=int(rng.integers(1, 9)),
+            max_batched_tokens=int(rng.integers(8, 65)),
+            block_tokens=block_tokens,
+            total_blocks=total_blocks,
+            long_prefill_tokens=int(rng.choice([5, 1000])),
+            max_context_tokens=total_blocks * block_tokens,
+        )
+        engine = toys.engine(
+            bounds,
+            name=f"toy{index}",
+            stages=int(rng.choice([1, 1, 2])),
+            step_ps=int(rng.integers(1, 3 * toys.PS_PER_MS)),
+            token_ps=int(rng.integers(0, 10_000_000)),
+            sequence_ps=int(rng.integers(0, 1_000_000)),
+            pair_ps=int(rng.integers(0, 100_000)),
+            rng=rng,
+        )
+        pools.append(Pool(engine, int(rng.integers(1, 4)), speed=float(rng.choice([1.0, 2.0]))))
+    count = int(rng.integers(1, 80))
+    gaps_s = rng.exponential(float(rng.choice([0.1, 2.0, 20.0])) * MS, count)
+    trace = toys.trace(np.cumsum(gaps_s), rng.integers(1, 60, count), rng.integers(1, 60, count))
+    return trace, Fleet(tuple(pools), str(rng.choice(list(ROUTERS))), input_edges=(0, 20))
+
+
+def outcome(run):
+    names = ["arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps", "lane", "status", "preemptions"]
+    return run.state.requests[names]
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(block):
+    preempted = rejected = 0
+    for seed in range(20 * block, 20 * block + 20):
+        trace, fleet = random_case(seed)
+        fast, slow = replay(trace, fleet), replay(trace, fleet, fast_forward=False)
+        assert (outcome(fast) == outcome(slow)).all(), seed
+        for row, twin in zip(fast.state.requests, naive_replay.replay(trace, fleet), strict=True):
+            if twin.status == "rejected":
+                rejected += 1
+                continue
+            assert twin.status == "finished"
+            assert (row["lane"], row["scheduled_ps"]) == (twin.lane, twin.scheduled_ps), seed
+            assert (row["first_token_ps"], row["finish_ps"]) == (twin.first_token_ps, twin.finish_ps), seed
+            assert row["preemptions"] == twin.preemptions, seed
+            preempted += twin.preemptions
+    assert preempted > 0, "the cases must be tight enough to preempt"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1000, 10**9))
+def test_requests_are_neither_lost_nor_made_and_blocks_come_back(seed):
+    trace, fleet = random_case(seed)
+    run = replay(trace, fleet)
+    counts = run.counts()
+    assert counts["arrived"] == len(trace) == counts["finished"] + counts["rejected"]
+    assert counts["in_flight"] == counts["failed"] == 0
+    lanes, rows = run.state.lanes, run.state.requests[run.is_finished]
+    assert (lanes["free_blocks"] == lanes["total_blocks"]).all()
+    assert (lanes["context_tokens"] == 0).all()
+    assert (lanes["prefilled_tokens"] == 0).all()
+    assert (run.state.crossings == 0).all()
+    assert (rows["generated_tokens"] == rows["output_tokens"]).all()
+    assert (rows["arrival_ps"] <= rows["scheduled_ps"]).all()
+    assert (rows["scheduled_ps"] < rows["first_token_ps"]).all()
+    assert (rows["first_token_ps"] <= rows["finish_ps"]).all()
+
+
+def test_one_request_alone_takes_one_step_a_token():
+    run = replay(toys.trace([0.0], 10, 5), toys.fleet())
+    assert run.ttft_s[0] == 1 * MS
+    assert run.e2e_s[0] == 5 * MS
+    assert run.tpot_s[0] == pytest.approx(1 * MS, rel=1e-12)
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_of_the_token_budget():
+    # 150 tokens through a budget of 64: three steps of 1 ms.
+    run = replay(toys.trace([0.0], 150, 1), toys.fleet())
+    assert run.ttft_s[0] == pytest.approx(3 * MS, rel=1e-12)
+
+
+def test_decodes_and_a_prefill_share_the_token_budget():
+    # Second prompt of 64 tokens meets one decode: 63 tokens in the first step, one in the next.
+    run = replay(toys.trace([0.0, 0.0015], [10, 64], [10, 1]), toys.fleet())
+    assert run.ttft_s[1] == pytest.approx(2.5 * MS, rel=1e-12)
+
+
+def test_sequences_beyond_the_limit_wait():
+    run = replay(toys.trace(np.zeros(9), 1, 10), toys.fleet())
+    # One starts alone at 0, seven join at 1 ms; the ninth waits for the first to end at 10 ms.
+    assert sorted(np.rint(run.ttft_s * 1e3).tolist()) == [1, 2, 2, 2, 2, 2, 2, 2, 11]
+
+
+def test_without_blocks_the_last_admitted_is_preempted_and_computes_again():
+    bounds = toys.limits(total_blocks=6, max_context_tokens=24)
+    run = replay(toys.trace([0.0, 0.0], 8, 12), Fleet((Pool(toys.engine(bounds), 1),)))
+    assert run.state.requests["preemptions"].tolist() == [0, 1]
+    assert run.counts()["finished"] == 2
+
+
+def test_a_request_that_can_never_fit_is_rejected():
+    run = replay(toys.trace([0.0, 0.0], [100, 10], [101, 1]), toys.fleet())
+    assert run.counts() == {"arrived": 2, "finished": 1, "rejected": 1, "failed": 0, "in_flight": 0}
+
+
+def test_a_pipeline_of_two_stages_doubles_throughput_but_not_latency():
+    one = replay(toys.trace(np.zeros(2), 1, 100), Fleet((Pool(toys.engine(toys.limits(max_sequences=1)), 1),)))
+    two = replay(
+        toys.trace(np.zeros(2), 1, 100), Fleet((Pool(toys.engine(toys.limits(max_sequences=1), stages=2), 1),))
+    )
+    assert one.span_s == pytest.approx(0.200)
+    assert two.span_s == pytest.approx(0.1005)
+
+
+def test_a_python_router_replaces_the_built_in_one():
+    trace = toys.trace(np.arange(6) * 0.01, 4, 2)
+    run = replay(trace, toys.fleet(3), router=lambda request, view: request.number % 3)
+    assert run.state.requests["lane"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert (outcome(run) == outcome(replay(trace, toys.fleet(3, "round-robin")))).all()
+
+
+def test_a_python_shortest_queue_equals_the_built_in_one():
+    trace, _ = random_case(7)
+    run = replay(trace, toys.fleet(3), router=lambda request, view: int(np.argmin(view.outstanding)))
+    assert (outcome(run) == outcome(replay(trace, toys.fleet(3)))).all()
+
+
+def test_a_python_router_that_names_no_lane_is_told_so():
+    with pytest.raises(ValueError, match="named lane 3 for request 0; the fleet has 0 to 2"):
+        replay(toys.trace([0.0], 1, 1), toys.fleet(3), router=lambda request, view: 3)
+
+
+def test_the_same_replay_twice_gives_the_same_bytes():
+    trace, fleet = random_case(11)
+    assert replay(trace, fleet).state.requests.tobytes() == replay(trace, fleet).state.requests.tobytes()
