@@ -8,6 +8,7 @@ from traces.trace import NS_PER_S, Array
 
 RESTART_ROWS = 10  # a restart is a large step back that this many rows before and after confirm
 RESTART_NS = 60 * NS_PER_S
+MANY_EQUAL = 0.8  # below this fraction of gaps above zero, a coarse clock is looked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +53,19 @@ def restarts_in(times_ns: Array) -> tuple[int, ...]:
 
 
 def quantum_ns(arrival_ns: Array) -> int:
-    """Return the greatest common divisor of all gaps: the step of the clock that wrote the times; 0 where all agree."""
-    return int(np.gcd.reduce(np.diff(arrival_ns))) if len(arrival_ns) > 1 else 0
+    """Return the step of the clock that wrote the times, 0 where all agree.
+
+    It is the median gap between different times where all such gaps are whole multiples of it within 1 % (the clock
+    itself may jitter) and many times are equal; otherwise the greatest common divisor of all gaps.
+    """
+    gaps = np.diff(arrival_ns)
+    steps = gaps[gaps > 0]
+    if len(steps) < MANY_EQUAL * len(gaps):
+        step = float(np.median(steps)) if len(steps) else 0.0
+        multiples = steps / step if step else steps
+        if len(steps) and np.mean(np.abs(multiples - np.round(multiples)) < 0.01) > 0.95:
+            return round(step)
+    return int(np.gcd.reduce(gaps)) if len(gaps) else 0
 
 
 def _end_to_end(times_ns: Array, restarts: tuple[int, ...]) -> Array:
