@@ -23,14 +23,15 @@ class Arrivals:
     quantum_ns: int
 
 
-def in_order(times_ns: Array, restarts: str) -> Arrivals:
+def in_order(times_ns: Array, restarts: str, keeps_origin: bool = False) -> Arrivals:
     """Return times int64[n] in order, equal ones in file order; restarts="append" puts parts end to end."""
     found = restarts_in(times_ns)
     inversions = int(np.count_nonzero(np.diff(times_ns) < 0))
     if restarts == "append":
         times_ns = _end_to_end(times_ns, found)
     order = np.argsort(times_ns, kind="stable")
-    t0_ns = int(times_ns[order[0]])
+    first_ns = int(times_ns[order[0]])
+    t0_ns = min(first_ns, 0) if keeps_origin else first_ns
     arrival_ns = times_ns[order] - t0_ns
     return Arrivals(arrival_ns, order, t0_ns, inversions, found, quantum_ns(arrival_ns))
 

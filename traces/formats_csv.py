@@ -36,6 +36,7 @@ OWN = Format(
     "csv",
     "our own columns: arrival_s, input_tokens, output_tokens, and any of " + ", ".join(each.name for each in OPTIONAL),
     (arrival("arrival_s"), *lengths("input_tokens", "output_tokens"), *OPTIONAL),
+    keeps_origin=True,
 )
 OWN_NS = Format(
     "fleetplan_ns",
@@ -43,6 +44,7 @@ OWN_NS = Format(
     "our own columns with arrival_ns, whole nanoseconds",
     (arrival("arrival_ns"), *lengths("input_tokens", "output_tokens"), *OPTIONAL),
     time_unit="ns",
+    keeps_origin=True,
 )
 AZURE = Format(
     "azure",

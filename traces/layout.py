@@ -22,7 +22,8 @@ class Format:
     """A layout: `shape` csv or json, its fields, how its numbers of time are to be read, and what they count.
 
     `marks` are columns that only this format has; `flatten` turns nested objects into plain rows first; `derive`
-    completes the columns afterwards. time_unit None means dates or epoch numbers.
+    completes the columns afterwards. time_unit None means dates or epoch numbers; keeps_origin says that times count
+    from the start of the trace, which need not be the first arrival.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Format:
     block_tokens: int | None = None
     block_scope: str = "global"
     context: str = "cumulative"
+    keeps_origin: bool = False
     notes: tuple[str, ...] = ()
     flatten: Callable[[Table], Table] | None = None
     derive: Callable[[dict[str, Column]], dict[str, Column]] | None = None

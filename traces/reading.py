@@ -97,7 +97,7 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
         table = layout.flatten(table)
     columns, problems = _columns(table, layout, options)
     kept = _kept(table, problems, options)
-    arrivals = _arrivals(table, columns.pop("arrival_ns", None), kept, options)
+    arrivals = _arrivals(table, layout, columns.pop("arrival_ns", None), kept, options)
     columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
     if layout.derive is not None:
         columns = layout.derive(columns)
@@ -139,11 +139,11 @@ def _kept(table: Table, problems: list[Problem], options: Options) -> Array:
     return kept
 
 
-def _arrivals(table: Table, times_ns: Column | None, kept: Array, options: Options) -> Arrivals:
+def _arrivals(table: Table, layout: Format, times_ns: Column | None, kept: Array, options: Options) -> Arrivals:
     if times_ns is None:
         times_ns = np.zeros(len(table.lines), np.int64)
     assert isinstance(times_ns, np.ndarray)
-    arrivals = in_order(times_ns[kept], options.restarts)
+    arrivals = in_order(times_ns[kept], options.restarts, layout.keeps_origin)
     if arrivals.restarts and options.restarts == "error":
         row = kept[arrivals.restarts[0]]
         raise table.error(

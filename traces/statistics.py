@@ -177,11 +177,12 @@ def session_turns(trace: Trace) -> dict[str, float] | None:
 def _block_ids(trace: Trace, blocks: Ragged) -> Array:
     """Dense ids of all block references; where ids are local to a session, the pair is the id."""
     sessions = trace.columns.get("session_id")
-    _, ids = np.unique(blocks.values, return_inverse=True)
+    ids: Array = np.unique(blocks.values, return_inverse=True)[1]
     if trace.metadata.get("block_scope") != "session" or not isinstance(sessions, Labels):
         return ids
     keys = np.repeat(sessions.codes.astype(np.int64), blocks.lengths) * (int(ids.max()) + 1) + ids
-    return np.unique(keys, return_inverse=True)[1]
+    pairs: Array = np.unique(keys, return_inverse=True)[1]
+    return pairs
 
 
 def _leading_hits(blocks: Ragged, ids: Array) -> Array:

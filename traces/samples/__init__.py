@@ -1,0 +1,1 @@
+"""The bundled sample trace, and the fitted laws it was generated from."""
