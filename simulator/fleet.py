@@ -22,6 +22,13 @@ class PricedEngine:
     engine: Engine | None = None
 
 
+def priced(engine: Engine) -> PricedEngine:
+    """Return an Engine with the table of its step times, as the data plane wants it."""
+    from models.tables import step_table
+
+    return PricedEngine(engine.name, engine.limits, step_table(engine), engine.pp, engine.lanes, engine)
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Equal replicas of one Engine; `speed` is the traffic one replica takes relative to other pools' [ratio]."""

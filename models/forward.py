@@ -1,0 +1,244 @@
+"""Which operators one engine step runs on a rank, and on what shapes; a cost model prices them.
+
+Shapes are those of models/calibration/shapes.py. Cuts as in Megatron-LM (Shoeybi et al., 2019): column- then
+row-parallel matrices, one all-reduce after attention and one after the feed-forward part.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+from models.engine import Engine
+from models.llm import Llm
+
+Floats = npt.NDArray[np.float64]
+
+BYTES_PER_ACTIVATION = 2
+WIDE = "bf16"  # what embeddings, head, router, norms and activations are kept in
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator that a step runs `times` times: its kind, what it is for, dtype, and shape columns [rows]."""
+
+    op: str
+    label: str
+    dtype: str
+    times: float
+    shape: Mapping[str, Floats]
+
+
+def token_calls(engine: Engine, tokens: Floats) -> list[Call]:
+    """Return all that depends on a step's new tokens alone: projections, experts, norms, collectives, hand-overs.
+
+    Raises ValueError for models with cross-attention, whose decoder steps are not described yet.
+    """
+    if engine.llm.cross_attention_layers:
+        raise ValueError(
+            f"{engine.llm.name}: steps with cross-attention are not described yet; choose a decoder-only model"
+        )
+    calls = [*_attention_matrices(engine, tokens), *_feed_forward(engine, tokens), *_elementwise(engine, tokens)]
+    calls += _collectives(engine, tokens)
+    return [call for call in calls if call.times > 0]
+
+
+def sequence_calls(engine: Engine, sequences: Floats) -> list[Call]:
+    """Return what is done once a scheduled sequence: the head and the sampler."""
+    vocabulary = ceil(engine.llm.vocabulary / engine.tp)
+    logits = _rows(sequences, m=sequences, n=engine.llm.vocabulary)
+    return [
+        _gemm("head", WIDE, 1, sequences, vocabulary, engine.llm.hidden),
+        Call("sampler", "sampler", WIDE, 1, logits),
+    ]
+
+
+def decode_calls(engine: Engine, sequences: Floats, kv_tokens: Floats) -> list[Call]:
+    """Return attention of `sequences` decodes that each read `kv_tokens` of cache."""
+    past = np.maximum(kv_tokens - 1.0, 0.0)
+    return list(_attention(engine, "decode", sequences, np.ones_like(sequences), past))
+
+
+def prefill_calls(engine: Engine, chunk_tokens: Floats, past_tokens: Floats) -> list[Call]:
+    """Return attention of one prefill chunk after `past_tokens` in cache."""
+    return list(_attention(engine, "prefill", np.ones_like(chunk_tokens), chunk_tokens, past_tokens))
+
+
+def mixed_calls(
+    engine: Engine, chunk_tokens: Floats, past_tokens: Floats, sequences: Floats, kv_tokens: Floats
+) -> list[Call]:
+    """Return attention of one call with a prefill chunk and `sequences` decodes; latent attention runs two calls."""
+    llm = engine.llm
+    if llm.kv_lora:
+        return [*decode_calls(engine, sequences, kv_tokens), *prefill_calls(engine, chunk_tokens, past_tokens)]
+    calls = []
+    for layers, heads, kv_heads, head_dim, window in _attention_kinds(engine):
+        shape = _rows(
+            sequences,
+            q_len=chunk_tokens,
+            past=past_tokens,
+            n_decode=sequences,
+            kv_decode=kv_tokens,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=window,
+        )
+        calls.append(Call("attn_mixed", "attention", WIDE, layers, shape))
+    return calls + list(_linear_attention(engine, sequences, np.ones_like(sequences)))
+
+
+def _rows(like: Floats, **columns: Floats | float) -> dict[str, Floats]:
+    return {name: np.broadcast_to(np.asarray(column, np.float64), like.shape) for name, column in columns.items()}
+
+
+def _gemm(label: str, dtype: str, times: float, tokens: Floats, n: float, k: float) -> Call:
+    return Call("gemm", label, dtype, times, _rows(tokens, m=tokens, n=n, k=k))
+
+
+def _mixers(llm: Llm) -> int:
+    return llm.full_attention_layers + llm.window_layers + llm.linear_layers
+
+
+def _kv_heads(engine: Engine, kv_heads: int) -> int:
+    """Return the KV heads of a rank; a head is copied where there are more ranks than heads."""
+    return max(1, kv_heads // engine.tp)
+
+
+def _attention_kinds(engine: Engine) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield (layers, heads, KV heads, head width, window) for full and for sliding-window attention."""
+    llm, heads = engine.llm, max(1, engine.llm.heads // engine.tp)
+    if llm.full_attention_layers:
+        yield llm.full_attention_layers, heads, _kv_heads(engine, llm.kv_heads), llm.head_dim, 0
+    if llm.window_layers:
+        kv_heads, width = llm.window_kv_heads or llm.kv_heads, llm.window_head_dim or llm.head_dim
+        yield llm.window_layers, heads, _kv_heads(engine, kv_heads), width, llm.window_tokens
+
+
+def _attention_matrices(engine: Engine, tokens: Floats) -> Iterator[Call]:
+    llm, dtype, heads = engine.llm, engine.dtype, max(1, engine.llm.heads // engine.tp)
+    if llm.kv_lora:
+        yield from _latent_matrices(engine, tokens, heads)
+    else:
+        for layers, per_rank, kv_heads, width, _ in _attention_kinds(engine):
+            gate = per_rank * width if llm.output_gate else 0
+            value_width = llm.v_head_dim or width
+            columns = per_rank * width + kv_heads * (width + value_width) + gate
+            yield _gemm("qkv", dtype, layers, tokens, columns, llm.hidden)
+            yield _gemm("attention out", dtype, layers, tokens, llm.hidden, per_rank * value_width)
+    if llm.linear:
+        mixer = llm.linear
+        keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+        yield _gemm("qkv", dtype, llm.linear_layers, tokens, (2 * keys + 2 * values) / engine.tp, llm.hidden)
+        yield _gemm("attention out", dtype, llm.linear_layers, tokens, llm.hidden, values / engine.tp)
+
+
+def _latent_matrices(engine: Engine, tokens: Floats, heads: int) -> Iterator[Call]:
+    """Yield the matrices of latent attention (DeepSeek-V2, 2024); up-projections count the same absorbed or not."""
+    llm, dtype, layers = engine.llm, engine.dtype, engine.llm.full_attention_layers
+    query = heads * (llm.nope_dim + llm.rope_dim)
+    if llm.q_lora:
+        yield _gemm("qkv down", dtype, layers, tokens, llm.q_lora + llm.kv_lora + llm.rope_dim, llm.hidden)
+        yield _gemm("q up", dtype, layers, tokens, query, llm.q_lora)
+    else:
+        yield _gemm("qkv", dtype, layers, tokens, query + llm.kv_lora + llm.rope_dim, llm.hidden)
+    yield _gemm("kv up", dtype, layers, tokens, heads * (llm.nope_dim + llm.v_head_dim), llm.kv_lora)
+    yield _gemm("attention out", dtype, layers, tokens, llm.hidden, heads * llm.v_head_dim)
+
+
+def _feed_forward(engine: Engine, tokens: Floats) -> Iterator[Call]:
+    llm, dtype, tp = engine.llm, engine.dtype, engine.tp
+    if llm.dense_layers:
+        yield from _dense("ffn", engine, llm.dense_layers, tokens, llm.dense_ffn or llm.ffn)
+    if not llm.moe_layers:
+        return
+    yield _gemm("router", WIDE, llm.moe_layers, tokens, llm.experts, llm.hidden)
+    shape = _rows(
+        tokens,
+        m=tokens,
+        k=llm.expert_latent or llm.hidden,
+        inter=llm.expert_ffn,
+        experts=llm.experts,
+        topk=llm.experts_per_token,
+        tp=1 if engine.ep > 1 else tp,
+        ep=engine.ep,
+        uneven=UNEVEN_EXPERTS,
+        matrices=llm.ffn_matrices,
+    )
+    yield Call("moe", "experts", dtype, llm.moe_layers, shape)
+    if llm.shared_ffn:
+        yield from _dense("shared experts", engine, llm.moe_layers, tokens, llm.shared_ffn)
+
+
+# Exponent of the power law of tokens over experts that real routers show (1.01 to 1.2 in the measurement tables).
+UNEVEN_EXPERTS = 1.01
+
+
+def _dense(label: str, engine: Engine, layers: int, tokens: Floats, width: int) -> Iterator[Call]:
+    llm, rank_width = engine.llm, width / engine.tp
+    yield _gemm(f"{label} up", engine.dtype, layers, tokens, (llm.ffn_matrices - 1) * rank_width, llm.hidden)
+    yield _gemm(f"{label} down", engine.dtype, layers, tokens, llm.hidden, rank_width)
+    yield Call("act", f"{label} activation", WIDE, layers, _rows(tokens, m=tokens, n=rank_width))
+
+
+def _elementwise(engine: Engine, tokens: Floats) -> Iterator[Call]:
+    llm = engine.llm
+    hidden = _rows(tokens, m=tokens, n=llm.hidden)
+    yield Call("norm", "norms", WIDE, _mixers(llm) + llm.ffn_layers + 1, hidden)
+    yield Call("embed", "embedding", WIDE, 1, hidden)
+    for layers, heads, kv_heads, width, _ in _attention_kinds(engine):
+        rotated = llm.rope_dim or width
+        yield Call("rope", "rope", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * rotated))
+
+
+def _collectives(engine: Engine, tokens: Floats) -> Iterator[Call]:
+    llm, moved = engine.llm, tokens * engine.llm.hidden * BYTES_PER_ACTIVATION
+    if engine.tp > 1:
+        nodes = ceil(engine.tp / engine.device.node_size)
+        shape = _rows(tokens, bytes=moved, n_devices=engine.tp, n_nodes=nodes)
+        yield Call("all_reduce", "all-reduce", WIDE, _mixers(llm) + llm.ffn_layers, shape)
+    if engine.pp > 1:
+        nodes = 2 if engine.tp * engine.pp > engine.device.node_size else 1
+        shape = _rows(tokens, bytes=moved / engine.tp, n_devices=2, n_nodes=nodes)
+        yield Call("p2p_send_recv", "stage hand-over", WIDE, engine.pp - 1, shape)
+
+
+def _attention(engine: Engine, phase: str, batch: Floats, q_len: Floats, past: Floats) -> Iterator[Call]:
+    llm = engine.llm
+    if llm.kv_lora:
+        heads = max(1, llm.heads // engine.tp)
+        shape = _rows(batch, batch=batch, q_len=q_len, past=past, heads=heads)
+        yield Call(f"mla_{phase}", "attention", WIDE, llm.full_attention_layers, shape)
+    else:
+        for layers, heads, kv_heads, width, window in _attention_kinds(engine):
+            shape = _rows(
+                batch,
+                batch=batch,
+                q_len=q_len,
+                past=past,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=width,
+                window=window,
+            )
+            yield Call(f"attn_{phase}", "attention", WIDE, layers, shape)
+    yield from _linear_attention(engine, batch, q_len)
+
+
+def _linear_attention(engine: Engine, batch: Floats, q_len: Floats) -> Iterator[Call]:
+    mixer = engine.llm.linear
+    if mixer is None:
+        return
+    shape = _rows(
+        batch,
+        batch=batch,
+        q_len=q_len,
+        k=mixer.key_dim,
+        heads=max(1, mixer.value_heads // engine.tp),
+        kv_heads=max(1, mixer.key_heads // engine.tp),
+        head_dim=mixer.value_dim,
+    )
+    op = {"gated-deltanet": "gdn", "kda": "kda", "mamba2": "mamba2", "lightning": "gdn"}[mixer.kind]
+    yield Call(op, "linear attention", WIDE, engine.llm.linear_layers, shape)

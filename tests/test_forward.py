@@ -1,0 +1,61 @@
+"""Which operators a step runs: their weights must add up to the model, their cuts to the whole."""
+
+import numpy as np
+import pytest
+
+from models import device, forward, llm
+from models.engine import Engine
+from models.parameters import count
+
+ONE = np.ones(1)
+H100 = device.load("h100-sxm")
+
+
+def weights(calls) -> float:
+    """Return the values of all weight matrices that the calls multiply by."""
+    total = 0.0
+    for call in calls:
+        shape = {name: float(column[0]) for name, column in call.shape.items()}
+        if call.op == "gemm":
+            total += call.times * shape["n"] * shape["k"]
+        elif call.op == "moe":
+            local = shape["experts"] / shape["ep"] * shape["inter"] / shape["tp"]
+            total += call.times * local * shape["matrices"] * shape["k"]
+    return total
+
+
+@pytest.mark.parametrize("name", llm.names())
+def test_the_matrices_of_a_step_hold_the_models_parameters(name):
+    model = llm.load(name)
+    engine = Engine(model, H100)
+    if model.cross_attention_layers:
+        with pytest.raises(ValueError, match="cross-attention"):
+            forward.token_calls(engine, ONE)
+        return
+    calls = [*forward.token_calls(engine, ONE), *forward.sequence_calls(engine, ONE)]
+    parts = count(model)
+    expected = parts.total - parts.encoder - model.vocabulary * model.hidden * (0 if model.tied_embeddings else 1)
+    assert weights(calls) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-70b", "qwen3-32b", "mixtral-8x7b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("tp", [2, 4])
+def test_ranks_together_hold_each_weight_once(name, tp):
+    model = llm.load(name)
+    whole = forward.token_calls(Engine(model, H100), ONE)
+    rank = forward.token_calls(Engine(model, H100, tp=tp), ONE)
+    router = model.moe_layers * model.experts * model.hidden
+    assert tp * weights(rank) - (tp - 1) * router == pytest.approx(weights(whole), rel=1e-9)
+
+
+def test_tensor_parallel_ranks_reduce_twice_a_layer():
+    calls = forward.token_calls(Engine(llm.load("llama-3.1-8b"), H100, tp=2), np.array([10.0]))
+    (reduce,) = [call for call in calls if call.op == "all_reduce"]
+    assert reduce.times == 64
+    assert reduce.shape["bytes"][0] == 10 * 4096 * 2
+
+
+def test_kv_heads_are_copied_where_ranks_outnumber_them():
+    calls = forward.decode_calls(Engine(llm.load("llama-3.1-8b"), H100, tp=16), ONE, ONE * 100)
+    assert calls[0].shape["kv_heads"][0] == 1
+    assert calls[0].shape["heads"][0] == 2

@@ -1,0 +1,102 @@
+"""Step tables: what is looked up must be what the operators add up to."""
+
+import numpy as np
+import pytest
+
+from models import device, forward, llm, step
+from models.engine import Engine
+from models.framework import load
+from models.tables import step_table, total_s
+
+H100 = device.load("h100-sxm")
+LLAMA = llm.load("llama-3.1-8b")
+
+
+def ideal_cost(engine, call):
+    """A device that reaches its data sheet: FLOP over peak plus bytes over bandwidth, linear in every shape."""
+    shape = call.shape
+    if call.op == "gemm":
+        flops, moved = 2 * shape["m"] * shape["n"] * shape["k"], 2 * shape["n"] * shape["k"]
+    elif call.op in ("attn_decode", "attn_prefill"):
+        pairs = shape["batch"] * shape["q_len"] * (shape["past"] + (shape["q_len"] + 1) / 2)
+        flops = 4 * pairs * shape["heads"] * shape["head_dim"]
+        moved = 4 * shape["batch"] * (shape["past"] + shape["q_len"]) * shape["kv_heads"] * shape["head_dim"]
+    elif call.op == "attn_mixed":
+        pairs = shape["q_len"] * (shape["past"] + (shape["q_len"] + 1) / 2) + shape["n_decode"] * shape["kv_decode"]
+        flops = 4 * pairs * shape["heads"] * shape["head_dim"]
+        tokens = shape["past"] + shape["q_len"] + shape["n_decode"] * shape["kv_decode"]
+        moved = 4 * tokens * shape["kv_heads"] * shape["head_dim"]
+    else:
+        flops, moved = 0 * next(iter(shape.values())), 0
+    return flops / engine.device.flops_per_s["bf16"] + moved / engine.device.bandwidth_bytes_per_s
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(LLAMA, H100)
+
+
+@pytest.fixture(scope="module")
+def table(engine):
+    return step_table(engine, ideal_cost)
+
+
+def seconds(calls, engine):
+    return float(total_s(engine, ideal_cost, calls)[0])
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 512, 2048, 5000, 8192])
+def test_token_times_are_the_sum_of_their_operators(engine, table, tokens):
+    host_s = load("vllm").host_step_s
+    expected = seconds(forward.token_calls(engine, np.array([float(tokens)])), engine) + host_s
+    assert table.token_ps[0, tokens] * 1e-12 == pytest.approx(expected, rel=1e-6)
+
+
+def test_small_batches_cost_what_their_graph_costs(table):
+    assert table.token_ps[0, 9] == table.token_ps[0, 16]
+    assert table.token_ps[0, 3] == table.token_ps[0, 4]
+    assert table.token_ps[0, 257] == table.token_ps[0, 272]
+
+
+@pytest.mark.parametrize(("sequences", "context"), [(1, 1), (1, 100_000), (7, 5_000), (64, 1_000), (256, 900)])
+def test_decode_attention_is_looked_up_as_priced(engine, table, sequences, context):
+    ones = np.ones(1)
+    expected = seconds(forward.decode_calls(engine, sequences * ones, context * ones), engine)
+    for beside in (step.ALONE, step.BESIDE_PREFILL):
+        looked_up = step.decode_ps(table, 0, beside, sequences, sequences * context)
+        assert looked_up * 1e-12 == pytest.approx(expected, rel=2e-3, abs=2e-7)
+
+
+@pytest.mark.parametrize(("chunk", "past"), [(1, 0), (100, 0), (1000, 4096), (2048, 50_000), (8192, 100)])
+def test_prefill_attention_is_looked_up_as_priced(engine, table, chunk, past):
+    expected = seconds(forward.prefill_calls(engine, np.array([float(chunk)]), np.array([float(past)])), engine)
+    assert step.prefill_ps(table, 0, chunk, past) * 1e-12 == pytest.approx(expected, rel=5e-3, abs=1e-7)
+
+
+def test_a_model_reads_its_weights_once_a_step(engine, table):
+    matrices_s = (LLAMA.parameters - LLAMA.vocabulary * LLAMA.hidden) * 2 / H100.bandwidth_bytes_per_s
+    step_s = (table.token_ps[0, 1] + table.sequence_ps[0, 1]) * 1e-12 - load("vllm").host_step_s
+    assert step_s == pytest.approx(matrices_s, rel=0.01)
+
+
+def test_decode_times_never_fall_with_context(table):
+    assert (table.decode_slope_ps >= 0).all()
+
+
+def test_stacked_tables_price_each_engine_as_before(engine, table):
+    other = step_table(Engine(LLAMA, H100, tp=2), ideal_cost)
+    both = step.stack([table, other])
+    assert step.decode_ps(both, 1, 0, 8, 20_000) == step.decode_ps(other, 0, 0, 8, 20_000)
+    assert both.token_ps[0, 100] == table.token_ps[0, 100]
+
+
+@pytest.mark.parametrize("limit_ps", [-1, 0, 10**10, 10**11, 10**12, 1 << 62])
+def test_a_run_of_decodes_is_the_sum_of_its_steps(table, limit_ps):
+    sequences, context, elapsed, taken = 5, 3_000, 0, 0
+    while taken < 400:
+        taken += 1
+        elapsed += int(table.token_ps[0, sequences] + table.sequence_ps[0, sequences])
+        elapsed += int(step.decode_ps(table, 0, 0, sequences, context + taken * sequences))
+        if elapsed > limit_ps:
+            break
+    assert step.decode_run_ps(table, 0, sequences, context, 400, limit_ps) == (taken, elapsed)
