@@ -10,7 +10,8 @@ OPTIONAL = (
     Field("session_id", ("session_id",), "label"),
     Field("turn", ("turn",), "count"),
     Field("prefix_blocks", ("prefix_blocks",), "blocks"),
-    Field("parent_rows", ("parent_rows",), "blocks"),
+    Field("request_id", ("request_id",), "count"),
+    Field("parent_ids", ("parent_ids",), "blocks"),
     Field("release_delay_ns", ("release_delay_ns",), "count"),
     Field("reasoning_tokens", ("reasoning_tokens",), "count"),
     Field("cached_input_tokens", ("cached_input_tokens",), "count"),
@@ -21,6 +22,8 @@ OPTIONAL = (
     Field("priority", ("priority",), "count"),
     Field("slo_class", ("slo_class",), "label"),
     Field("images", ("images",), "count"),
+    Field("source_ttft_ns", ("source_ttft_ns",), "count"),
+    Field("source_e2e_ns", ("source_e2e_ns",), "count"),
     Field("source_line", ("source_line",), "count"),
 )
 

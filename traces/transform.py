@@ -1,0 +1,223 @@
+"""One trace made into another: each operation pure, seeded where it draws, and recorded in the chain.
+
+The law that each keeps is in its docstring; IDC(w) is the index of dispersion of counts in windows of w seconds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from traces.joining import copied, groups_of, merge, with_arrivals
+from traces.statistics import quantum_s as clock_step_s
+from traces.trace import NS_PER_S, Array, Ragged, Trace, take
+
+LEAST_JITTER_S = 5.0
+
+
+def thin(trace: Trace, keep_fraction: float, seed: int, by: str | None = "auto") -> Trace:
+    """Return a random fraction of the requests, whole groups of them where `by` says so (see `groups_of`).
+
+    By request: IDC'(w) = 1 + p (IDC(w) - 1), and prefix reuse is lost. By session or prefix: reuse is kept.
+    """
+    _check(0 < keep_fraction <= 1, f"keep_fraction {keep_fraction} is not in (0, 1]")
+    groups = groups_of(trace, by)
+    kept = np.random.default_rng(seed).random(int(groups.max()) + 1) < keep_fraction
+    rows = np.flatnonzero(kept[groups])
+    _check(len(rows) > 0, f"keep_fraction {keep_fraction} keeps none of {len(trace)} requests")
+    return _recorded(take(trace, rows), "thin", {"keep_fraction": keep_fraction, "by": by}, seed)
+
+
+def amplify(trace: Trace, factor: float, seed: int, jitter_s: float | None = None, by: str | None = "auto") -> Trace:
+    """Return each request (or group) a Poisson(factor) number of times, each copy moved by up to jitter_s either way.
+
+    For windows well above the jitter IDC'(w) = 1 + factor (IDC(w) - 1) + what Poisson adds: the rate keeps its shape,
+    as if factor times as many users had the same common driver. Copies have sessions and blocks of their own.
+    """
+    _check(factor > 0, f"factor {factor} is not above 0")
+    jitter_s = max(LEAST_JITTER_S, 2 * clock_step_s(trace)) if jitter_s is None else jitter_s
+    rng = np.random.default_rng(seed)
+    groups = groups_of(trace, by)
+    numbers = rng.poisson(factor, int(groups.max()) + 1)
+    _check(bool(numbers.any()), f"factor {factor} keeps none of {len(trace)} requests")
+    parts = []
+    for copy in range(int(numbers.max())):
+        rows = np.flatnonzero(numbers[groups] > copy)
+        moves_ns = np.round(rng.uniform(-jitter_s, jitter_s, len(numbers)) * NS_PER_S).astype(np.int64)
+        part = take(copied(trace, copy), rows)
+        moved_ns = part.arrival_ns + moves_ns[groups[rows]]
+        parts.append(with_arrivals(part, _reflected(moved_ns, int(trace.arrival_ns[-1]))))
+    return _recorded(merge(parts), "amplify", {"factor": factor, "jitter_s": jitter_s, "by": by}, seed)
+
+
+def scale_rate(trace: Trace, factor: float, seed: int, jitter_s: float | None = None, by: str | None = "auto") -> Trace:
+    """Return the trace at factor times its rate with the same relative bursts: thinned below 1, amplified above."""
+    if factor == 1:
+        return trace
+    return thin(trace, factor, seed, by) if factor < 1 else amplify(trace, factor, seed, jitter_s, by)
+
+
+def time_scale(trace: Trace, factor: float) -> Trace:
+    """Return the same requests in 1 / factor of the time: gap CV equal, IDC'(w) = IDC(factor w).
+
+    Think times shrink with it.
+    """
+    _check(factor > 0, f"factor {factor} is not above 0")
+    columns = dict(trace.columns)
+    delays = columns.get("release_delay_ns")
+    if isinstance(delays, np.ndarray):
+        columns["release_delay_ns"] = np.where(delays < 0, delays, np.round(delays / factor).astype(np.int64))
+    scaled = np.round(trace.arrival_ns / factor).astype(np.int64)
+    return _recorded(replace(trace, arrival_ns=scaled, columns=columns), "time_scale", {"factor": factor})
+
+
+def superpose(trace: Trace, copies: int, seed: int) -> Trace:
+    """Return copies of a trace laid over each other, each turned around the span by a random shift.
+
+    IDC(w) about equal, relative peaks fall as 1 / sqrt(copies), gaps tend to exponential: independent services.
+    """
+    _check(copies >= 1, f"copies {copies} is below 1")
+    rng = np.random.default_rng(seed)
+    period_ns = _period_ns(trace)
+    parts = [trace]
+    for copy in range(1, copies):
+        turned = (trace.arrival_ns + int(rng.integers(period_ns))) % period_ns
+        parts.append(with_arrivals(copied(trace, copy), turned))
+    return _recorded(merge(parts), "superpose", {"copies": copies}, seed)
+
+
+def mix(traces: Sequence[Trace], seed: int, weights: Sequence[float] | None = None) -> Trace:
+    """Return traces laid over each other, aligned at their starts, each at `weight` times its rate; ids kept apart."""
+    weights = [1.0] * len(traces) if weights is None else weights
+    _check(len(traces) > 0, "nothing to mix")
+    _check(len(traces) == len(weights), f"{len(traces)} traces but {len(weights)} weights")
+    pairs = enumerate(zip(traces, weights, strict=True))
+    parts = [scale_rate(each, weight, seed + row) for row, (each, weight) in pairs]
+    stride = max(map(_highest_block, parts)) + 1
+    apart = [_named_apart(part, row, stride) for row, part in enumerate(parts)]
+    about = {"weights": list(weights), "of": [each.identity for each in traces]}
+    return _recorded(merge(apart), "mix", about, seed)
+
+
+def restamp_poisson(trace: Trace, seed: int) -> Trace:
+    """Return the same requests in the same order at Poisson times over the same span: IDC = 1. Only for comparison:
+    this destroys the bursts that decide how much hardware is needed."""
+    first, last = int(trace.arrival_ns[0]), int(trace.arrival_ns[-1])
+    times = np.sort(np.random.default_rng(seed).integers(first, last + 1, len(trace)))
+    return _recorded(replace(trace, arrival_ns=times), "restamp_poisson", {}, seed)
+
+
+def slice_time(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
+    """Return the requests that arrive in [start_s, end_s), time counted from start_s; a prefix cache starts cold."""
+    start_ns = round(start_s * NS_PER_S)
+    end_ns = int(trace.arrival_ns[-1]) + 1 if end_s is None else round(end_s * NS_PER_S)
+    first, last = np.searchsorted(trace.arrival_ns, [start_ns, end_ns])
+    _check(first < last, f"no request arrives between {start_s} s and {end_s} s of {trace.span_s} s")
+    part = take(trace, np.arange(first, last))
+    t0_ns = trace.metadata.get("t0_ns")
+    metadata = {**part.metadata, "t0_ns": t0_ns + start_ns if isinstance(t0_ns, int) else None}
+    moved = replace(part, arrival_ns=part.arrival_ns - start_ns, metadata=metadata)
+    return _recorded(moved, "slice_time", {"start_s": start_s, "end_s": end_s})
+
+
+def repeat(trace: Trace, copies: int) -> Trace:
+    """Return copies end to end, a mean gap between them; sessions do not cross; metadata has the jump at the seam.
+
+    The seam is the rate in the last twentieth of the span divided by that in the first.
+    """
+    _check(copies >= 1, f"copies {copies} is below 1")
+    period_ns = _period_ns(trace)
+    copied_parts = [copied(trace, copy) for copy in range(copies)]
+    parts = [replace(each, arrival_ns=each.arrival_ns + copy * period_ns) for copy, each in enumerate(copied_parts)]
+    edge = trace.arrival_ns[0] + (trace.arrival_ns[-1] - trace.arrival_ns[0]) / 20
+    other_edge = trace.arrival_ns[-1] - (edge - trace.arrival_ns[0])
+    seam = float(np.mean(trace.arrival_ns >= other_edge) / np.mean(trace.arrival_ns <= edge))
+    joined = merge(parts)
+    joined = replace(joined, metadata={**joined.metadata, "seam_rate_ratio": seam})
+    return _recorded(joined, "repeat", {"copies": copies})
+
+
+def resample(trace: Trace, seed: int, block_s: float = 60.0) -> Trace:
+    """Return as many blocks of block_s as the span has, drawn with replacement: IDC kept up to the block's length.
+
+    For confidence intervals: a bootstrap by rows would kill the bursts. Each draw has ids of its own.
+    """
+    block_ns = round(block_s * NS_PER_S)
+    blocks = int(trace.arrival_ns[-1] // block_ns)
+    _check(blocks >= 2, f"blocks of {block_s} s leave fewer than two in {trace.span_s:.6g} s")
+    parts = []
+    for place, block in enumerate(np.random.default_rng(seed).integers(blocks, size=blocks).tolist()):
+        first, last = np.searchsorted(trace.arrival_ns, [block * block_ns, (block + 1) * block_ns])
+        part = take(copied(trace, place), np.arange(first, last))
+        parts.append(replace(part, arrival_ns=part.arrival_ns + (place - block) * block_ns))
+    _check(any(map(len, parts)), "the blocks drawn hold no request")
+    return _recorded(merge(parts), "resample", {"block_s": block_s}, seed)
+
+
+def dequantise(trace: Trace, seed: int, quantum_s: float | None = None) -> Trace:
+    """Return each arrival moved by a uniform part of the clock's step: IDC(w) unchanged for windows above the step."""
+    step_s = clock_step_s(trace) if quantum_s is None else quantum_s
+    moves_ns = np.round(np.random.default_rng(seed).uniform(0.0, step_s, len(trace)) * NS_PER_S).astype(np.int64)
+    return _recorded(with_arrivals(trace, trace.arrival_ns + moves_ns), "dequantise", {"quantum_s": step_s}, seed)
+
+
+def filter_rows(trace: Trace, keep: Callable[[Trace], Array], because: str) -> Trace:
+    """Return the rows for which keep(trace), bool[n], is true; `because` names the rule in the chain."""
+    rows = np.flatnonzero(keep(trace))
+    _check(len(rows) > 0, f"{because!r} keeps none of {len(trace)} requests")
+    return _recorded(take(trace, rows), "filter_rows", {"because": because})
+
+
+def scale_lengths(
+    trace: Trace, input_factor: float = 1.0, output_factor: float = 1.0, most_output_tokens: int | None = None
+) -> Trace:
+    """Return longer or shorter requests, ranks kept, none below one token where it had one; blocks are dropped where
+    inputs change."""
+    most = 2**31 - 1
+    kept = {name: column for name, column in trace.columns.items() if input_factor == 1 or name != "prefix_blocks"}
+    changed = replace(
+        trace,
+        input_tokens=_scaled(trace.input_tokens, input_factor, most),
+        output_tokens=_scaled(trace.output_tokens, output_factor, most_output_tokens or most),
+        columns=kept,
+    )
+    about = {"input_factor": input_factor, "output_factor": output_factor, "most_output_tokens": most_output_tokens}
+    return _recorded(changed, "scale_lengths", about)
+
+
+def _recorded(trace: Trace, operation: str, parameters: Mapping[str, object], seed: int | None = None) -> Trace:
+    step: dict[str, object] = {"operation": operation, "parameters": dict(parameters)}
+    step |= {} if seed is None else {"seed": seed}
+    return replace(trace, metadata={**trace.metadata, "chain": [*trace.chain, step]})
+
+
+def _check(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _period_ns(trace: Trace) -> int:
+    span = int(trace.arrival_ns[-1])
+    return span + max(span // len(trace), 1)
+
+
+def _reflected(times_ns: Array, last_ns: int) -> Array:
+    inside = np.abs(times_ns)
+    return np.clip(np.where(inside > last_ns, 2 * last_ns - inside, inside), 0, last_ns)
+
+
+def _scaled(tokens: Array, factor: float, most: int) -> Array:
+    return np.where(tokens > 0, np.clip(np.round(tokens * factor), 1, most), 0).astype(np.int32)
+
+
+def _highest_block(trace: Trace) -> int:
+    blocks = trace.columns.get("prefix_blocks")
+    return int(blocks.values.max()) if isinstance(blocks, Ragged) and len(blocks.values) else 0
+
+
+def _named_apart(trace: Trace, place: int, stride: int) -> Trace:
+    columns = dict(copied(trace, place).columns)
+    blocks = trace.columns.get("prefix_blocks")
+    if isinstance(blocks, Ragged):
+        columns["prefix_blocks"] = Ragged(blocks.offsets, blocks.values.astype(np.int64) + place * stride)
+    return replace(trace, columns=columns)
