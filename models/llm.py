@@ -121,6 +121,7 @@ class Llm:
     mtp_layers: int = 0
     native_dtype: str = "bf16"
     native_expert_dtype: str = ""
+    native_kv_dtype: str = "bf16"
     published_parameters: float | None = None
     published_covers: str = "all"
     note: str = ""
@@ -251,11 +252,15 @@ _REQUIRED = (
 def _read(path: Path) -> Llm:
     optional = [entry.name for entry in fields(Llm) if entry.name not in (*_REQUIRED, "name")]
     table = toml_file.read(path, _REQUIRED, optional)
-    for key, part in (("linear", LinearAttention), ("encoder", Encoder)):
+    tables: tuple[tuple[str, type[LinearAttention] | type[Encoder]], ...]
+    tables = (("linear", LinearAttention), ("encoder", Encoder))
+    for key, part in tables:
         if key in table:
             known = [entry.name for entry in fields(part)]
             toml_file.check_keys(f"{path}: [{key}]", table[key], (), known)
-            inner = {name: tuple(value) if isinstance(value, list) else value for name, value in table[key].items()}
+            inner: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in table[key].items()
+            }
             table[key] = part(**inner)
     return make(str(path), name=path.stem, **table)
 

@@ -1,0 +1,466 @@
+"""Hugging Face config.json files of real architectures give the shapes, weights and KV bytes of the catalogue."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import huggingface, llm, parameters
+
+Config = dict[str, Any]
+
+LLAMA_3_1_8B: Config = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 8.0, "rope_type": "llama3"},
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+QWEN3_30B_A3B: Config = {
+    "model_type": "qwen3_moe",
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+MIXTRAL_8X7B: Config = {
+    "model_type": "mixtral",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+}
+DEEPSEEK_V3: Config = {
+    "model_type": "deepseek_v3",
+    "ep_size": 1,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "tie_word_embeddings": False,
+    "topk_group": 4,
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+GPT_OSS_20B: Config = {
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 201088,
+}
+GEMMA_3_27B: Config = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "model_type": "gemma3_text",
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+        "vocab_size": 262208,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+}
+QWEN3_5_35B_A3B: Config = {
+    "model_type": "qwen3_5_moe",
+    "text_config": {
+        "model_type": "qwen3_5_moe_text",
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_size": 2048,
+        "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 10,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "moe_intermediate_size": 512,
+        "mtp_num_hidden_layers": 1,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "deepstack_visual_indexes": [],
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "model_type": "qwen3_5_moe",
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+    },
+}
+NEMOTRON_3_NANO: Config = {
+    "model_type": "nemotron_h",
+    "conv_kernel": 4,
+    "expand": 2,
+    "head_dim": 128,
+    "hidden_size": 2688,
+    "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+    "intermediate_size": 1856,
+    "mamba_head_dim": 64,
+    "mamba_hidden_act": "silu",
+    "mamba_num_heads": 64,
+    "mamba_proj_bias": False,
+    "mamba_ssm_cache_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mlp_hidden_act": "relu2",
+    "moe_intermediate_size": 1856,
+    "moe_shared_expert_intermediate_size": 3712,
+    "n_groups": 8,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 52,
+    "num_key_value_heads": 2,
+    "ssm_state_size": 128,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 131072,
+}
+LLAMA_4_MAVERICK: Config = {
+    "model_type": "llama4",
+    "text_config": {
+        "model_type": "llama4_text",
+        "attention_chunk_size": 8192,
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "max_position_embeddings": 1048576,
+        "no_rope_layers": [1, 1, 1, 0] * 12,
+        "num_attention_heads": 40,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "num_local_experts": 128,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 202048,
+    },
+}
+MIMO_V2_FLASH: Config = {
+    "model_type": "mimo_v2_flash",
+    "head_dim": 192,
+    "hidden_size": 4096,
+    "hybrid_layer_pattern": [0, 1, 1, 1, 1, *([0, 1, 1, 1, 1, 1] * 7), 0],
+    "intermediate_size": 16384,
+    "layernorm_epsilon": 1e-05,
+    "max_position_embeddings": 262144,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": [0] + [1] * 47,
+    "n_routed_experts": 256,
+    "n_shared_experts": None,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "sliding_window": 128,
+    "swa_head_dim": 192,
+    "swa_num_attention_heads": 64,
+    "swa_num_key_value_heads": 8,
+    "swa_v_head_dim": 128,
+    "tie_word_embeddings": False,
+    "v_head_dim": 128,
+    "vocab_size": 152576,
+}
+GEMMA_2_9B: Config = {
+    "model_type": "gemma2",
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+    "torch_dtype": "float32",
+    "vocab_size": 256000,
+}
+CONFIGS = {
+    "llama-3.1-8b": LLAMA_3_1_8B,
+    "qwen3-30b-a3b": QWEN3_30B_A3B,
+    "mixtral-8x7b": MIXTRAL_8X7B,
+    "deepseek-v3": DEEPSEEK_V3,
+    "gpt-oss-20b": GPT_OSS_20B,
+    "gemma-3-27b": GEMMA_3_27B,
+    "gemma-2-9b": GEMMA_2_9B,
+    "qwen3.5-35b-a3b": QWEN3_5_35B_A3B,
+    "nemotron-3-nano-30b-a3b": NEMOTRON_3_NANO,
+    "llama-4-maverick": LLAMA_4_MAVERICK,
+    "mimo-v2-flash": MIMO_V2_FLASH,
+}
+
+
+def imported(config: Config, **changes: Any) -> llm.Llm:
+    """Import a config with some of its top-level keys changed; None takes a key away."""
+    changed = {key: value for key, value in {**config, **changes}.items() if value is not None}
+    return huggingface.from_config("config.json", "toy", changed)
+
+
+def text_parameters(model: llm.Llm) -> int:
+    """Count the weights without the encoder."""
+    return model.parameters - (parameters.encoder(model.encoder) if model.encoder else 0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_and_the_catalogue_agree(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    ours, theirs = llm.load(name), llm.load(str(folder))
+    assert theirs.name == name
+    assert text_parameters(theirs) == text_parameters(ours)
+    assert theirs.active_parameters == ours.active_parameters
+    assert theirs.kv_bytes_per_token("bf16") == ours.kv_bytes_per_token("bf16")
+    assert theirs.kv_fixed_bytes("bf16") == ours.kv_fixed_bytes("bf16")
+    kinds = ("layers", "ffn_layers", "dense_layers", "full_attention_layers", "window_layers", "linear_layers")
+    assert [getattr(theirs, kind) for kind in kinds] == [getattr(ours, kind) for kind in kinds]
+
+
+def test_the_published_size_of_qwen3_next_follows_from_its_config() -> None:
+    config = QWEN3_5_35B_A3B["text_config"] | {
+        "model_type": "qwen3_next",
+        "attn_output_gate": None,
+        "layer_types": None,
+        "mtp_num_hidden_layers": None,
+        "num_hidden_layers": 48,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    }
+    model = imported(config)
+    assert model.linear_layers == 36
+    assert model.parameters == pytest.approx(80e9, rel=0.015)
+    assert 3e9 < model.active_parameters < 4e9
+
+
+def test_a_file_or_its_folder_may_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA_3_1_8B))
+    assert llm.load(str(file)) == llm.load(str(tmp_path))
+
+
+def test_a_file_that_is_not_json_is_refused_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"hidden_size": 1,\n oops}')
+    with pytest.raises(ValueError, match=r"config\.json:2:2: not JSON"):
+        llm.load(str(file))
+    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+        llm.load(str(tmp_path / "absent" / "config.json"))
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]
+)
+def test_a_missing_shape_is_named(key: str) -> None:
+    with pytest.raises(ValueError, match=f"missing .*{key}"):
+        imported(LLAMA_3_1_8B, **{key: None})
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["expert_tower_size", "memory_layers", "o_lora_rank", "window_schedule", "compress_ratios", "mamba_gate_dim"],
+)
+def test_an_unread_structural_key_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ValueError, match=f"not understood: {key};"):
+        imported(LLAMA_3_1_8B, **{key: 4})
+
+
+@pytest.mark.parametrize("key", ["use_expert_gates", "layer_norm_eps", "decoder_layerdrop", "sliding_window"])
+def test_a_structural_key_that_is_off_or_harmless_is_let_through(key: str) -> None:
+    value = 1e-5 if key == "layer_norm_eps" else 0
+    assert imported(LLAMA_3_1_8B, **{key: value}).layers == 32
+
+
+def test_lists_of_layers_must_have_the_stated_length() -> None:
+    with pytest.raises(ValueError, match="num_hidden_layers is 24 but layer_types lists 23"):
+        imported(GPT_OSS_20B, layer_types=GPT_OSS_20B["layer_types"][1:])
+    with pytest.raises(ValueError, match="num_hidden_layers is 53 but hybrid_override_pattern"):
+        imported(NEMOTRON_3_NANO, num_hidden_layers=53)
+
+
+def test_an_unknown_kind_of_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown kind of layer 'conv'"):
+        imported(GPT_OSS_20B, layer_types=["conv"] * 24)
+
+
+def test_a_list_of_blocks_says_how_many_layers_there_are() -> None:
+    words = {"M": "mamba", "E": "moe", "*": "attention"}
+    blocks = [words[letter] for letter in NEMOTRON_3_NANO["hybrid_override_pattern"]]
+    listed = imported(NEMOTRON_3_NANO, hybrid_override_pattern=None, num_hidden_layers=None, layers_block_type=blocks)
+    assert listed == imported(NEMOTRON_3_NANO)
+
+
+def test_a_window_as_long_as_the_context_is_no_window() -> None:
+    assert imported(LLAMA_3_1_8B, sliding_window=131072).window_layers == 0
+    assert imported(LLAMA_3_1_8B, sliding_window=4096).window_layers == 32
+    assert imported(LLAMA_3_1_8B, sliding_window=4096, use_sliding_window=False).window_layers == 0
+
+
+def test_layers_that_share_the_cache_of_earlier_ones_keep_none() -> None:
+    shared = imported(GPT_OSS_20B, num_kv_shared_layers=4)
+    whole = imported(GPT_OSS_20B)
+    assert shared.kv_bytes_per_token() == whole.kv_bytes_per_token() * 10 / 12
+    assert shared.window_bytes_per_token() == whole.window_bytes_per_token() * 10 / 12
+
+
+def test_latent_experts_work_in_the_latent_width() -> None:
+    latent, whole = imported(NEMOTRON_3_NANO, moe_latent_size=1344), imported(NEMOTRON_3_NANO)
+    saved = 23 * (128 * 2 * 1856 * (2688 - 1344) - 2 * 2688 * 1344)
+    assert whole.parameters - latent.parameters == saved
+
+
+@pytest.mark.parametrize(
+    ("config", "formats"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8_block", "")),
+        ({"quant_method": "awq", "bits": 4}, ("int4", "")),
+        ({"quant_method": "gptq", "bits": 8}, ("int8", "")),
+        ({"quant_method": "mxfp4"}, ("bf16", "mxfp4")),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+                "ignore": ["lm_head", "re:.*self_attn.*"],
+            },
+            ("bf16", "int4"),
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, ("nvfp4", "")),
+    ],
+)
+def test_quantised_checkpoints_say_what_is_stored_how(config: Config, formats: tuple[str, str]) -> None:
+    model = imported(MIXTRAL_8X7B, quantization_config=config)
+    assert (model.native_dtype, model.native_expert_dtype) == formats
+
+
+def test_unknown_quantisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown quant_method 'magic'"):
+        imported(LLAMA_3_1_8B, quantization_config={"quant_method": "magic"})
+    with pytest.raises(ValueError, match="no format with 3 bits"):
+        imported(LLAMA_3_1_8B, quantization_config={"quant_method": "gptq", "bits": 3})
+
+
+def test_the_sidecar_of_modelopt_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B_A3B))
+    sidecar = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(sidecar))
+    model = llm.load(str(tmp_path))
+    assert (model.native_dtype, model.native_kv_dtype) == ("nvfp4", "fp8")
+
+
+def test_mixed_precision_is_told_apart_by_experts(tmp_path: Path) -> None:
+    quantised = {
+        "model.layers.0.self_attn.q_proj": {"quant_algo": "FP8"},
+        "model.layers.0.mlp.experts.0.up_proj": {"quant_algo": "NVFP4"},
+    }
+    sidecar = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": quantised}}
+    model = huggingface.from_config("config.json", "toy", QWEN3_30B_A3B, sidecar)
+    assert (model.native_dtype, model.native_expert_dtype) == ("fp8", "nvfp4")
+
+
+def test_published_weights_of_gpt_oss_are_mostly_four_bit() -> None:
+    model = imported(GPT_OSS_20B)
+    assert model.weight_bytes() == pytest.approx(13.76e9, rel=0.02)  # size of the published safetensors
+    assert model.weight_bytes("bf16") == 2 * model.parameters
