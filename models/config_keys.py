@@ -7,14 +7,14 @@ from typing import Any
 # Keys that look as if they changed the shapes of a model ...
 _STRUCTURAL = (
     *("*expert*", "*layer*", "*lora*", "*window*", "*sliding*", "*mamba*", "ssm_*", "linear_*", "*compress*"),
-    *("*latent*", "*head_dim*", "*kv_heads*", "*key_value_heads*", "*moe_intermediate*"),
+    *("*latent*", "*head_dim*", "*kv_heads*", "*key_value_heads*", "*moe_intermediate*", "*shared*"),
 )
 # ... and those among them that do not: norms, biases, routing rules, dropout, kernels, positions.
 _HARMLESS = (
     *("*layer*norm*", "*norm*layer*", "*bias*", "*group*", "*dropout*", "*layerdrop*", "no_rope_layer*", "*_loss*"),
     *("*scal*factor*", "use_mamba_kernels", "*mamba*act*", "*chunk_size", "*_rank_check*", "*init*", "*noise*"),
     *("output_*", "*time_step*", "mamba_expand", "*limit*", "layer_scale*", "*score*", "rope_*", "mtp_*", "*_mtp_*"),
-    *("max_window_layers", "use_sliding_window"),
+    *("max_window_layers", "use_sliding_window", "shared_moe_mode", "vocab_size_per_layer_input"),
 )
 
 

@@ -36,7 +36,9 @@ def read(path: Path) -> Llm:
 def from_config(place: str, name: str, config: dict[str, Any], sidecar: dict[str, Any] | None = None) -> Llm:
     """Return the Llm of a config.json's content; place stands in errors and in the source."""
     keys = Keys(place, _text_config(config), outer=config)
-    context_tokens = keys.count("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+    context_tokens = keys.count(
+        "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "model_max_length"
+    )
     experts = keys.count("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", default=0)
     layers = config_layers.read(keys, experts, context_tokens)
     experts = experts if layers.count(config_layers.MOE) else 0
@@ -190,7 +192,9 @@ def _feed_forward(keys: Keys, layers: Layers, experts: int) -> dict[str, Any]:
     expert_ffn = keys.count("moe_intermediate_size", "expert_intermediate_size", default=ffn)
     shared_experts = keys.count("n_shared_experts", "num_shared_experts", default=1 if is_llama4 else 0)
     each = keys.count("moe_shared_expert_intermediate_size", default=expert_ffn)
-    shared_ffn = keys.count("shared_expert_intermediate_size", "share_expert_dim", default=shared_experts * each)
+    shared_ffn = keys.count(
+        "shared_expert_intermediate_size", "shared_intermediate_size", "share_expert_dim", default=shared_experts * each
+    )
     if keys.flag("enable_moe_block"):  # A dense part beside the experts of each layer.
         shared_ffn = ffn
     return shapes | {

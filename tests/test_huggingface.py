@@ -336,6 +336,68 @@ def test_the_published_size_of_qwen3_next_follows_from_its_config() -> None:
     assert 3e9 < model.active_parameters < 4e9
 
 
+def test_kimi_linear_mixes_latent_attention_with_a_delta_rule() -> None:
+    full = [4, 8, 12, 16, 20, 24, 27]
+    linear = {"full_attn_layers": full, "kda_layers": [layer for layer in range(1, 28) if layer not in full]}
+    config = {
+        "model_type": "kimi_linear",
+        "first_k_dense_replace": 1,
+        "head_dim": 72,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "kv_lora_rank": 512,
+        "linear_attn_config": linear | {"head_dim": 128, "num_heads": 32, "short_conv_kernel_size": 4},
+        "model_max_length": 1048576,
+        "moe_intermediate_size": 1024,
+        "moe_layer_freq": 1,
+        "num_attention_heads": 32,
+        "num_expert_group": 1,
+        "num_experts": 256,
+        "num_experts_per_token": 8,
+        "num_hidden_layers": 27,
+        "num_key_value_heads": 32,
+        "num_shared_experts": 1,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "tie_word_embeddings": False,
+        "v_head_dim": 128,
+        "vocab_size": 163840,
+    }
+    model = imported(config)
+    assert model.parameters == pytest.approx(49e9, rel=0.015)
+    assert model.kv_bytes_per_token() == 7 * (512 + 64) * 2
+    assert model.linear_layers * model.linear_state_bytes == 20 * 32 * 128 * 128 * 4
+
+
+def test_granite_hybrid_has_experts_beside_every_mixer() -> None:
+    config = {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 4096,
+        "intermediate_size": 768,
+        "layer_types": [*["mamba"] * 5, *(["attention"] + ["mamba"] * 9) * 3, "attention", *["mamba"] * 4],
+        "mamba_chunk_size": 256,
+        "mamba_d_conv": 4,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_n_heads": 128,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "num_local_experts": 72,
+        "shared_intermediate_size": 1536,
+        "tie_word_embeddings": True,
+        "vocab_size": 100352,
+    }
+    model = imported(config)
+    assert (model.full_attention_layers, model.linear_layers, model.moe_layers) == (4, 36, 40)
+    assert model.parameters == pytest.approx(32e9, rel=0.015)
+
+
 def test_a_file_or_its_folder_may_be_named(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(LLAMA_3_1_8B))
