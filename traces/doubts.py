@@ -12,7 +12,7 @@ LONGEST_S = 5 * 365 * 86_400
 def doubts(trace: Trace, file: str, forced: bool = False) -> list[str]:
     """Return warnings about a trace just read; raises BadTrace where span or rate is absurd and not forced."""
     refuse_absurd_rate(trace, file, forced)
-    looks = (_quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
+    looks = (_no_times, _quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
     return [each for look in looks if (each := look(trace))]
 
 
@@ -23,6 +23,19 @@ def refuse_absurd_rate(trace: Trace, file: str, forced: bool) -> None:
         return
     words = f"{len(trace)} requests in {span:.6g} s ({rate:.3g}/s): wrong unit? read as {trace.metadata['time_unit']}; "
     raise BadTrace(file, 1, 1, words + "give time_unit='s', 'ms', 'us' or 'ns' to insist")
+
+
+def _no_times(trace: Trace) -> str:
+    return (
+        "no arrival times in this file: all requests at once; only lengths mean anything"
+        if lengths_alone(trace)
+        else ""
+    )
+
+
+def lengths_alone(trace: Trace) -> bool:
+    """Return whether a trace has no arrival times of its own, all its requests at zero."""
+    return trace.metadata.get("time_unit") == "none"
 
 
 def _quantised(trace: Trace) -> str:

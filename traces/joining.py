@@ -14,7 +14,8 @@ SYSTEM_SHARE = 0.05  # a block in more than this fraction of requests is a share
 def merge(traces: Sequence[Trace]) -> Trace:
     """Return the rows of all traces in order of arrival, equal times in the order given.
 
-    Name and metadata are those of the first. A column that some lack is missing there. Raises ValueError where block sizes differ.
+    Name and metadata are those of the first; a column that some lack is missing there. Raises ValueError where block
+    sizes differ.
     """
     sizes = {size for each in traces if (size := each.metadata.get("block_tokens")) is not None}
     if len(sizes) > 1:

@@ -15,6 +15,7 @@ from traces.doubts import doubts
 from traces.errors import BadTrace
 from traces.formats import choose
 from traces.layout import Format
+from traces.servegen import refuse_servegen
 from traces.source import PARQUET_MAGIC, Source, load
 from traces.table import Problem, Table, csv_table, decode, document_table, json_lines, looks_like_json, renamed_columns
 from traces.times import UNIT_NS
@@ -83,6 +84,7 @@ def sample() -> Trace:
 def table_of(source: Source) -> Table:
     """Return the raw cells of a text file: CSV, JSON lines, or one JSON document."""
     text = decode(source.file, source.content)
+    refuse_servegen(source.file, text)
     if not looks_like_json(text):
         return csv_table(source.file, text)
     return document_table(source.file, text) or json_lines(source.file, text)
@@ -181,7 +183,7 @@ def _trace(
         "rows_read": table.rows_read,
         "rows_kept": len(arrivals.ns),
         "rows_dropped": dict(dropped) | ({"beyond limit": limited} if limited else {}),
-        "time_unit": options.time_unit or layout.time_unit or "date",
+        "time_unit": "none" if options.lengths_only else options.time_unit or layout.time_unit or "date",
         "time_quantum_ns": arrivals.quantum_ns,
         "t0_ns": arrivals.t0_ns,
         "tz": layout.tz,

@@ -89,6 +89,8 @@ def csv_table(file: str, text: str) -> Table:
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     delimiter = max(DELIMITERS, key=lines[first].count)
     rows, numbers = _quoted_rows(file, lines, first, delimiter) if '"' in text else _plain_rows(lines, first, delimiter)
+    if not rows:
+        raise BadTrace(file, 1, 1, "empty file: nothing to read")
     header, rows, numbers = tuple(cell.strip() for cell in rows[0]), rows[1:], numbers[1:]
     _check_header(file, header, first + 1)
     fits = [len(row) == len(header) for row in rows]
