@@ -1,0 +1,223 @@
+"""A Plan: the fleet that was chosen, what the rehearsal showed of it, and what it was chosen over."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from models import device
+from models.engine import Engine, Settings
+from models.llm import Llm
+from simulator.fleet import Fleet, Pool, PricedEngine
+
+SIGNIFICANT_DIGITS = 6
+ROLE = "both"  # a replica that prefills and decodes
+
+Latency = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPool:
+    """Equal replicas of one engine; usd_per_hour is what all of them cost, speed as in simulator.fleet.Pool.
+
+    busy is the fraction of the rehearsal that its lanes spent in steps; engine is None for toy hardware.
+    """
+
+    name: str
+    device: str
+    replicas: int
+    usd_per_hour: float
+    speed: float = 1.0
+    busy: float | None = None
+    engine: Engine | None = None
+    priced: PricedEngine | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A fleet that was tried: what it is, what it costs, and how it failed; an empty `fails` means that it survived."""
+
+    pools: tuple[PlannedPool, ...]
+    usd_per_hour: float
+    fails: str = ""
+
+    def describe(self) -> str:
+        """Return the fleet in words: 2 x h100-sxm tp4 fp8 + 1 x l40s tp8 bf16."""
+        return " + ".join(f"{pool.replicas} x {cut_name(pool)}" for pool in self.pools)
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseKept:
+    """One promise, what the rehearsal made of it, and its limit [s]."""
+
+    promise: str
+    value_s: float
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cheapest fleet found, how requests are routed to it, and how sure that is.
+
+    usd_per_hour_bound is rigorous: no fleet of the offered engines under any router costs less. latency_s, attainment
+    and requests are those of the rehearsal on the whole trace; empty where the plan is analytic, not rehearsed.
+    shares[bucket][pool] are the fractions of each bucket of prompt lengths, as in simulator.fleet.Fleet.
+    """
+
+    pools: tuple[PlannedPool, ...]
+    usd_per_hour: float
+    usd_per_hour_bound: float
+    router: str
+    input_edges: tuple[int, ...]
+    shares: tuple[tuple[float, ...], ...]
+    latency_s: Latency = field(default_factory=dict)
+    attainment: float | None = None
+    requests: Mapping[str, int] = field(default_factory=dict)
+    promises: tuple[PromiseKept, ...] = ()
+    single_device: Outcome | None = None
+    cheaper: Outcome | None = None
+    bottleneck: str = ""
+    notes: tuple[str, ...] = ()
+    effort: Mapping[str, int] = field(default_factory=dict)
+    is_rehearsed: bool = True
+
+    @property
+    def gap(self) -> float:
+        """Return how much dearer the plan may be than the best one, as a fraction of its cost."""
+        return max(0.0, 1 - self.usd_per_hour_bound / self.usd_per_hour)
+
+    def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
+        """Return the Fleet whose replay is the rehearsal; `price` gives engines their step tables, by default ours."""
+        if price is None:
+            from simulator.fleet import priced as price
+        pools = [
+            Pool(pool.priced or price(_engine_of(pool)), pool.replicas, pool.speed, pool.usd_per_hour / pool.replicas)
+            for pool in self.pools
+        ]
+        return Fleet(tuple(pools), self.router, self.input_edges, self.shares)
+
+    def result(self) -> dict[str, Any]:
+        """Return what plan.json says of the plan: plain values, 6 significant digits, the same bytes every time."""
+        return rounded(
+            {
+                "usd_per_hour": self.usd_per_hour,
+                "usd_per_hour_bound": self.usd_per_hour_bound,
+                "gap": self.gap,
+                "pools": [_pool_result(pool) for pool in self.pools],
+                "routing": {"router": self.router, "input_edges": self.input_edges, "shares": self.shares},
+                "settings": asdict(_settings(self.pools)),
+                "slo": self.latency_s,
+                "attainment": self.attainment,
+                "requests": self.requests,
+                "promises": [asdict(kept) for kept in self.promises],
+                "single_device": self.single_device and _outcome_result(self.single_device),
+                "cheaper": self.cheaper and _outcome_result(self.cheaper),
+                "bottleneck": self.bottleneck,
+                "notes": self.notes,
+                "effort": self.effort,
+                "is_rehearsed": self.is_rehearsed,
+            }
+        )
+
+
+def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
+    """Return the Plan that `result()` described, for a model; what was chosen over comes without settings."""
+    settings = Settings(**result["settings"])
+    return Plan(
+        pools=tuple(_planned_pool(pool, llm, settings) for pool in result["pools"]),
+        usd_per_hour=result["usd_per_hour"],
+        usd_per_hour_bound=result["usd_per_hour_bound"],
+        router=result["routing"]["router"],
+        input_edges=tuple(result["routing"]["input_edges"]),
+        shares=tuple(tuple(row) for row in result["routing"]["shares"]),
+        latency_s=result["slo"],
+        attainment=result["attainment"],
+        requests=result["requests"],
+        promises=tuple(PromiseKept(**kept) for kept in result["promises"]),
+        single_device=_outcome(result["single_device"], llm, settings),
+        cheaper=_outcome(result["cheaper"], llm, settings),
+        bottleneck=result["bottleneck"],
+        notes=tuple(result["notes"]),
+        effort=result["effort"],
+        is_rehearsed=result["is_rehearsed"],
+    )
+
+
+def cut_name(pool: PlannedPool) -> str:
+    """Return device, cut and dtype in words: h100-sxm tp4 fp8."""
+    engine = pool.engine
+    if engine is None:
+        return pool.name
+    cuts = [f"{cut}{getattr(engine, cut)}" for cut in ("tp", "pp", "ep", "dp") if getattr(engine, cut) > 1]
+    return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype])
+
+
+def rounded(value: Any) -> Any:
+    """Return a value as JSON keeps it: floats with 6 significant digits, tuples as lists, infinity and NaN as None.
+
+    >>> rounded({"a": (1 / 3, 2)})
+    {'a': [0.333333, 2]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def _pool_result(pool: PlannedPool) -> dict[str, Any]:
+    engine = pool.engine
+    cut = {key: getattr(engine, key) if engine else 1 for key in ("tp", "pp", "dp", "ep")}
+    kinds = {key: getattr(engine, key) if engine else "" for key in ("dtype", "kv_dtype", "framework")}
+    return {
+        "name": pool.name,
+        "device": pool.device,
+        "replicas": pool.replicas,
+        **cut,
+        **kinds,
+        "role": ROLE,
+        "usd_per_hour": pool.usd_per_hour,
+        "speed": pool.speed,
+        "busy": pool.busy,
+    }
+
+
+def _outcome_result(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "fleet": outcome.describe(),
+        "usd_per_hour": outcome.usd_per_hour,
+        "pools": [_pool_result(pool) for pool in outcome.pools],
+        "fails": outcome.fails,
+    }
+
+
+def _settings(pools: Sequence[PlannedPool]) -> Settings:
+    engines = [pool.engine for pool in pools if pool.engine is not None]
+    return engines[0].settings if engines else Settings()
+
+
+def _planned_pool(pool: Mapping[str, Any], llm: Llm, settings: Settings) -> PlannedPool:
+    cut = {key: pool[key] for key in ("tp", "pp", "dp", "ep", "dtype", "kv_dtype", "framework")}
+    engine = Engine(llm, device.load(pool["device"]), settings=settings, **cut)
+    kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy")}
+    return PlannedPool(**kept, engine=engine)
+
+
+def _outcome(outcome: Mapping[str, Any] | None, llm: Llm, settings: Settings) -> Outcome | None:
+    if outcome is None:
+        return None
+    pools = tuple(_planned_pool(pool, llm, settings) for pool in outcome["pools"])
+    return Outcome(pools, outcome["usd_per_hour"], outcome["fails"])
+
+
+def _engine_of(pool: PlannedPool) -> Engine:
+    if pool.engine is None:
+        raise ValueError(f"pool {pool.name!r} is toy hardware; its step table cannot be made again")
+    return pool.engine
+
+
+def without_tables(plan: Plan) -> Plan:
+    """Return the plan without the step tables it carries, as it comes back from plan.json."""
+    return replace(plan, pools=tuple(replace(pool, priced=None) for pool in plan.pools))

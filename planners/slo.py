@@ -1,0 +1,103 @@
+"""A promise on latency: a metric, a percentile, a limit; parsed from words and held against a run."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simulator.run import Run
+
+METRICS = ("ttft", "tpot", "e2e")
+UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0}
+EXAMPLE = "ttft:p99<=2s"
+
+_FORM = re.compile(r"(?P<metric>[a-z0-9]+):p(?P<percent>[0-9.]+)\s*<=?\s*(?P<limit>[0-9.eE+-]+)\s*(?P<unit>[a-z]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The promise that a percentile of a metric is at most limit_s; percent is 0-100, exclusive."""
+
+    metric: str
+    percent: float
+    limit_s: float
+
+    def __str__(self) -> str:
+        limit = f"{self.limit_s:g}s" if self.limit_s >= 1 else f"{self.limit_s * 1e3:g}ms"
+        return f"{self.metric}:p{self.percent:g}<={limit}"
+
+    def misses_allowed(self, requests: int) -> int:
+        """Return how many of so many requests may exceed the limit while the interpolated percentile keeps it."""
+        return requests - 1 - math.floor(self.percent / 100 * (requests - 1)) if requests else 0
+
+
+def parse(text: str) -> Slo:
+    """Return the promise that a text like "ttft:p99<=2s" makes.
+
+    Raises ValueError naming what is wrong and what would do.
+
+    >>> parse("tpot:p99<=80ms")
+    Slo(metric='tpot', percent=99.0, limit_s=0.08)
+    """
+    found = _FORM.fullmatch(text.strip().lower())
+    if found is None:
+        raise ValueError(f"cannot read the promise {text!r}; expected METRIC:pPERCENT<=LIMIT, as in {EXAMPLE!r}")
+    metric, unit = found["metric"], found["unit"]
+    if metric not in METRICS:
+        raise ValueError(f"promise {text!r}: unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    if unit not in UNIT_S:
+        raise ValueError(f"promise {text!r}: unknown unit {unit!r}; known: {', '.join(UNIT_S)}")
+    percent, limit_s = _number(text, found["percent"]), _number(text, found["limit"]) * UNIT_S[unit]
+    if not 0 < percent < 100:
+        raise ValueError(f"promise {text!r}: percentile {percent:g} is not between 0 and 100, both excluded")
+    if not (limit_s > 0 and math.isfinite(limit_s)):
+        raise ValueError(f"promise {text!r}: the limit must be positive")
+    return Slo(metric, percent, limit_s)
+
+
+def parse_all(texts: Sequence[str]) -> tuple[Slo, ...]:
+    """Return the promises in their order; ValueError where there is none or two limit the same percentile."""
+    if not texts:
+        raise ValueError(f"no promise given; expected at least one, as in --slo {EXAMPLE!r}")
+    slos = tuple(parse(text) for text in texts)
+    for index, slo in enumerate(slos):
+        for other in slos[:index]:
+            if (slo.metric, slo.percent) == (other.metric, other.percent):
+                raise ValueError(f"two promises on {slo.metric}:p{slo.percent:g}: {other} and {slo}; keep one")
+    return slos
+
+
+def limit_s(slos: Sequence[Slo], metric: str) -> float:
+    """Return the longest time any promise allows for a metric; infinite where there is no promise on it."""
+    limits = [slo.limit_s for slo in slos if slo.metric == metric]
+    return max(limits, default=math.inf)
+
+
+def value_s(run: "Run", slo: Slo) -> float:
+    """Return the percentile that the promise speaks of, as it came out in a run; NaN where no request has it."""
+    return run.percentile_s(slo.metric, slo.percent)
+
+
+def strain(run: "Run", slos: Sequence[Slo]) -> float:
+    """Return the largest ratio of a promised percentile to its limit: at most 1 where all promises hold."""
+    ratios = [value_s(run, slo) / slo.limit_s for slo in slos]
+    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
+
+
+def holds(run: "Run", slos: Sequence[Slo]) -> bool:
+    """Say whether a run kept every promise."""
+    return strain(run, slos) <= 1.0
+
+
+def broken(run: "Run", slos: Sequence[Slo]) -> tuple[Slo, ...]:
+    """Return the promises that a run broke."""
+    return tuple(slo for slo in slos if value_s(run, slo) > slo.limit_s)
+
+
+def _number(text: str, digits: str) -> float:
+    try:
+        return float(digits)
+    except ValueError:
+        raise ValueError(f"promise {text!r}: {digits!r} is not a number") from None

@@ -1,0 +1,55 @@
+"""The door to OR-Tools: solves a MathOpt model with HiGHS, silently, and turns its broken errors into clear ones."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+RELATIVE_GAP = 1e-7
+
+
+def mathopt() -> Any:
+    """Return OR-Tools' MathOpt module; RuntimeError where highspy, which cannot share a process with it, is loaded."""
+    if "highspy" in sys.modules:
+        raise RuntimeError("highspy is loaded, and OR-Tools cannot be in the same process; run the planner in its own")
+    from ortools.math_opt.python import mathopt
+
+    return mathopt
+
+
+def solve(model: Any, *, node_limit: int | None = None) -> Any | None:
+    """Return the result of a MathOpt model, or None where it has no solution.
+
+    One thread, no time limit: the same model gives the same result. RuntimeError where the solver fails.
+    """
+    library = mathopt()
+    parameters = library.SolveParameters(
+        relative_gap_tolerance=RELATIVE_GAP, absolute_gap_tolerance=0.0, random_seed=0, node_limit=node_limit
+    )
+    try:
+        with _silent_stdout():
+            result = library.solve(model, library.SolverType.HIGHS, params=parameters)
+    except Exception as error:  # its own conversion of errors raises AttributeError; the cause has the words
+        raise RuntimeError(f"the solver failed: {error.__context__ or error}") from error
+    reasons = library.TerminationReason
+    if result.termination.reason in (reasons.INFEASIBLE, reasons.INFEASIBLE_OR_UNBOUNDED):
+        return None
+    if result.termination.reason not in (reasons.OPTIMAL, reasons.FEASIBLE):
+        raise RuntimeError(f"the solver stopped: {result.termination.reason.name} {result.termination.detail}")
+    return result
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Send what compiled code prints to stdout nowhere: stdout is the command's result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
