@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_FILES = ("models/operators.py", "models/step.py", "simulator/dataplane.py")
+KERNEL_FILES = (
+    *("models/operators.py", "models/attention.py", "models/calibration/batch.py", "models/calibration/residual.py"),
+    *("models/step.py", "simulator/dataplane.py"),
+)
 
 
 def source_fingerprint() -> str:

@@ -235,7 +235,7 @@ def _linear_attention(engine: Engine, batch: Floats, q_len: Floats) -> Iterator[
         batch,
         batch=batch,
         q_len=q_len,
-        k=mixer.key_dim,
+        k=engine.llm.hidden,
         heads=max(1, mixer.value_heads // engine.tp),
         kv_heads=max(1, mixer.key_heads // engine.tp),
         head_dim=mixer.value_dim,

@@ -23,7 +23,9 @@ REFERENCE_CHUNK_TOKENS = 1024.0  # beside which decodes in a mixed batch are pri
 def step_table(engine: Engine, cost: Cost | None = None) -> StepTable:
     """Return the step table of an Engine; `cost` prices one operator call in seconds, by default as calibrated."""
     if cost is None:
-        from models.calibration.predict import call_s as cost
+        from models.calibration.predict import call_s
+
+        cost = call_s
     framework = load(engine.framework)
     tokens = engine.settings.max_num_batched_tokens
     slope_s, window_slope_s, chunk_s = _prefill_s(engine, cost, tokens)
@@ -45,7 +47,7 @@ def step_table(engine: Engine, cost: Cost | None = None) -> StepTable:
 
 def total_s(engine: Engine, cost: Cost, calls: Sequence[Call]) -> Floats:
     """Return the summed seconds of all calls of a step, one entry per row of their shapes."""
-    return np.sum([call.times * cost(engine, call) for call in calls], axis=0)
+    return np.asarray(np.sum([call.times * cost(engine, call) for call in calls], axis=0))
 
 
 def _whole_ps(seconds: Floats) -> Int64:
@@ -58,7 +60,7 @@ def _token_s(engine: Engine, cost: Cost, framework: Framework) -> Floats:
     padded = framework.padded_tokens(tokens)
     points = _token_grid(padded, framework.graph_max_tokens)
     seconds = total_s(engine, cost, forward.token_calls(engine, points))
-    return framework.host_step_s + np.interp(padded, points, seconds)
+    return np.asarray(framework.host_step_s + np.interp(padded, points, seconds))
 
 
 def _token_grid(padded: Int64, graph_max_tokens: int) -> Floats:
@@ -76,7 +78,8 @@ def _sequence_s(engine: Engine, cost: Cost, framework: Framework) -> Floats:
     sequences = np.arange(engine.settings.max_num_seqs + 1)
     points = _spread(engine.settings.max_num_seqs)
     seconds = total_s(engine, cost, forward.sequence_calls(engine, points))
-    return np.where(sequences > 0, np.interp(sequences, points, seconds), 0.0) + framework.host_sequence_s * sequences
+    device_s = np.where(sequences > 0, np.interp(sequences, points, seconds), 0.0)
+    return np.asarray(device_s + framework.host_sequence_s * sequences)
 
 
 def _spread(largest: int) -> Floats:
@@ -110,9 +113,9 @@ def _decode_edges_ps(engine: Engine, cost: Cost) -> tuple[Int64, int]:
 def _between_rows(rows: Floats, grid: Floats, count: int) -> Floats:
     upper = int(np.searchsorted(rows, count))
     if rows[upper] == count:
-        return grid[upper]
+        return np.asarray(grid[upper])
     weight = (count - rows[upper - 1]) / (rows[upper] - rows[upper - 1])
-    return (1 - weight) * grid[upper - 1] + weight * grid[upper]
+    return np.asarray((1 - weight) * grid[upper - 1] + weight * grid[upper])
 
 
 def _beside_prefill_s(engine: Engine, cost: Cost, sequences: Floats, means: Floats) -> Floats:
@@ -137,5 +140,5 @@ def _prefill_s(engine: Engine, cost: Cost, most_tokens: int) -> tuple[Floats, Fl
         slopes["window" if window else "full"] += growth / reach
     chunk_s = np.interp(chunks, points, total_s(engine, cost, fresh))
     chunk_s[0] = 0.0
-    full, window = (np.interp(chunks, points, slopes[kind]) for kind in ("full", "window"))
-    return full, window, chunk_s
+    full_s, window_s = (np.interp(chunks, points, slopes[kind]) for kind in ("full", "window"))
+    return full_s, window_s, chunk_s

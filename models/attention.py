@@ -1,0 +1,217 @@
+"""What attention costs on one rank: prefill, decode, both in one call, and latent (MLA) attention.
+
+Kernels take floats and return seconds; `fit` is as in models/operators.py. Shapes are per rank.
+"""
+
+import numpy as np
+
+from models.compiled import kernel
+from models.operators import FLOPS_PER_MAC, pieces, residency, smooth_max
+
+DECODE_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
+    *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness"),
+    *("split_code", "packing_code"),
+)
+PREFILL_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
+    *("wave_s", "balance", "cache_speedup", "sharpness"),
+    *("height_code", "packing_code"),
+)
+MIXED_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "memory_efficiency", "prologue_tokens", "decode_weight", "balance"),
+    *("wave_s", "cache_speedup", "sharpness"),
+    "packing_code",
+)
+SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED = 0, 1, 2
+PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED = 0, 1, 2
+TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
+MATMULS = 2.0  # scores = Q K^T, then scores V
+KV_TENSORS = 2.0
+BYTES_PER_QUERY = 2.0
+MIXED_TILE = 128.0
+MIXED_BLOCK = 64.0
+
+
+@kernel
+def is_packed(code, window):
+    """Return whether the queries of one KV head share a tile: never, always, or without a sliding window only."""
+    return code == PACK_ALWAYS or (code == PACK_UNWINDOWED and window <= 0.0)
+
+
+@kernel
+def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
+    """Return the seconds of one query a sequence over `kv_tokens` cached tokens each, `batch` sequences."""
+    return attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit)[0]
+
+
+@kernel
+def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
+    """Return attention_decode's seconds, then (compute / memory, wave fill, waves, split, rows, cache fill).
+
+    KV is read at the bandwidth that the busy blocks reach, or from cache; each block costs the padded query rows; a
+    long context is split over idle processors and combined where the kernel can.
+    """
+    seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
+    group = heads / kv_heads
+    packed = is_packed(int(fit[13]), window)
+    rows = group if packed else 1.0
+    padded = 16.0 * pieces(rows, 16.0)
+    blocks = batch * (kv_heads if packed else heads)
+    splits = 1.0
+    can_split = int(fit[12]) == SPLIT_ALWAYS or (int(fit[12]) == SPLIT_GROUPED and group > 1.0)
+    if can_split and blocks < 0.8 * machine.processors:
+        splits = max(1.0, min(machine.processors // blocks, pieces(seen, fit[9])))
+    waves = blocks * splits / machine.processors
+    rounds = np.ceil(waves)
+    kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
+    resident = residency(fit[5] * kv_bytes, machine.cache_bytes)
+    reread = 1.0 if packed else 1.0 + 0.15 * (group - 1.0) * (1.0 - resident)
+    io_bytes = (
+        kv_bytes * reread * (1.0 - resident + resident / fit[4]) + 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
+    )
+    active = min(1.0, waves)
+    memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * active)
+    efficiency = fit[1] * head_dim / (head_dim + fit[10])
+    per_block = MATMULS * FLOPS_PER_MAC * padded * (seen / splits) * head_dim
+    compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
+    wave_s = fit[7] * rounds + fit[8] * pieces(seen / splits, 64.0) * rounds
+    combine_s = fit[6] if splits > 1.0 else 0.0
+    seconds = fit[0] + combine_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
+    return (
+        seconds,
+        compute_s / memory_s,
+        waves / rounds,
+        rounds,
+        splits,
+        rows,
+        kv_bytes / machine.cache_bytes,
+        wave_s / memory_s,
+        seen,
+    )
+
+
+@kernel
+def causal_context(q_len, past, window):
+    """Return the mean number of tokens that a query of a chunk sees: past and half the chunk, or the window."""
+    mean = past + 0.5 * (q_len + 1.0)
+    if window <= 0.0 or past + q_len <= window:
+        return mean
+    growing = max(0.0, window - past)
+    return (growing * (past + 0.5 * (growing + 1.0)) + (q_len - growing) * window) / q_len
+
+
+@kernel
+def attention_prefill(batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit):
+    """Return the seconds of `batch` chunks of q_len new tokens after `past` cached ones; causal 0 for an encoder."""
+    return attention_prefill_traits(
+        batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit
+    )[0]
+
+
+@kernel
+def attention_prefill_traits(batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit):
+    """Return attention_prefill's seconds, then (compute / memory, wave fill, waves, tile height, padding, context).
+
+    Query rows are cut into tiles, each of which walks its context; the tallest tile in the last wave is waited for.
+    """
+    group = heads / kv_heads
+    packed = is_packed(int(fit[11]), window)
+    rows = q_len * group if packed else q_len
+    lanes = batch * (kv_heads if packed else heads)
+    mean = causal_context(q_len, past, window) if causal > 0.0 else past + q_len
+    longest = past + q_len
+    if window > 0.0:
+        longest = min(longest, window)
+    efficiency = fit[1] * head_dim / (head_dim + fit[3])
+    per_processor = machine.flops_per_s * efficiency / machine.processors
+    seen = longest
+    kv_bytes = KV_TENSORS * batch * kv_heads * (past + q_len) * head_dim * formats.kv_bytes
+    query_bytes = 2.0 * batch * heads * q_len * head_dim * BYTES_PER_QUERY
+    resident = residency(kv_bytes + query_bytes, machine.cache_bytes)
+    traffic = (kv_bytes + query_bytes) * (1.0 - resident + resident / fit[8])
+    memory_s = traffic / (machine.bandwidth_bytes_per_s * fit[2])
+    code = int(fit[10])
+    best, height, waves, wave_s = 1e30, 0.0, 1.0, 0.0
+    for choice in range(4):
+        if code >= 0 and choice != code:
+            continue
+        tall = TILE_HEIGHTS[choice]
+        cost = MATMULS * FLOPS_PER_MAC * tall * head_dim / (per_processor * (tall / 128.0) ** fit[4])
+        blocks = lanes * pieces(rows, tall)
+        reach = tall / group if packed else tall
+        walk = min(mean + 0.5 * reach, longest + 0.5 * reach) if causal > 0.0 else mean
+        fill = blocks / machine.processors
+        mean_s = max(fill, 1.0) * cost * (walk + fit[5])
+        tail_s = fit[7] * cost * max(0.0, seen - walk) + fit[7] * (np.ceil(fill) - fill) * cost * (walk + fit[5])
+        steps_s = fit[6] * np.ceil(fill)
+        total = mean_s + tail_s + steps_s
+        if total < best:
+            best, height, waves, wave_s = total, tall, fill, tail_s
+    seconds = fit[0] + smooth_max(best, memory_s, fit[9])
+    rounds = np.ceil(waves)
+    return (
+        seconds,
+        best / memory_s,
+        waves / rounds,
+        rounds,
+        height,
+        rows % height / height,
+        mean,
+        kv_bytes / machine.cache_bytes,
+        wave_s / best,
+        group,
+    )
+
+
+@kernel
+def attention_mixed(q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
+    """Return the seconds of one call that holds a prefill chunk and `decodes` sequences of `decode_tokens` KV."""
+    return attention_mixed_traits(
+        q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit
+    )[0]
+
+
+@kernel
+def attention_mixed_traits(
+    q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit
+):
+    """Return attention_mixed's seconds, then (compute / memory, waves, decode share, ...).
+
+    One grid serves both: a decode takes a whole tile of queries for itself and walks its context unsplit, so the call
+    costs more than its parts (Dao, FlashAttention-2, varlen grid). Work is counted in KV blocks walked by a tile.
+    """
+    group = heads / kv_heads
+    packed = int(fit[9]) == PACK_ALWAYS
+    rows = q_len * group if packed else q_len
+    lanes = kv_heads if packed else heads
+    chunk_blocks = lanes * pieces(rows, MIXED_TILE) if q_len > 0.0 else 0.0
+    chunk_walk = causal_context(q_len, past, window) + 0.5 * MIXED_TILE if q_len > 0.0 else 0.0
+    decode_seen = decode_tokens if window <= 0.0 else min(decode_tokens, window)
+    decode_blocks = lanes * decodes
+    decode_walk = MIXED_BLOCK * pieces(decode_seen, MIXED_BLOCK) * fit[4]
+    per_token_s = MATMULS * FLOPS_PER_MAC * MIXED_TILE * head_dim * machine.processors / (machine.flops_per_s * fit[1])
+    work = chunk_blocks * (chunk_walk + fit[3]) + decode_blocks * (decode_walk + fit[3])
+    blocks = chunk_blocks + decode_blocks
+    longest = max((past + q_len) if q_len > 0.0 else 0.0, decode_walk if decodes > 0.0 else 0.0) + fit[3]
+    share = work / machine.processors
+    fill = blocks / machine.processors
+    compute_s = per_token_s * smooth_max(share + fit[5] * (1.0 - 1.0 / max(1.0, fill)) * longest, longest, 6.0)
+    kv_bytes = KV_TENSORS * kv_heads * head_dim * formats.kv_bytes * ((past + q_len) + decodes * decode_seen)
+    query_bytes = 2.0 * heads * head_dim * BYTES_PER_QUERY * (q_len + decodes)
+    resident = residency(kv_bytes + query_bytes, machine.cache_bytes)
+    memory_s = (
+        (kv_bytes + query_bytes) * (1.0 - resident + resident / fit[7]) / (machine.bandwidth_bytes_per_s * fit[2])
+    )
+    rounds = np.ceil(fill)
+    seconds = fit[0] + fit[6] * rounds + smooth_max(compute_s, memory_s, fit[8])
+    return (
+        seconds,
+        compute_s / memory_s,
+        fill / max(rounds, 1.0),
+        rounds,
+        decode_blocks * decode_walk / max(work, 1.0),
+        longest / max(share, 1e-9),
+        kv_bytes / machine.cache_bytes,
+        rows % MIXED_TILE / MIXED_TILE,
+    )

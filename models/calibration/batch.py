@@ -1,0 +1,76 @@
+"""Price many shapes of one operator at once: a row of columns in, seconds and traits out."""
+
+import numpy as np
+import numpy.typing as npt
+
+from models.attention import attention_decode_traits, attention_mixed_traits, attention_prefill_traits
+from models.compiled import kernel
+from models.operators import collective, gemm_traits, moe_traits, roofline_traits
+
+Floats = npt.NDArray[np.float64]
+
+
+@kernel
+def gemm_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (m, n, k)."""
+    for i in range(columns.shape[0]):
+        row = gemm_traits(columns[i, 0], columns[i, 1], columns[i, 2], formats, machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def moe_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (m, hidden, inter, experts, topk, tp, ep, uneven, matrices)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        row = moe_traits(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], formats, machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def decode_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (batch, kv_tokens, heads, kv_heads, head_dim, window)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        row = attention_decode_traits(c[0], c[1], c[2], c[3], c[4], c[5], formats, machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def prefill_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (batch, q_len, past, heads, kv_heads, head_dim, window, causal)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        row = attention_prefill_traits(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], formats, machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def mixed_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        row = attention_mixed_traits(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], formats, machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def roofline_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (flops, moved_bytes, rows)."""
+    for i in range(columns.shape[0]):
+        row = roofline_traits(columns[i, 0], columns[i, 1], columns[i, 2], machine, fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]
+
+
+@kernel
+def collective_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (moved_bytes, devices, nodes, all_pairs, rings)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        out[i, 0] = collective(c[0], c[1], c[2], c[3], c[4], fit)

@@ -1,0 +1,159 @@
+"""Calibration: which fitted parameters price an operator on a device under an engine, and how far to trust them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from math import log
+
+from models import device as devices
+from models.calibration import store
+from models.calibration.forms import FORMS
+from models.calibration.shapes import RINGS
+from models.calibration.store import Error, OperatorFit
+from models.device import Device
+
+__all__ = ["Calibration", "Error", "OperatorFit", "load"]
+
+SAME_WIDTH = {"fp16": "bf16"}
+# 90 % factors on top of a fit's own interval where it is borrowed; held-out transfers between devices err by this.
+BORROWED_ENGINE = 1.15
+BORROWED_DTYPE = 1.25
+BORROWED_DEVICE = 1.3
+ENGINES = (
+    *("vllm", "trtllm", "sglang", "nccl", "oneccl", "nccl-tests"),
+    *("sarathi(torch)", "vllm flash-attn", "hf_torch_profiler", "torchxla", "torch"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The fits that price operators on one device under one engine family."""
+
+    device: Device
+    engine: str
+
+    def find(
+        self, op: str, dtype: str, kv_dtype: str = "", kernel: tuple[str, ...] = (), sub_op: str | None = None
+    ) -> OperatorFit:
+        """Return the fit that prices an operator; its provenance says how it was come by.
+
+        In order: this device and engine (`calibrated`); this device under another engine, then in another dtype; the
+        nearest measured kin (`modelled`). `kernel` names are prefixes, any of which will do. ValueError where no
+        device at all was measured for the operator.
+        """
+        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op)
+
+    def fits(self) -> tuple[OperatorFit, ...]:
+        """Return all fits made on this device under this engine itself."""
+        return store.read(self.device.calibration, self.engine) if self.device.calibration else ()
+
+
+def load(device: Device | str, engine: str = "vllm") -> Calibration:
+    """Return the calibration of a device (or its catalogue name, or its name in measurement tables) under an engine.
+
+    >>> load("h100-sxm").find("gemm", "bf16").provenance
+    'calibrated'
+    """
+    return Calibration(devices.find(device) if isinstance(device, str) else device, engine)
+
+
+@cache
+def _find(
+    device: Device, engine: str, op: str, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None
+) -> OperatorFit:
+    for label, other, widened in _candidates(device, engine, op):
+        fits = [fit for fit in store.read(label, other) if fit.op == op]
+        if widened == 1.0:
+            fits = [fit for fit in fits if _width(fit.dtype) == _width(dtype)]
+        if not fits:
+            continue
+        best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op))
+        if label == device.calibration:
+            factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
+            return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
+        lender = measured_devices()[label]
+        return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only=True)
+    raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
+
+
+def _candidates(device: Device, engine: str, op: str) -> Iterator[tuple[str, str, float]]:
+    """Yield where to look, best first: (device label, engine, 90 % factor for taking a fit in another dtype)."""
+    engines = (engine, *(other for other in ENGINES if other != engine))
+    places = store.places_of(op)
+    labels = tuple(dict.fromkeys(label for label, _ in places if label in measured_devices()))
+    own = [label for label in labels if label == device.calibration]
+    for kin in ([label] for label in (*own, *_by_kinship(device, labels, op))):
+        for widened in (1.0, BORROWED_DTYPE):
+            for label in kin:
+                yield from ((label, other, widened) for other in engines if (label, other) in places)
+
+
+def _by_kinship(device: Device, labels: tuple[str, ...], op: str) -> list[str]:
+    """Return measured devices in the order to borrow from: the named kin first, then the nearest data sheet."""
+    kin = devices.load(device.kin).calibration if device.kin else None
+    others = [label for label in labels if label != device.calibration]
+    if op in RINGS:
+        return sorted(others, key=lambda label: (_link_distance(device, measured_devices()[label]), label))
+    return sorted(others, key=lambda label: (label != kin, _distance(device, measured_devices()[label]), label))
+
+
+def _distance(first: Device, second: Device) -> float:
+    compute = abs(log(_peak(first) / _peak(second)))
+    return compute + abs(log(first.bandwidth_bytes_per_s / second.bandwidth_bytes_per_s))
+
+
+def _peak(device: Device) -> float:
+    return max(device.flops_per_s.get("bf16", 0.0), device.flops_per_s.get("fp16", 0.0), 1e9)
+
+
+def _link_distance(first: Device, second: Device) -> float:
+    return abs(log(link_bytes_per_s(first) / link_bytes_per_s(second)))
+
+
+def link_bytes_per_s(device: Device) -> float:
+    """Return one direction of the fabric that joins devices of a node: the scale-up link, or the host's."""
+    return device.link_bytes_per_s or device.host_link_bytes_per_s
+
+
+@cache
+def measured_devices() -> Mapping[str, Device]:
+    """Return the catalogue's devices by their name in measurement tables."""
+    every = [devices.load(name) for name in devices.names()]
+    return {device.calibration: device for device in every if device.calibration}
+
+
+def _width(dtype: str) -> str:
+    return SAME_WIDTH.get(dtype, dtype)
+
+
+def _likeness(
+    fit: OperatorFit, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None
+) -> tuple[bool, bool, bool, bool, int]:
+    return (
+        sub_op is None or fit.sub_op == sub_op,
+        not kernel or fit.kernel.startswith(kernel),
+        fit.dtype == dtype,
+        not kv_dtype or fit.kv_dtype == kv_dtype,
+        fit.rows,
+    )
+
+
+def borrowed(fit: OperatorFit, factor: float, physical_only: bool) -> OperatorFit:
+    """Return a fit as it stands for something else than it was made on: modelled, and less sure."""
+    low, high = fit.interval
+    return replace(
+        fit,
+        provenance="modelled",
+        interval=(low / factor, high * factor),
+        packed={} if physical_only else fit.packed,
+    )
+
+
+def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
+    """Return a fit with the parameters that are speeds, not efficiencies, in proportion to the devices' links."""
+    if fit.form != "collective":
+        return fit
+    ratio = link_bytes_per_s(device) / link_bytes_per_s(lender)
+    names = FORMS[fit.form].parameters
+    values = zip(names, fit.parameters, strict=True)
+    return replace(fit, parameters=tuple(v * ratio if name.endswith("bytes_per_s") else v for name, v in values))

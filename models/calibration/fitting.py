@@ -1,0 +1,98 @@
+"""Fit the parameters of one kernel form to measured seconds: least squares on the log, robust, few rows."""
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration.forms import Form
+from models.operators import Formats, Machine
+
+Floats = npt.NDArray[np.float64]
+
+MAX_ROWS = 2000
+SOFT_SCALE = 0.1  # log error beyond which a row pulls linearly, not quadratically
+PRIOR_WEIGHT = 0.03  # holds parameters that the rows do not determine near their guess
+TIMER_S = 1.5e-6  # rows not much longer than this are noise: their log error is scaled down
+WIDEST = 60.0  # how far from its guess a parameter may move, as a factor
+LIMITS = {"efficiency": (0.02, 1.0), "sharpness": (1.0, 12.0), "speedup": (1.0, 12.0)}
+
+
+def fit_physics(
+    form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, rng: np.random.Generator
+) -> Floats:
+    """Return the parameters, codes last, that explain `seconds` best among the form's discrete choices."""
+    chosen = rng.permutation(len(seconds))[:MAX_ROWS]
+    columns, seconds = columns[chosen], seconds[chosen]
+    few = slice(0, MAX_ROWS // 4)
+    guess = np.array(list(form.guesses.values()))
+    trials: list[tuple[float, int, Floats, tuple[float, ...]]] = []
+    for codes in form.codes:
+        fit, loss = _least_squares(form, columns[few], seconds[few], formats, machine, guess, codes, 15)
+        trials.append((loss, len(trials), fit, codes))
+    best = min(trials)
+    fit, _ = _least_squares(form, columns, seconds, formats, machine, best[2], best[3], 40)
+    return np.append(fit, best[3])
+
+
+def refit_physics(
+    form: Form,
+    columns: Floats,
+    seconds: Floats,
+    formats: Formats,
+    machine: Machine,
+    start: Floats,
+    rng: np.random.Generator,
+) -> Floats:
+    """Return the parameters fitted to other rows from a start near by, its discrete choices kept."""
+    chosen = rng.permutation(len(seconds))[: MAX_ROWS // 2]
+    count = len(form.guesses)
+    codes = tuple(float(code) for code in start[count:])
+    fit, _ = _least_squares(form, columns[chosen], seconds[chosen], formats, machine, start[:count], codes, 8)
+    return np.append(fit, codes)
+
+
+def _least_squares(
+    form: Form,
+    columns: Floats,
+    seconds: Floats,
+    formats: Formats,
+    machine: Machine,
+    start: Floats,
+    codes: tuple[float, ...],
+    rounds: int,
+) -> tuple[Floats, float]:
+    """Return positive parameters and the robust loss; parameters move in log space, held near the form's guess."""
+    from scipy.optimize import least_squares
+
+    centre = np.log(np.array(list(form.guesses.values())))
+    weight = 1.0 / (1.0 + TIMER_S / seconds)
+    prior = PRIOR_WEIGHT * np.sqrt(len(seconds) / len(centre)) * SOFT_SCALE
+
+    def errors(logs: Floats) -> Floats:
+        predicted = form.evaluate(columns, formats, machine, np.append(np.exp(logs), codes))[:, 0]
+        return np.append(weight * np.log(predicted / seconds), prior * (logs - centre))
+
+    lowest, highest = limits(form)
+    first = np.clip(np.log(start), lowest + 1e-6, highest - 1e-6)
+    found = least_squares(
+        errors,
+        first,
+        bounds=(lowest, highest),
+        loss="soft_l1",
+        f_scale=SOFT_SCALE,
+        max_nfev=rounds,
+        diff_step=1e-3,
+    )
+    return np.exp(found.x), float(found.cost) / len(seconds)
+
+
+def limits(form: Form) -> tuple[Floats, Floats]:
+    """Return the lowest and highest log of each positive parameter: an efficiency is at most 1, and so on."""
+    bounds = []
+    for name, guess in form.guesses.items():
+        low, high = guess / WIDEST, guess * WIDEST
+        for ending, (least, most) in LIMITS.items():
+            if name.endswith(ending):
+                low, high = max(low, least), min(high, most)
+        bounds.append((np.log(low), np.log(high)))
+    lowest, highest = np.array(bounds).T
+    return lowest, highest

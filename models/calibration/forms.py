@@ -1,0 +1,107 @@
+"""The kernel forms that calibration can fit: their parameters, where a fit starts, and their discrete choices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import attention, operators
+from models.calibration import batch
+from models.operators import Formats, Machine
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One kernel form.
+
+    guesses are the positive parameters where a fit starts, in the order of the kernel; codes lists the discrete
+    choices to try, one tuple each, appended to the parameters; outputs counts the seconds and the traits.
+    """
+
+    name: str
+    guesses: dict[str, float]
+    codes: tuple[tuple[float, ...], ...]
+    code_names: tuple[str, ...]
+    outputs: int
+    rows: Callable[..., None]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of all parameters, codes last."""
+        return (*self.guesses, *self.code_names)
+
+    def evaluate(self, columns: Floats, formats: Formats, machine: Machine, fit: Floats) -> Floats:
+        """Return (rows, outputs): seconds of each row of columns, then its traits."""
+        out = np.empty((len(columns), self.outputs))
+        self.rows(columns, formats, machine, fit, out)
+        return out
+
+
+FORMS: dict[str, Form] = {}
+
+
+def _add(name: str, names: tuple[str, ...], guesses: tuple[float, ...], codes: Any, outputs: int, rows: Any) -> None:
+    positive = names[: len(guesses)]
+    FORMS[name] = Form(name, dict(zip(positive, guesses, strict=True)), codes, names[len(guesses) :], outputs, rows)
+
+
+_add(
+    "gemm",
+    operators.GEMM_PARAMETERS,
+    (3e-6, 0.75, 0.3, 200.0, 0.75, 2.0, 2.5, 1.5, 1e-6, 0.5, 3.0, 1.0, 2e-6),
+    ((float(operators.FULL_MENU),), (float(operators.UNSPLIT_MENU),), (float(operators.LARGE_MENU),)),
+    11,
+    batch.gemm_rows,
+)
+_add(
+    "moe",
+    operators.MOE_PARAMETERS,
+    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 0.8),
+    ((-1.0,), (0.0,), (1.0,), (2.0,), (3.0,)),
+    11,
+    batch.moe_rows,
+)
+_add(
+    "decode",
+    attention.DECODE_PARAMETERS,
+    (6e-6, 0.3, 0.8, 1.5, 2.0, 1.0, 3e-6, 1e-6, 3e-7, 256.0, 30.0, 3.0),
+    tuple((float(split), float(pack)) for split in (1, 2, 0) for pack in (1, 2, 0)),
+    9,
+    batch.decode_rows,
+)
+_add(
+    "prefill",
+    attention.PREFILL_PARAMETERS,
+    (8e-6, 0.6, 0.7, 40.0, 0.2, 100.0, 5e-7, 0.5, 2.0, 3.0),
+    tuple((float(height), float(pack)) for height in (-1, 2, 1, 3) for pack in (0, 1)),
+    10,
+    batch.prefill_rows,
+)
+_add(
+    "mixed",
+    attention.MIXED_PARAMETERS,
+    (6e-6, 0.6, 0.7, 100.0, 0.5, 0.3, 5e-7, 2.0, 3.0),
+    ((0.0,), (1.0,)),
+    8,
+    batch.mixed_rows,
+)
+_add(
+    "roofline",
+    operators.ROOFLINE_PARAMETERS,
+    (3e-6, 0.4, 0.6, 1e8, 1e5, 1e-8, 1.5, 2.0),
+    ((),),
+    4,
+    batch.roofline_rows,
+)
+_add(
+    "collective",
+    operators.COLLECTIVE_PARAMETERS,
+    (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1e-5, 1e10, 3.0),
+    ((),),
+    1,
+    batch.collective_rows,
+)

@@ -1,0 +1,223 @@
+"""Read measurement tables, name their groups, and hold shapes back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import device as devices
+from models import dtype as dtypes
+from models.calibration.shapes import RINGS, SHAPE_COLUMNS, kernel_columns, matrices_of
+from models.operators import Formats, Machine
+
+Floats = npt.NDArray[np.float64]
+
+KEY = ("device", "engine", "op", "dtype", "kv_dtype", "kernel", "sub_op")
+WEIGHT_ONLY = ("int8_wo", "int4_wo", "w4a16_mxfp4")
+# The format in which a kernel multiplies, by the dtype of the measurement table.
+MULTIPLIES_IN = {
+    "fp8_block": "fp8",
+    "nvfp4": "fp4",
+    "int8_wo": "bf16",
+    "int4_wo": "bf16",
+    "w4a16_mxfp4": "bf16",
+    "w4a8_mxfp4_mxfp8": "fp8",
+    "sq": "int8",
+    "q8_0": "int8",
+    "w2a8": "int8",
+}
+ACTIVATION_OF = {"w4a8_mxfp4_mxfp8": "fp8", "w2a8": "int8"}
+WEIGHT_OF = {"w2a8": "ternary"}
+NO_CACHE_BYTES = 4 * 1024.0**2
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All rows of one (device, engine, operator, dtype, KV dtype, kernel, layer): their kernel columns and seconds."""
+
+    device: str
+    engine: str
+    op: str
+    dtype: str
+    kv_dtype: str
+    kernel: str
+    sub_op: str
+    source: str
+    version: str
+    shape: dict[str, Floats]
+    columns: Floats
+    seconds: Floats
+
+    @property
+    def rows(self) -> int:
+        """Return the number of measured rows."""
+        return len(self.seconds)
+
+    def take(self, rows: npt.NDArray[Any]) -> "Group":
+        """Return the group with these rows only (indices or a mask)."""
+        shape = {name: values[rows] for name, values in self.shape.items()}
+        return replace(self, shape=shape, columns=self.columns[rows], seconds=self.seconds[rows])
+
+    keep = take
+
+
+def machine_of(device: devices.Device, dtype: str) -> Machine:
+    """Return what kernels need of a device when they multiply in this dtype."""
+    return Machine(
+        1.0 if not dtype else device.peak_flops_per_s(MULTIPLIES_IN.get(dtype, dtype)),
+        device.bandwidth_bytes_per_s,
+        float(device.processors or 1),
+        float(device.cache_bytes or NO_CACHE_BYTES),
+    )
+
+
+def formats_of(op: str, dtype: str, kv_dtype: str) -> Formats:
+    """Return the bytes of a value by role for a dtype and KV dtype of the measurement table."""
+    if not dtype:
+        return Formats(2.0, 2.0, 2.0, 2.0)
+    stored = dtypes.bytes_per_value(WEIGHT_OF.get(dtype, dtype))
+    activation = 2.0 if dtype in WEIGHT_ONLY else dtypes.bytes_per_value(ACTIVATION_OF.get(dtype, dtype))
+    kv = dtypes.bytes_per_value(kv_dtype or "bf16")
+    # Latent attention keeps one tensor where others keep keys and values.
+    return Formats(activation, stored, 2.0, 0.5 * kv if op == "mla_decode" else kv)
+
+
+def read_operators(path: Path, op: str | None = None) -> Any:
+    """Return an operators table as a frame, optionally of one operator only."""
+    import pandas
+
+    frame = pandas.read_parquet(path, filters=None if op is None else [("op", "==", op)])
+    for name in (*KEY, "distribution"):
+        frame[name] = frame[name].fillna("").astype(str)
+    # A matrix is its shape, whatever the layer is called; other operators' layers run kernels of their own.
+    frame.loc[frame["op"].isin(("gemm", "moe")), "sub_op"] = ""
+    return frame
+
+
+def operator_groups(path: Path) -> Iterator[Group]:
+    """Yield every group of an operators table whose operator we have a form for, one operator at a time."""
+    import pyarrow.parquet
+
+    present = sorted(set(pyarrow.parquet.read_table(path, columns=["op"])["op"].unique().to_pylist()))
+    for op in present:
+        if op in SHAPE_COLUMNS:
+            for key, part in groups_in(read_operators(path, op)):
+                yield group_of(key, part)
+
+
+def collective_groups(path: Path) -> Iterator[Group]:
+    """Yield every group of a collectives table: a (device, library, operation, kernel, fabric) each.
+
+    Times are the fastest of a row where several were kept, since medians hold first-call outliers. Rows without a
+    size in bytes (DeepEP) and the fabric that the table's README distrusts are left out.
+    """
+    import pandas
+
+    frame = pandas.read_parquet(path)
+    for name in ("kernel", "fabric", "lib"):
+        frame[name] = frame[name].fillna("").astype(str)
+    frame = frame[(frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & frame["op"].isin(RINGS)]
+    keys = ["device", "lib", "op", "kernel", "fabric"]
+    for (device, lib, op, kernel, fabric), part in frame.groupby(keys, sort=True, observed=True):
+        shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
+        time_us = part["time_min_us"].fillna(part["time_us"]).to_numpy(np.float64)
+        source = ", ".join(sorted(part["source"].unique()))
+        version = ", ".join(sorted(part["lib_version"].fillna("").astype(str).unique()))
+        columns = kernel_columns(op, shape, 2.0, 2.0)
+        yield Group(device, lib, op, "", "", kernel, fabric, source, version, shape, columns, time_us * 1e-6)
+
+
+DISTRUSTED_FABRIC = "a30_single_gpu (check)"
+
+
+def groups_in(frame: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each group's key and its part of the frame, in a stable order."""
+    for key, part in frame.groupby(list(KEY), sort=True, observed=True):
+        yield tuple(key), part
+
+
+def group_of(key: tuple[str, ...], part: Any) -> Group:
+    """Return one group of a frame with its kernel columns worked out."""
+    device, engine, op, dtype, kv_dtype, kernel, sub_op = key
+    shape = shape_of(op, part)
+    formats = formats_of(op, dtype, kv_dtype)
+    return Group(
+        *(device, engine, op, dtype, kv_dtype, kernel, sub_op),
+        ", ".join(sorted(part["source"].unique())),
+        ", ".join(sorted(part["engine_version"].fillna("").astype(str).unique())),
+        shape,
+        kernel_columns(op, shape, formats.weight_bytes, formats.kv_bytes),
+        part["time_us"].to_numpy(np.float64) * 1e-6,
+    )
+
+
+def shape_of(op: str, part: Any) -> dict[str, Floats]:
+    """Return the shape columns of an operator as floats; empty cells become not-a-number."""
+    shape = {}
+    for name in SHAPE_COLUMNS[op]:
+        if name == "uneven":
+            shape[name] = (
+                part["distribution"].str.extract(r"power_law_([\d.]+)")[0].astype(float).fillna(0.0).to_numpy()
+            )
+        elif name != "matrices":
+            shape[name] = part[name].astype("float64").to_numpy()
+    if "batch" in shape:
+        shape["batch"] = np.nan_to_num(shape["batch"], nan=1.0)
+    if op == "moe":
+        shape["ep"] = np.nan_to_num(shape["ep"], nan=1.0)
+        shape["matrices"] = matrices_of(shape["k"], shape["inter"], shape["experts"])
+    return shape
+
+
+# What makes a shape new, for each kind of split: rows that share these columns are held back together.
+FAMILY = {
+    "gemm": ("n", "k"),
+    "moe": ("k", "inter", "experts", "topk"),
+    "attn_prefill": ("heads", "kv_heads", "head_dim", "window"),
+    "attn_encoder": ("heads", "head_dim"),
+    "attn_decode": ("heads", "kv_heads", "head_dim", "window"),
+    "attn_mixed": ("heads", "kv_heads", "head_dim"),
+    "all_reduce": ("n_devices", "n_nodes"),
+    "all_gather": ("n_devices", "n_nodes"),
+    "reduce_scatter": ("n_devices", "n_nodes"),
+    "alltoall": ("n_devices", "n_nodes"),
+    "mla_prefill": ("heads",),
+    "mla_decode": ("heads",),
+    "mla_module_prefill": ("heads",),
+    "mla_module_decode": ("heads",),
+    "dsa_module_prefill": ("heads",),
+    "dsa_module_decode": ("heads",),
+    "gdn": ("k", "heads"),
+    "norm": ("n",),
+    "act": ("n",),
+    "rope": ("n",),
+    "add": ("n",),
+    "embed": ("n",),
+}
+
+
+def held_back(op: str, shape: dict[str, Floats], kind: str, fold: int, folds: int = 5) -> npt.NDArray[np.bool_]:
+    """Return which rows a split keeps from the fit: whole `shape`s, whole `family`s, or the largest (`beyond`)."""
+    if kind == "beyond":
+        size = np.sum([np.log(shape[name] + 1.0) for name in _SIZES.get(op, SHAPE_COLUMNS[op])], axis=0)
+        return np.asarray(size > np.quantile(size, 1.0 - 1.0 / folds))
+    names = SHAPE_COLUMNS[op] if kind == "shape" else FAMILY.get(op, SHAPE_COLUMNS[op])
+    return np.asarray(_hashed(np.stack([shape[name] for name in names], axis=-1)) % folds == fold)
+
+
+_SIZES = {"gemm": ("n", "k"), "attn_decode": ("past",), "attn_prefill": ("q_len",), "moe": ("m",)}
+
+
+def _hashed(rows: Floats) -> npt.NDArray[np.uint64]:
+    """Return a stable hash of each row of numbers, the same in every run and on every machine."""
+    mixed = np.full(len(rows), 0x9E3779B97F4A7C15, np.uint64)
+    for column in np.nan_to_num(rows, nan=-1.0).T:
+        mixed ^= np.ascontiguousarray(column).view(np.uint64)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(32)
+    return mixed

@@ -1,0 +1,117 @@
+"""Predict operator times in bulk: arrays of shapes in (they broadcast), arrays of seconds out.
+
+Every function takes a Calibration first (`models.calibration.load(device, engine)`), then the dtype of the measurement
+tables (bf16, fp8, fp8_block, nvfp4, int8_wo, int4_wo, ...). Shapes are per rank unless said otherwise.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration import residual
+from models.calibration.calibration import Calibration, OperatorFit
+from models.calibration.forms import FORMS
+from models.calibration.measured import formats_of, machine_of
+from models.calibration.shapes import RINGS, SHAPE_COLUMNS, feature_columns, kernel_columns
+from models.device import Device
+from models.engine import Engine
+from models.forward import Call
+
+Floats = npt.NDArray[np.float64]
+Values = npt.ArrayLike
+
+STATEFUL = ("gdn", "kda", "mamba2")
+CONVOLUTIONS, SCANS = ("causal_conv1d",), ("chunk", "fused", "flashkda", "kda_fused")
+LIBRARIES = ("oneccl", "nccl-tests", "nccl")
+GRAPH = {"vllm": ("custom:vLLM_custom_graph",), "sglang": ("custom:SGLang_CustomAllReduce_graph",)}
+# What measurement tables call a serving framework, and a weight-only dtype.
+TABLE_ENGINES = {"tensorrt-llm": "trtllm", "llama.cpp": "vllm"}
+TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo"}
+
+
+def seconds_of(
+    fit: OperatorFit, device: Device, shape: Mapping[str, Floats], dtype: str | None = None, kv_dtype: str | None = None
+) -> Floats:
+    """Return the seconds of each row of `shape` (columns as in shapes.SHAPE_COLUMNS, equal lengths) under one fit."""
+    dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
+    formats = formats_of(fit.op, dtype, kv_dtype)
+    form = FORMS[fit.form]
+    columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes)
+    outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
+    if not fit.packed:
+        return outputs[:, 0]
+    features = residual.features_of(outputs, shape, feature_columns(fit.op))
+    return residual.corrected(outputs[:, 0], features, _trees(_ByIdentity(fit)))
+
+
+class _ByIdentity:
+    """A cache key for a fit: fits are read once a process, so the object itself names it."""
+
+    def __init__(self, fit: OperatorFit) -> None:
+        self.fit = fit
+
+    def __hash__(self) -> int:
+        return id(self.fit)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.fit is self.fit
+
+
+@cache
+def _trees(key: _ByIdentity) -> residual.Trees:
+    return residual.unpack(key.fit.packed)
+
+
+def operator_s(
+    calibration: Calibration,
+    op: str,
+    dtype: str,
+    shape: Mapping[str, Values],
+    kv_dtype: str = "",
+    kernel: tuple[str, ...] = (),
+    sub_op: str | None = None,
+) -> Floats:
+    """Return the seconds of any operator by its name and shape columns, which broadcast against each other."""
+    fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op)
+    arrays = np.broadcast_arrays(*(np.asarray(shape[name], np.float64) for name in SHAPE_COLUMNS[op]))
+    flat = {name: np.ravel(array) for name, array in zip(SHAPE_COLUMNS[op], arrays, strict=True)}
+    seconds = seconds_of(fit, calibration.device, flat, dtype, kv_dtype or fit.kv_dtype)
+    return seconds.reshape(arrays[0].shape)
+
+
+def collective_s(calibration: Calibration, op: str, shape: Mapping[str, Values]) -> Floats:
+    """Return the seconds of one collective, its message counted as nccl-tests does, whole buffers for a gather.
+
+    The engine's own all-reduce is used where it is faster than the library's, as engines do.
+    """
+    found = [calibration] if op == "all_reduce" else []
+    found += [Calibration(calibration.device, library) for library in LIBRARIES]
+    own = [other for other in found if any(fit.op == op for fit in other.fits())]
+    times = [operator_s(other, op, "", shape, kernel=GRAPH.get(other.engine, ())) for other in own or found[-1:]]
+    lone = np.broadcast_to(np.asarray(shape["n_devices"]) <= 1, times[0].shape)
+    return np.where(lone, 0.0, np.minimum.reduce(times))
+
+
+def call_s(engine: Engine, call: Call) -> Floats:
+    """Return the seconds of one operator of a step of an Engine, one entry per row of its shape."""
+    calibration = Calibration(engine.device, TABLE_ENGINES.get(engine.framework, engine.framework))
+    if call.op in RINGS:
+        return collective_s(calibration, call.op, call.shape)
+    kv_dtype = engine.kv_dtype if "attn" in call.op or "mla" in call.op else ""
+    if call.op in STATEFUL:
+        return _stateful_s(calibration, call)
+    return operator_s(calibration, call.op, TABLE_DTYPES.get(call.dtype, call.dtype), call.shape, kv_dtype)
+
+
+def _stateful_s(calibration: Calibration, call: Call) -> Floats:
+    """Return a short convolution and a scan over the state; the scan of Mamba-2 is priced as gated DeltaNet's."""
+    sub_op = "generation" if np.max(call.shape["q_len"]) <= 1 else "context"
+    scan = "gdn" if call.op == "mamba2" else call.op
+    parts = ((call.op, CONVOLUTIONS), (scan, SCANS))
+    times = [
+        operator_s(calibration, op, call.dtype, call.shape, kernel=kernel, sub_op=f"{op}/{sub_op}")
+        for op, kernel in parts
+    ]
+    return np.asarray(np.sum(times, axis=0))

@@ -1,0 +1,182 @@
+"""The residual correction: small boosted trees on the log error of a physical form, over its features.
+
+Features are logs of a kernel's seconds, shape and traits, each coded in one byte, so that a tree is two bytes a node.
+Outside the range of the fit the correction fades, and what remains is the physical form.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.compiled import kernel
+
+Floats = npt.NDArray[np.float64]
+
+LEAF = 255
+CODES = 255.0
+LEAF_STEPS = 127.0
+FEW_FOR_SQUARES = 3000  # below, a few odd rows would pull squares off course
+OFFSET = 1.0 / 64.0  # keeps the log of a fraction that may be zero
+MICROSECONDS_PER_SECOND = 1e6
+FADE_OCTAVES = 3.0  # outside the fitted range the correction halves every so many doublings
+
+
+class Trees(NamedTuple):
+    """Boosted trees in preorder: a node's left child follows it, `right` holds the other's index.
+
+    low and high (features,) bound each feature in the fit; the first `shape_features` after the seconds are shape
+    columns, whose excess fades the correction. value is a leaf's share of the log correction.
+    """
+
+    low: Floats
+    high: Floats
+    shape_features: int
+    feature: npt.NDArray[np.int64]
+    threshold: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    value: Floats
+    roots: npt.NDArray[np.int64]
+    baseline: float
+
+
+def features_of(outputs: Floats, shape: Mapping[str, Floats], names: tuple[str, ...]) -> Floats:
+    """Return (rows, features): logs of the physical seconds, of the named shape columns and of the traits."""
+    seconds = outputs[:, 0] * MICROSECONDS_PER_SECOND
+    columns = [seconds, *(np.broadcast_to(shape[name], seconds.shape) for name in names), *outputs.T[1:]]
+    return np.asarray(np.log2(np.maximum(np.stack(columns, axis=-1), 0.0) + OFFSET))
+
+
+def coded(features: Floats, low: Floats, high: Floats) -> npt.NDArray[np.uint8]:
+    """Return features as whole numbers 0 to 255 over their fitted range."""
+    width = np.maximum(high - low, 1e-9)
+    return np.clip(np.floor((features - low) / width * CODES), 0.0, CODES).astype(np.uint8)
+
+
+@kernel
+def corrections(features, trees, out):
+    """Fill out[i] with the log correction of row i: the trees' sum, faded by the octaves outside the fitted range."""
+    count = features.shape[1]
+    codes = np.empty(count, np.int64)
+    for i in range(features.shape[0]):
+        outside = 0.0
+        for j in range(count):
+            x = features[i, j]
+            width = max(trees.high[j] - trees.low[j], 1e-9)
+            codes[j] = int(min(max(np.floor((x - trees.low[j]) / width * CODES), 0.0), CODES))
+            if 1 <= j <= trees.shape_features:
+                outside = max(outside, trees.low[j] - x, x - trees.high[j])
+        total = trees.baseline
+        for t in range(trees.roots.shape[0]):
+            node = trees.roots[t]
+            while trees.feature[node] != LEAF:
+                if codes[trees.feature[node]] <= trees.threshold[node]:
+                    node += 1
+                else:
+                    node = trees.right[node]
+            total += trees.value[node]
+        out[i] = total * 0.5 ** (outside / FADE_OCTAVES)
+
+
+def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
+    """Return physical seconds times the correction, where there is one."""
+    if trees is None:
+        return seconds
+    out = np.empty(len(seconds))
+    corrections(features, trees, out)
+    return seconds * np.exp(out)
+
+
+def boost(
+    features: Floats, residuals: Floats, shape_features: int, trees: int, leaves: int, rate: float, loss: str
+) -> dict[str, Any]:
+    """Fit trees to log residuals (needs scikit-learn) and return them packed, as `unpack` reads them."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    low, high = features.min(axis=0), features.max(axis=0)
+    low, high = low.astype(np.float32), np.nextafter(high.astype(np.float32), np.float32(np.inf))
+    model = HistGradientBoostingRegressor(
+        loss=loss,
+        max_iter=trees,
+        max_leaf_nodes=leaves,
+        learning_rate=rate,
+        min_samples_leaf=8,
+        l2_regularization=1.0,
+        early_stopping=False,
+    )
+    model.fit(coded(features, low.astype(float), high.astype(float)), np.clip(residuals, -1.0, 1.0))
+    packed = [_packed_tree(predictors[0].nodes) for predictors in model._predictors]
+    return {
+        "low": low,
+        "high": high,
+        "feature": np.concatenate([tree[0] for tree in packed]),
+        "value": np.concatenate([tree[1] for tree in packed]),
+        "scale": np.array([tree[2] for tree in packed], np.float32),
+        "baseline": float(np.ravel(model._baseline_prediction)[0]),
+        "shape_features": shape_features,
+    }
+
+
+def budget(op: str, rows: int) -> tuple[int, int, float, str]:
+    """Return (trees, leaves a tree, learning rate, loss) for a group: larger groups earn more trees."""
+    trees = int(np.clip(rows / 40, 15, 60))
+    leaves = int(np.clip(rows / 30, 6, 31))
+    return trees, leaves, 0.15, "absolute_error" if rows < FEW_FOR_SQUARES else "squared_error"
+
+
+def _packed_tree(nodes: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]:
+    """Return a fitted tree in preorder: features (255 for a leaf), thresholds or leaf steps, and a leaf step's size."""
+    leaf_values = nodes["value"][nodes["is_leaf"].astype(bool)]
+    scale = max(float(np.abs(leaf_values).max()) / LEAF_STEPS, 1e-12)
+    features, values, stack = [], [], [0]
+    while stack:
+        node = nodes[stack.pop()]
+        if node["is_leaf"]:
+            features.append(LEAF)
+            values.append(round(float(node["value"]) / scale) % 256)
+        else:
+            features.append(int(node["feature_idx"]))
+            values.append(int(np.floor(node["num_threshold"])))
+            stack += [int(node["right"]), int(node["left"])]
+    return np.array(features, np.uint8), np.array(values, np.uint8), scale
+
+
+def unpack(packed: Mapping[str, Any]) -> Trees:
+    """Return trees ready to evaluate from their packed form."""
+    feature = packed["feature"].astype(np.int64)
+    value = packed["value"].astype(np.int64)
+    right, roots, tree_of = np.zeros(len(feature), np.int64), np.zeros(len(packed["scale"]), np.int64), feature * 0
+    link_preorder(feature, right, roots, tree_of)
+    is_leaf = feature == LEAF
+    steps = np.where(value < 128, value, value - 256)
+    leaf = np.where(is_leaf, steps * packed["scale"].astype(np.float64)[tree_of], 0.0)
+    return Trees(
+        packed["low"].astype(np.float64),
+        packed["high"].astype(np.float64),
+        int(packed["shape_features"]),
+        feature,
+        value,
+        right,
+        leaf,
+        roots,
+        float(packed["baseline"]),
+    )
+
+
+@kernel
+def link_preorder(feature, right, roots, tree_of):
+    """Find each inner node's right child, each tree's root and each node's tree from the preorder alone."""
+    waiting = np.empty(256, np.int64)
+    depth, tree = 0, -1
+    for node in range(feature.shape[0]):
+        if depth == 0:
+            tree += 1
+            roots[tree] = node
+        elif feature[node - 1] == LEAF:
+            depth -= 1
+            right[waiting[depth]] = node
+        tree_of[node] = tree
+        if feature[node] != LEAF:
+            waiting[depth] = node
+            depth += 1

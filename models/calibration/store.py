@@ -1,0 +1,182 @@
+"""Calibration files: what was fitted for one device and engine family, written and read.
+
+`DEVICE.ENGINE.toml` holds parameters, errors and ranges; `DEVICE.ENGINE.npz` holds the residual trees of all its fits.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+FOLDER = Path(__file__).parent.parent / "catalogue" / "calibrations"
+INDEX = "index.toml"
+PROVENANCES = ("measured", "calibrated", "modelled", "assumed")
+_FLAT = ("feature", "value", "scale", "low", "high")
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Held-out relative errors of one split, as fractions; bias is the mean signed error."""
+
+    rows: int
+    median: float
+    mean: float
+    p90: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorFit:
+    """What was fitted for one operator, dtype and kernel.
+
+    parameters are in the order of the form's kernel; interval is the factors on a prediction that held 90 % of the
+    held-out rows; valid is the range of each shape column in the fit; packed holds the residual trees or is empty.
+    """
+
+    op: str
+    dtype: str
+    kv_dtype: str
+    kernel: str
+    sub_op: str
+    form: str
+    parameters: tuple[float, ...] = field(repr=False)
+    provenance: str
+    rows: int
+    errors: Mapping[str, Error] = field(hash=False)
+    interval: tuple[float, float]
+    valid: Mapping[str, tuple[float, float]] = field(hash=False)
+    source: str
+    version: str
+    packed: Mapping[str, Any] = field(hash=False, repr=False)
+
+
+def file_stem(device: str, engine: str) -> str:
+    """Return the file name, without ending, of one device and engine as measurement tables call them."""
+    return f"{slug(device)}.{slug(engine)}"
+
+
+def slug(name: str) -> str:
+    """Return a name in lower-case letters, digits and underscores.
+
+    >>> slug("sarathi(torch)")
+    'sarathi_torch'
+    """
+    return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def write(folder: Path, device: str, engine: str, fits: Sequence[OperatorFit]) -> None:
+    """Write one device's and engine's fits to a folder."""
+    stem = folder / file_stem(device, engine)
+    lines = [f"device = {_text(device)}", f"engine = {_text(engine)}", ""]
+    arrays: dict[str, list[Any]] = {name: [] for name in _FLAT}
+    for fit in fits:
+        lines += _fit_lines(fit)
+        for name in _FLAT if fit.packed else ():
+            arrays[name].append(fit.packed[name])
+    stem.with_name(stem.name + ".toml").write_text("\n".join(lines) + "\n")
+    if arrays["scale"]:
+        flat = {name: np.concatenate(parts) for name, parts in arrays.items()}
+        np.savez_compressed(stem.with_name(stem.name + ".npz"), allow_pickle=False, **flat)
+
+
+def _fit_lines(fit: OperatorFit) -> list[str]:
+    lines = ["[[fit]]"]
+    for name in ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form", "provenance", "source", "version"):
+        lines.append(f"{name} = {_text(getattr(fit, name))}")
+    lines.append(f"rows = {fit.rows}")
+    lines.append(f"parameters = {_numbers(fit.parameters)}")
+    lines.append(f"interval = {_numbers(fit.interval)}")
+    ranges = ", ".join(f"{name} = {_numbers(bounds)}" for name, bounds in fit.valid.items())
+    lines.append(f"valid = {{ {ranges} }}")
+    for split, error in fit.errors.items():
+        values = (error.median, error.mean, error.p90, error.bias)
+        lines.append(f"errors.{split} = [{error.rows}, {', '.join(f'{value:.4g}' for value in values)}]")
+    if fit.packed:
+        counts = (len(fit.packed["scale"]), len(fit.packed["feature"]), len(fit.packed["low"]))
+        lines.append(f"trees = [{', '.join(map(str, counts))}, {fit.packed['shape_features']}]")
+        lines.append(f"baseline = {fit.packed['baseline']:.6g}")
+    return [*lines, ""]
+
+
+def _text(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(_number(value) for value in values)}]"
+
+
+def _number(value: float) -> str:
+    text = f"{value:.5g}"
+    return text if any(mark in text for mark in ".e") else text + ".0"
+
+
+def write_index(folder: Path) -> None:
+    """Write which (device, engine) files hold each operator, so that kin are found without reading every file."""
+    where: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.name == INDEX:
+            continue
+        table = tomllib.loads(path.read_text())
+        for op in sorted({row["op"] for row in table["fit"]}):
+            where.setdefault(op, []).append((table["device"], table["engine"]))
+    lines = ["# Which devices and engines each operator was fitted on; written with the fits."]
+    for op, places in sorted(where.items()):
+        pairs = ", ".join(f"[{_text(device)}, {_text(engine)}]" for device, engine in places)
+        lines.append(f"{op} = [{pairs}]")
+    (folder / INDEX).write_text("\n".join(lines) + "\n")
+
+
+@cache
+def places_of(op: str, folder: Path = FOLDER) -> tuple[tuple[str, str], ...]:
+    """Return the (device, engine) pairs that an operator was fitted on."""
+    path = folder / INDEX
+    if not path.is_file():
+        return ()
+    return tuple((device, engine) for device, engine in tomllib.loads(path.read_text()).get(op, ()))
+
+
+@cache
+def read(device: str, engine: str, folder: Path = FOLDER) -> tuple[OperatorFit, ...]:
+    """Return the fits of one device and engine, none where there is no file."""
+    stem = folder / file_stem(device, engine)
+    path = stem.with_name(stem.name + ".toml")
+    if not path.is_file():
+        return ()
+    arrays_path = stem.with_name(stem.name + ".npz")
+    arrays = dict(np.load(arrays_path)) if arrays_path.is_file() else {}
+    fits, at = [], dict.fromkeys(_FLAT, 0)
+    for row in tomllib.loads(path.read_text())["fit"]:
+        packed: dict[str, Any] = {}
+        if "trees" in row:
+            trees, nodes, features, shape_features = row["trees"]
+            sizes = {"feature": nodes, "value": nodes, "scale": trees, "low": features, "high": features}
+            for name, size in sizes.items():
+                packed[name] = arrays[name][at[name] : at[name] + size]
+                at[name] += size
+            packed |= {"shape_features": shape_features, "baseline": row["baseline"]}
+        fits.append(_fit_of(row, packed))
+    return tuple(fits)
+
+
+def _fit_of(row: dict[str, Any], packed: dict[str, Any]) -> OperatorFit:
+    names = ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form")
+    return OperatorFit(
+        **{name: row[name] for name in names},
+        parameters=tuple(row["parameters"]),
+        provenance=row["provenance"],
+        rows=row["rows"],
+        errors={split: Error(int(values[0]), *values[1:]) for split, values in row.get("errors", {}).items()},
+        interval=(row["interval"][0], row["interval"][1]),
+        valid={name: (bounds[0], bounds[1]) for name, bounds in row["valid"].items()},
+        source=row["source"],
+        version=row["version"],
+        packed=packed,
+    )

@@ -1,0 +1,269 @@
+"""What one operator of a transformer costs on one rank: matrices, experts, elementwise passes and collectives.
+
+Kernels take floats and return seconds. `fit` holds the fitted parameters of one (device, engine, operator, dtype,
+kernel) in the order of the operator's *_PARAMETERS; entries whose name ends in _code choose a discrete form.
+Each operator also has a *_traits kernel: its seconds, then the dimensionless numbers that explain its residual.
+Attention is in models/attention.py. Forms: roofline with discrete kernel choice, calibrated on measurements.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from models.compiled import kernel
+
+
+class Machine(NamedTuple):
+    """What a kernel needs to know of a device: dense peak of the dtype it multiplies in, memory, processors, cache."""
+
+    flops_per_s: float
+    bandwidth_bytes_per_s: float
+    processors: float
+    cache_bytes: float
+
+
+class Formats(NamedTuple):
+    """Bytes of one value as it is multiplied, stored as weight, written out, and kept in the KV cache."""
+
+    activation_bytes: float
+    weight_bytes: float
+    output_bytes: float
+    kv_bytes: float
+
+
+GEMM_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "tile_exponent", "prologue_k", "memory_efficiency", "processor_share"),
+    *("cache_speedup", "cache_copies", "split_s", "split_traffic", "sharpness", "quantise_traffic", "quantise_s"),
+    "menu_code",
+)
+MOE_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "tile_exponent", "memory_efficiency", "processor_share", "cache_speedup"),
+    *("local_traffic", "routed_traffic", "expert_s", "prologue_k", "sharpness", "skew_balanced", "skew_uneven"),
+    *("distinct_uneven", "tile_code"),
+)
+ROOFLINE_PARAMETERS = (
+    *("fixed_s", "compute_efficiency", "memory_efficiency", "half_flops", "half_bytes", "row_s", "cache_speedup"),
+    "sharpness",
+)
+COLLECTIVE_PARAMETERS = (
+    *("fixed_s", "hop_s", "bandwidth_bytes_per_s"),
+    *("eager_s", "eager_hop_s", "eager_bytes_per_s"),
+    *("node_hop_s", "node_bytes_per_s", "sharpness"),
+)
+
+# Tile heights and widths that matrix kernels are written for; a menu is a range of this list and the split allowed.
+TILES = (
+    *((128.0, 256.0), (256.0, 128.0), (128.0, 128.0), (64.0, 256.0), (128.0, 64.0), (64.0, 128.0)),
+    *((64.0, 64.0), (32.0, 128.0), (16.0, 128.0), (32.0, 64.0), (16.0, 64.0)),
+)
+FULL_MENU, UNSPLIT_MENU, LARGE_MENU = 0, 1, 2
+MENU_TILES = (11, 11, 6)
+MENU_SPLIT = (16, 1, 16)
+MOE_HEIGHTS = (16.0, 32.0, 64.0, 128.0)
+FLOPS_PER_MAC = 2.0
+SPLIT_BYTES = 8.0  # an fp32 partial sum, written once and read once
+
+
+@kernel
+def smooth_max(first, second, sharpness):
+    """Return (first^s + second^s)^(1/s): their maximum for sharpness s to infinity, their sum for s = 1."""
+    larger = max(first, second)
+    if larger <= 0.0:
+        return 0.0
+    return larger * (1.0 + (min(first, second) / larger) ** sharpness) ** (1.0 / sharpness)
+
+
+@kernel
+def pieces(length, piece):
+    """Return how many pieces cover a length: its quotient, rounded up."""
+    return np.ceil(length / piece)
+
+
+@kernel
+def residency(footprint_bytes, cache_bytes):
+    """Return the share of a repeatedly read footprint that stays in the last-level cache, between 0 and 1."""
+    if cache_bytes <= 0.0:
+        return 0.0
+    ratio = footprint_bytes / cache_bytes
+    return 1.0 / (1.0 + ratio * ratio * ratio * ratio)
+
+
+@kernel
+def gemm(m, n, k, formats, machine, fit):
+    """Return the seconds of C[m, n] = A[m, k] B[k, n], m tokens, with the activation's quantisation where narrow."""
+    return gemm_traits(m, n, k, formats, machine, fit)[0]
+
+
+@kernel
+def gemm_traits(m, n, k, formats, machine, fit):
+    """Return gemm's seconds, then (log compute / memory, wave fill, tile height, tile width, split, cache fill, ...).
+
+    Every tile of the menu times every split of k is tried, as a kernel heuristic would: waves over processors of
+    tiles of 2 Tm Tn (k / split + prologue) FLOP, against the bytes at the bandwidth that the busy processors reach.
+    """
+    menu = int(fit[13])
+    activation = m * k * formats.activation_bytes
+    weights = n * k * formats.weight_bytes
+    resident = residency(fit[7] * weights + activation, machine.cache_bytes)
+    traffic = activation + weights + m * n * formats.output_bytes
+    stream_s = traffic / machine.bandwidth_bytes_per_s * (1.0 - resident + resident / fit[6])
+    rate = machine.flops_per_s / machine.processors * fit[1]
+    best, compute_s, memory_s, split_s = 1e30, 0.0, 0.0, 0.0
+    height, width, splits, waves = 0.0, 0.0, 1.0, 1.0
+    for choice in range(MENU_TILES[menu]):
+        tall, wide = TILES[choice]
+        tiles = pieces(m, tall) * pieces(n, wide)
+        tile_s = FLOPS_PER_MAC * tall * wide / (rate * (tall * wide / 16384.0) ** fit[2])
+        split = 1
+        while split <= MENU_SPLIT[menu]:
+            blocks = tiles * split
+            rounds = pieces(blocks, machine.processors)
+            busy_s = rounds * tile_s * (k / split + fit[3])
+            active = min(1.0, blocks / machine.processors)
+            read_s = stream_s / min(fit[4], fit[5] * active)
+            merge_s = 0.0
+            if split > 1:
+                merge_s = fit[8] + fit[9] * SPLIT_BYTES * m * n * split / machine.bandwidth_bytes_per_s
+            total = max(busy_s, read_s) + 0.2 * min(busy_s, read_s) + merge_s
+            if total < best:
+                best, compute_s, memory_s, split_s = total, busy_s, read_s, merge_s
+                height, width, splits, waves = tall, wide, float(split), blocks / machine.processors
+            split *= 2
+            if k / split < 128.0 or rounds > 1.0:
+                break
+    quantise_s = 0.0
+    if formats.activation_bytes < 2.0:
+        quantise_s = fit[12] + fit[11] * m * k * (2.0 + formats.activation_bytes) / machine.bandwidth_bytes_per_s
+    seconds = fit[0] + smooth_max(compute_s, memory_s, fit[10]) + split_s + quantise_s
+    rounds = np.ceil(waves)
+    return (
+        seconds,
+        compute_s / memory_s,
+        waves / rounds,
+        rounds,
+        height,
+        width,
+        splits,
+        weights / machine.cache_bytes,
+        (m % height) / height,
+        (n % width) / width,
+        quantise_s / seconds,
+    )
+
+
+@kernel
+def distinct_experts(copies, experts):
+    """Return how many of `experts` equally likely experts at least one of `copies` routed tokens reaches."""
+    if experts <= 1.0:
+        return min(1.0, copies)
+    return experts * (1.0 - (1.0 - 1.0 / experts) ** copies)
+
+
+@kernel
+def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
+    """Return the seconds of one fused expert layer for m tokens entering the rank.
+
+    `inter` and `experts` are global; the rank holds experts / ep of them and inter / tp of each. `uneven` is 0 for a
+    balanced router, else the exponent of the power law of tokens over experts. `matrices` is 3 for a gated
+    activation, 2 for a plain one.
+    """
+    return moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit)[0]
+
+
+@kernel
+def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
+    """Return moe's seconds, then (compute / memory, wave fill, waves, tile height, tokens per expert, ...).
+
+    Distinct experts read their weights once; tokens of an expert are padded to the tile height; activations move for
+    the local copies and, in kernels that permute globally, for all m topk routed copies.
+    """
+    local = max(1.0, experts / ep)
+    width = inter / tp
+    columns = matrices * width
+    copies = m * topk / ep
+    reached = min(local, distinct_experts(copies, local))
+    load = fit[11]
+    if uneven > 0.0:
+        reached = min(local, max(1.0, reached * fit[13]))
+        load = fit[12]
+    if ep > 1.0:
+        copies *= 1.0 + load * (1.0 - 1.0 / ep)
+    per_expert = copies / max(reached, 1e-9)
+    weights = reached * columns * hidden * formats.weight_bytes
+    moved = (hidden * (formats.activation_bytes + 2.0) + columns * 2.0) * copies
+    routed = m * topk * (hidden + width) * 2.0
+    resident = residency(weights, machine.cache_bytes)
+    traffic = weights * (1.0 - resident + resident / fit[5]) + fit[6] * moved + fit[7] * routed
+    rate = machine.flops_per_s / machine.processors * fit[1]
+    code = int(fit[14])
+    best, compute_s, memory_s, height, waves = 1e30, 0.0, 0.0, 0.0, 1.0
+    for choice in range(4):
+        if code >= 0 and choice != code:
+            continue
+        tall = MOE_HEIGHTS[choice]
+        tiles = reached * pieces(per_expert, tall)
+        blocks = tiles * pieces(columns, 128.0)
+        rounds = pieces(blocks, machine.processors)
+        efficiency = (tall / 128.0) ** fit[2]
+        busy_s = max(rounds, 0.5 * (rounds + blocks / machine.processors)) * (
+            FLOPS_PER_MAC * tall * 128.0 * (hidden + fit[9]) / (rate * efficiency)
+        )
+        active = min(1.0, blocks / machine.processors)
+        read_s = traffic / machine.bandwidth_bytes_per_s / min(fit[3], fit[4] * active)
+        total = max(busy_s, read_s) + 0.2 * min(busy_s, read_s)
+        if total < best:
+            best, compute_s, memory_s, height, waves = total, busy_s, read_s, tall, blocks / machine.processors
+    rounds = np.ceil(waves)
+    seconds = fit[0] + fit[8] * reached + smooth_max(compute_s, memory_s, fit[10])
+    return (
+        seconds,
+        compute_s / memory_s,
+        waves / rounds,
+        rounds,
+        height,
+        per_expert,
+        per_expert % height / height,
+        reached,
+        reached / local,
+        weights / machine.cache_bytes,
+        routed / traffic,
+    )
+
+
+@kernel
+def roofline(flops, moved_bytes, rows, machine, fit):
+    """Return the seconds of an operator known only by its FLOP, its bytes and its independent rows of work."""
+    return roofline_traits(flops, moved_bytes, rows, machine, fit)[0]
+
+
+@kernel
+def roofline_traits(flops, moved_bytes, rows, machine, fit):
+    """Return roofline's seconds, then (compute / memory, cache fill); efficiencies saturate with the work at hand."""
+    resident = residency(moved_bytes, machine.cache_bytes)
+    stream_bytes = moved_bytes * (1.0 - resident + resident / fit[6])
+    compute_s = (flops + fit[3] * (flops / (flops + fit[3]) if flops > 0.0 else 0.0)) / (machine.flops_per_s * fit[1])
+    memory_s = (stream_bytes + fit[4] * (moved_bytes / (moved_bytes + fit[4]))) / (
+        machine.bandwidth_bytes_per_s * fit[2]
+    )
+    waves_s = fit[5] * pieces(rows, machine.processors)
+    seconds = fit[0] + smooth_max(compute_s, memory_s, fit[7]) + waves_s
+    return seconds, compute_s / max(memory_s, 1e-12), moved_bytes / max(machine.cache_bytes, 1.0), waves_s / seconds
+
+
+@kernel
+def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
+    """Return the seconds of one collective over `devices` devices on `nodes` nodes, message of `moved_bytes`.
+
+    `rings` is how many times a ring passes the message (all-reduce 2, else 1); `all_pairs` is 1 where every device
+    sends to every other at once. The faster of two protocols is taken, smoothly: one of low latency and little
+    bandwidth, one of full bandwidth; across nodes each adds its hops and the slower link.
+    """
+    if devices <= 1.0:
+        return 0.0
+    share = (devices - 1.0) / devices * rings
+    hops = devices - 1.0
+    bulk_s = fit[0] + fit[1] * hops + share * moved_bytes / fit[2]
+    eager_s = fit[3] + fit[4] * hops + (share * (1.0 - all_pairs) + all_pairs) * moved_bytes / fit[5]
+    between_s = (nodes - 1.0) * fit[6] + (moved_bytes * rings / fit[7] if nodes > 1.0 else 0.0)
+    slower, faster = max(bulk_s, eager_s), min(bulk_s, eager_s)
+    return faster * (1.0 + (faster / slower) ** fit[8]) ** (-1.0 / fit[8]) + between_s
