@@ -1,0 +1,58 @@
+"""The flags that commands share, each defined once."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Name(click.ParamType[str]):
+    """A name of a catalogue, completed by the shell; several joined by commas where `several`."""
+
+    def __init__(self, kind: str, several: bool = False) -> None:
+        self.name, self.several = kind, several
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the catalogue's names that begin as typed."""
+        typed = incomplete.rpartition(",")[2] if self.several else incomplete
+        before = incomplete[: len(incomplete) - len(typed)]
+        return [CompletionItem(before + name) for name in _names(self.name) if name.startswith(typed)]
+
+
+def json_flag(function: Function) -> Function:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object (schema plan/1).")(function)
+
+
+def folder_option(function: Function) -> Function:
+    """Add -o DIR."""
+    return click.option(
+        "-o", "--out", "folder", metavar="DIR", type=click.Path(file_okay=False), help="Also write files here."
+    )(function)
+
+
+def model_option(required: bool = True) -> Callable[[Function], Function]:
+    """Return a decorator that adds --model."""
+    return click.option(
+        "--model", type=Name("model"), metavar="NAME", required=required, help="Catalogue name, or a local config.json."
+    )
+
+
+def slo_option(function: Function) -> Function:
+    """Add --slo, repeatable."""
+    return click.option(
+        "--slo", "slo", multiple=True, metavar="PROMISE", help='A promise, as "ttft:p99<=2s"; repeat for more.'
+    )(function)
+
+
+def _names(kind: str) -> tuple[str, ...]:
+    if kind == "device":
+        from models import device
+
+        return device.names()
+    from models import llm
+
+    return llm.names()

@@ -1,0 +1,128 @@
+"""`plan simulate`: replay a trace on a fleet that a plan.json or fleet.yaml describes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planners.commands.envelope import Answer, give
+from planners.commands.options import folder_option, json_flag, slo_option
+from planners.commands.tables import seconds, table
+
+if TYPE_CHECKING:
+    from planners.slo import Slo
+    from simulator.run import Run
+    from traces import Trace
+
+
+@click.command()
+@click.argument("trace", required=False)
+@click.option("--fleet", "fleet", required=True, metavar="FILE", help="plan.json or fleet.yaml.")
+@slo_option
+@folder_option
+@json_flag
+def simulate(trace: str | None, fleet: str, slo: tuple[str, ...], folder: str | None, as_json: bool) -> None:
+    """Replay TRACE on the fleet of a plan.json or fleet.yaml; the bundled sample where no TRACE is named.
+
+    Exit code 1 where a promise is broken, be it of --slo or of the file. With -o, requests.parquet is written.
+    """
+    from time import process_time
+
+    from planners import fleet_file
+    from planners.slo import broken, parse_all
+    from simulator.replay import replay
+
+    read = fleet_file.read(fleet)
+    slos = parse_all(slo) if slo else read.slos
+    requests = read_trace(trace)
+    started_s = process_time()
+    run = replay(requests, read.fleet)
+    timings = {"simulate_cpu_s": process_time() - started_s}
+    if folder:
+        write_requests(run, Path(folder))
+    inputs = {"trace": trace_facts(requests), "fleet": str(fleet), "slo": [str(each) for each in slos]}
+    missed = broken(run, slos)
+    answer = Answer("simulate", inputs, result_of(run, slos), tuple(f"{each} is broken" for each in missed), timings)
+    give(answer, as_json, words(run, slos))
+    if missed:
+        raise click.exceptions.Exit(1)
+
+
+def read_trace(path: str | None) -> "Trace":
+    """Return the trace in a file, or the bundled sample for None."""
+    import traces
+
+    return traces.sample() if path is None else traces.read(path)
+
+
+def trace_facts(trace: "Trace") -> dict[str, Any]:
+    """Return what identifies a trace and says how large it is."""
+    return {
+        "name": trace.name,
+        "requests": len(trace),
+        "span_s": trace.span_s,
+        "sha256": trace.metadata.get("sha256"),
+        "identity": trace.identity,
+    }
+
+
+def write_requests(run: "Run", folder: Path) -> Path:
+    """Write requests.parquet into a folder, made if need be."""
+    from planners.report import requests_table
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "requests.parquet"
+    requests_table.write(run, path)
+    return path
+
+
+def result_of(run: "Run", slos: "tuple[Slo, ...]") -> dict[str, Any]:
+    """Return the figures of a run under the keys of schema plan/1."""
+    return {
+        "usd": run.usd,
+        "usd_per_hour": run.fleet.usd_per_hour,
+        "pools": [
+            {"engine": pool.engine.name, "replicas": pool.replicas, "usd_per_hour": pool.usd_per_hour, "busy": busy}
+            for pool, busy in zip(run.fleet.pools, run.busy_fraction(), strict=True)
+        ],
+        "slo": run.latency_s(),
+        "attainment": attainment(run, slos),
+        "requests": run.counts(),
+        "span_s": run.span_s,
+    }
+
+
+def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float | None:
+    """Return the fraction of requests that kept every promise's limit; None where nothing is promised."""
+    from planners.slo import limit_s
+
+    if not slos:
+        return None
+    return float(run.keeps({slo.metric: limit_s(slos, slo.metric) for slo in slos}).mean())
+
+
+def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
+    """Return a run as a short table for people."""
+    latency = run.latency_s()
+    rows = [["", *("p50", "p90", "p99")]]
+    rows += [[name.upper(), *(seconds(value) for value in latency[name].values())] for name in latency]
+    counts = run.counts()
+    lines = [
+        f"Trace     {run.trace.name}: {counts['arrived']} requests in {run.trace.span_s:.0f} s",
+        *(
+            f"Pool      {pool.replicas} x {pool.engine.name}, busy {busy:.0%}"
+            for pool, busy in zip(run.fleet.pools, run.busy_fraction(), strict=True)
+        ),
+        f"Requests  {counts['finished']} finished, {counts['rejected']} rejected",
+        f"Cost      {run.usd:.2f} USD for {run.span_s:.0f} s at {run.fleet.usd_per_hour:.2f} USD/h",
+        "",
+        table(rows, right=[1, 2, 3]),
+    ]
+    kept = attainment(run, slos)
+    if kept is not None:
+        from planners.slo import broken
+
+        missed = broken(run, slos)
+        verdict = f"breaks {', '.join(map(str, missed))}" if missed else "every promise holds"
+        lines += ["", f"Promises  {verdict}; {kept:.2%} of requests keep all limits"]
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""requests.parquet: one row a request of a run, times in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+
+from models.step import PICOSECONDS_PER_SECOND
+from simulator.run import Run
+
+SCHEMA = b"requests/1"
+
+
+def write(run: Run, path: Path) -> None:
+    """Write every request of a run: when it came, where it went, how long it took; null where it was not served."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: _column(pa, values) for name, values in columns(run).items()})
+    labels = {b"schema": SCHEMA, b"trace": run.trace.identity.encode()}
+    pq.write_table(table.replace_schema_metadata(labels), path, compression="zstd")
+
+
+def columns(run: Run) -> dict[str, np.ndarray]:
+    """Return the columns of the table, each with one entry per request."""
+    rows, lanes = run.state.requests, run.state.lanes
+    served = rows["lane"] >= 0
+    place = np.maximum(rows["lane"], 0)
+    return {
+        "arrival_s": rows["arrival_ps"] / PICOSECONDS_PER_SECOND,
+        "input_tokens": rows["input_tokens"],
+        "output_tokens": rows["output_tokens"],
+        "pool": np.where(served, lanes["pool"][place], -1),
+        "replica": np.where(served, lanes["replica"][place], -1),
+        "is_finished": run.is_finished,
+        "preemptions": rows["preemptions"],
+        "queue_s": run.queue_s,
+        "ttft_s": run.ttft_s,
+        "tpot_s": run.tpot_s,
+        "e2e_s": run.e2e_s,
+    }
+
+
+def _column(arrow, values: np.ndarray):  # type: ignore[no-untyped-def]
+    if values.dtype.kind == "f":
+        return arrow.array(values, mask=~np.isfinite(values))
+    return arrow.array(np.ascontiguousarray(values))
