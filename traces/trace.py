@@ -50,6 +50,13 @@ class Ragged:
         positions = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(offsets, self.values[positions])
 
+    def heads(self, most: Array) -> "Ragged":
+        """Return the first `most[i]` values of each row i."""
+        lengths = np.minimum(self.lengths, most)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        positions = np.repeat(self.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(offsets, self.values[positions])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:

@@ -10,7 +10,7 @@ import numpy as np
 
 from traces.joining import copied, groups_of, merge, with_arrivals
 from traces.statistics import quantum_s as clock_step_s
-from traces.trace import NS_PER_S, Array, Ragged, Trace, take
+from traces.trace import MISSING, NS_PER_S, Array, Labels, Ragged, Trace, take
 
 LEAST_JITTER_S = 5.0
 
@@ -31,8 +31,8 @@ def thin(trace: Trace, keep_fraction: float, seed: int, by: str | None = "auto")
 def amplify(trace: Trace, factor: float, seed: int, jitter_s: float | None = None, by: str | None = "auto") -> Trace:
     """Return each request (or group) a Poisson(factor) number of times, each copy moved by up to jitter_s either way.
 
-    For windows well above the jitter IDC'(w) = 1 + factor (IDC(w) - 1) + what Poisson adds: the rate keeps its shape,
-    as if factor times as many users had the same common driver. Copies have sessions and blocks of their own.
+    A count N becomes Poisson(factor N), so IDC'(w) = 1 + factor IDC(w) for windows well above the jitter; the rate
+    keeps its shape, as if factor times as many users had one driver. Copies have sessions and blocks of their own.
     """
     _check(factor > 0, f"factor {factor} is not above 0")
     jitter_s = max(LEAST_JITTER_S, 2 * clock_step_s(trace)) if jitter_s is None else jitter_s
@@ -108,14 +108,19 @@ def restamp_poisson(trace: Trace, seed: int) -> Trace:
 
 
 def slice_time(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
-    """Return the requests that arrive in [start_s, end_s), time counted from start_s; a prefix cache starts cold."""
+    """Return the requests that arrive in [start_s, end_s), time counted from start_s.
+
+    A prefix cache starts cold: metadata has warm_from_s, the time cut off in front, and left_censored_sessions, the
+    number of sessions of which only the rest is here.
+    """
     start_ns = round(start_s * NS_PER_S)
     end_ns = int(trace.arrival_ns[-1]) + 1 if end_s is None else round(end_s * NS_PER_S)
     first, last = np.searchsorted(trace.arrival_ns, [start_ns, end_ns])
     _check(first < last, f"no request arrives between {start_s} s and {end_s} s of {trace.span_s} s")
     part = take(trace, np.arange(first, last))
     t0_ns = trace.metadata.get("t0_ns")
-    metadata = {**part.metadata, "t0_ns": t0_ns + start_ns if isinstance(t0_ns, int) else None}
+    metadata = {**part.metadata, "t0_ns": t0_ns + start_ns if isinstance(t0_ns, int) else None, "warm_from_s": start_s}
+    metadata["left_censored_sessions"] = _sessions_cut(trace, int(first), int(last))
     moved = replace(part, arrival_ns=part.arrival_ns - start_ns, metadata=metadata)
     return _recorded(moved, "slice_time", {"start_s": start_s, "end_s": end_s})
 
@@ -185,6 +190,67 @@ def scale_lengths(
     return _recorded(changed, "scale_lengths", about)
 
 
+def clamp(trace: Trace, most_input_tokens: int | None = None, most_output_tokens: int | None = None) -> Trace:
+    """Return the trace with lengths above a limit brought down to it, as a gateway would; blocks beyond it are cut."""
+    limits = {"input_tokens": most_input_tokens, "output_tokens": most_output_tokens}
+    cut = {name: np.minimum(getattr(trace, name), most) for name, most in limits.items() if most is not None}
+    columns = dict(trace.columns)
+    blocks, size = columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
+    if isinstance(blocks, Ragged) and isinstance(size, int) and "input_tokens" in cut:
+        columns["prefix_blocks"] = blocks.heads(-(-cut["input_tokens"].astype(np.int64) // size))
+    return _recorded(replace(trace, columns=columns, **cut), "clamp", limits)
+
+
+def shift(trace: Trace, by_s: float) -> Trace:
+    """Return the trace moved later by by_s >= 0: its first arrival no longer at zero."""
+    _check(by_s >= 0, f"by_s {by_s} is below 0")
+    moved = trace.arrival_ns + round(by_s * NS_PER_S)
+    return _recorded(replace(trace, arrival_ns=moved), "shift", {"by_s": by_s})
+
+
+def inject_burst(trace: Trace, start_s: float, length_s: float, factor: float, seed: int) -> Trace:
+    """Return the trace with the requests of [start_s, start_s + length_s) factor >= 1 times as many.
+
+    What is added are rows of that stretch, drawn with replacement, at uniform times in it and with ids of their own.
+    """
+    _check(factor >= 1, f"factor {factor} is below 1")
+    bounds_ns = [round(start_s * NS_PER_S), round((start_s + length_s) * NS_PER_S)]
+    first, last = np.searchsorted(trace.arrival_ns, bounds_ns)
+    _check(first < last, f"no request arrives between {start_s} s and {start_s + length_s} s of {trace.span_s} s")
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(first, last, rng.poisson((factor - 1) * (last - first)))
+    times = rng.integers(bounds_ns[0], min(bounds_ns[1], int(trace.arrival_ns[-1]) + 1), len(rows))
+    added = with_arrivals(take(copied(trace, 1), rows), times)
+    about = {"start_s": start_s, "length_s": length_s, "factor": factor}
+    return _recorded(merge([trace, added]), "inject_burst", about, seed)
+
+
+def sessionise(trace: Trace, gap_s: float, by: str) -> Trace:
+    """Return the trace with sessions inferred: requests of one `by` (a column of labels) until a gap above gap_s.
+
+    Rows without a label have no session. metadata["sessions"] says that they are inferred.
+    """
+    labels = trace.columns.get(by)
+    if not isinstance(labels, Labels):
+        raise ValueError(f"trace {trace.name!r} has no labels {by!r} to infer sessions from")
+    order = np.lexsort((trace.arrival_ns, labels.codes))
+    codes, times = labels.codes[order], trace.arrival_ns[order]
+    starts = np.ones(len(trace), bool)
+    starts[1:] = (codes[1:] != codes[:-1]) | (np.diff(times) > gap_s * NS_PER_S)
+    numbers = np.empty(len(trace), np.int64)
+    numbers[order] = np.cumsum(starts) - 1
+    turns = np.empty(len(trace), np.int64)
+    turns[order] = np.arange(len(trace)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    known = labels.codes >= 0
+    first_seen, dense = np.unique(numbers[known], return_index=True)[1], np.full(len(trace), MISSING, np.int32)
+    rank = np.argsort(np.argsort(first_seen))
+    dense[known] = rank[np.unique(numbers[known], return_inverse=True)[1]]
+    sessions = Labels(dense, tuple(str(number) for number in range(len(first_seen))))
+    columns = {**trace.columns, "session_id": sessions, "turn": np.where(known, turns, MISSING)}
+    made = replace(trace, columns=columns, metadata={**trace.metadata, "sessions": "inferred"})
+    return _recorded(made, "sessionise", {"gap_s": gap_s, "by": by})
+
+
 def _recorded(trace: Trace, operation: str, parameters: Mapping[str, object], seed: int | None = None) -> Trace:
     step: dict[str, object] = {"operation": operation, "parameters": dict(parameters)}
     step |= {} if seed is None else {"seed": seed}
@@ -204,6 +270,14 @@ def _period_ns(trace: Trace) -> int:
 def _reflected(times_ns: Array, last_ns: int) -> Array:
     inside = np.abs(times_ns)
     return np.clip(np.where(inside > last_ns, 2 * last_ns - inside, inside), 0, last_ns)
+
+
+def _sessions_cut(trace: Trace, first: int, last: int) -> int:
+    sessions = trace.columns.get("session_id")
+    if not isinstance(sessions, Labels):
+        return 0
+    before, inside = np.unique(sessions.codes[:first]), np.unique(sessions.codes[first:last])
+    return int(np.count_nonzero(np.intersect1d(before, inside) >= 0))
 
 
 def _scaled(tokens: Array, factor: float, most: int) -> Array:
