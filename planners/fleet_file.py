@@ -1,10 +1,10 @@
-"""fleet.yaml: a fleet that someone wrote down, in a form as small as model, router and pools."""
+"""A fleet from a file: plan.json as a command wrote it, or fleet.yaml as a person did: model, router and pools."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from planners import marked_yaml
+from planners import marked_yaml, plan_file
 from planners.slo import Slo
 
 if TYPE_CHECKING:
@@ -53,8 +53,15 @@ class ReadFleet:
 
 
 def read(path: str | Path) -> ReadFleet:
-    """Return the fleet that a fleet.yaml describes; ValueError lists all its mistakes as FILE:LINE:COLUMN."""
+    """Return the fleet of a plan.json or fleet.yaml; ValueError lists all mistakes as FILE:LINE:COLUMN."""
     text = Path(path).read_text(encoding="utf-8")
+    if plan_file.is_plan(text):
+        saved = plan_file.parse(path, text)
+        return ReadFleet(saved.plan.fleet(), saved.slos)
+    return _from_lines(path, text)
+
+
+def _from_lines(path: str | Path, text: str) -> ReadFleet:
     written = marked_yaml.parse(str(path), text, FleetFile)
     mistakes = []
     pools = []

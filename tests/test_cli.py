@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from planners import cli
+from planners.answer import Answer, plain
 from planners.cli import COMMANDS, LazyGroup, main
-from planners.commands.envelope import Answer, plain
 
 HEAVY = ("pandas", "numba", "ortools", "matplotlib", "scipy", "numpy", "pyarrow", "rich", "pydantic", "yaml")
 

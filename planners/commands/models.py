@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planners.commands.envelope import Answer, give
+from planners.answer import Answer
+from planners.commands.envelope import give
 from planners.commands.options import Name, json_flag
 from planners.commands.tables import quantity, table
 

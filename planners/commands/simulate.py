@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planners.commands.envelope import Answer, give
+from planners.answer import Answer
+from planners.commands.envelope import give
 from planners.commands.options import folder_option, json_flag, slo_option
 from planners.commands.tables import seconds, table
 
@@ -29,6 +30,7 @@ def simulate(trace: str | None, fleet: str, slo: tuple[str, ...], folder: str | 
     from time import process_time
 
     from planners import fleet_file
+    from planners.plan_file import trace_facts
     from planners.slo import broken, parse_all
     from simulator.replay import replay
 
@@ -53,17 +55,6 @@ def read_trace(path: str | None) -> "Trace":
     import traces
 
     return traces.sample() if path is None else traces.read(path)
-
-
-def trace_facts(trace: "Trace") -> dict[str, Any]:
-    """Return what identifies a trace and says how large it is."""
-    return {
-        "name": trace.name,
-        "requests": len(trace),
-        "span_s": trace.span_s,
-        "sha256": trace.metadata.get("sha256"),
-        "identity": trace.identity,
-    }
 
 
 def write_requests(run: "Run", folder: Path) -> Path:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.step import PICOSECONDS_PER_SECOND
 from simulator.run import Run
+from traces.trace import NS_PER_S
 
 SCHEMA = b"requests/1"
 
@@ -22,17 +22,16 @@ def write(run: Run, path: Path) -> None:
 
 def columns(run: Run) -> dict[str, np.ndarray]:
     """Return the columns of the table, each with one entry per request."""
-    rows, lanes = run.state.requests, run.state.lanes
-    served = rows["lane"] >= 0
-    place = np.maximum(rows["lane"], 0)
+    place = np.maximum(run.outcome.lane, 0)
+    is_routed = run.outcome.lane >= 0
     return {
-        "arrival_s": rows["arrival_ps"] / PICOSECONDS_PER_SECOND,
-        "input_tokens": rows["input_tokens"],
-        "output_tokens": rows["output_tokens"],
-        "pool": np.where(served, lanes["pool"][place], -1),
-        "replica": np.where(served, lanes["replica"][place], -1),
+        "arrival_s": run.trace.arrival_ns / NS_PER_S,
+        "input_tokens": run.trace.input_tokens,
+        "output_tokens": run.trace.output_tokens,
+        "pool": np.where(is_routed, run.lanes["pool"][place], -1),
+        "replica": np.where(is_routed, run.lanes["replica"][place], -1),
         "is_finished": run.is_finished,
-        "preemptions": rows["preemptions"],
+        "preemptions": run.outcome.preemptions,
         "queue_s": run.queue_s,
         "ttft_s": run.ttft_s,
         "tpot_s": run.tpot_s,

@@ -1,0 +1,106 @@
+"""plan.json: a plan with all that is needed to make it again, the same bytes every time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planners.answer import SCHEMA, Answer
+from planners.slo import Slo, parse_all
+
+if TYPE_CHECKING:
+    from models.llm import Llm
+    from planners.plan import Plan
+    from traces import Trace
+
+COMMAND = "fleet"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """What plan.json holds: the plan, its model and promises, and the inputs as they were given."""
+
+    plan: "Plan"
+    llm: "Llm"
+    slos: tuple[Slo, ...]
+    inputs: Mapping[str, Any]
+
+
+def inputs_of(
+    trace: "Trace",
+    path: str | None,
+    model: str,
+    slos: tuple[Slo, ...],
+    devices: tuple[str, ...] | None,
+    seed: int,
+    analytic: bool = False,
+) -> dict[str, Any]:
+    """Return what a plan is made from; path None means the bundled sample."""
+    return {
+        "trace": {"path": path, **trace_facts(trace)},
+        "model": model,
+        "slo": [str(slo) for slo in slos],
+        "devices": None if devices is None else list(devices),
+        "seed": seed,
+        "analytic": analytic,
+    }
+
+
+def trace_facts(trace: "Trace") -> dict[str, Any]:
+    """Return what identifies a trace and says how large it is."""
+    return {
+        "name": trace.name,
+        "requests": len(trace),
+        "span_s": trace.span_s,
+        "sha256": trace.metadata.get("sha256"),
+        "identity": trace.identity,
+    }
+
+
+def text_of(plan: "Plan", inputs: Mapping[str, Any]) -> str:
+    """Return the text of plan.json; it holds no clock, so the same inputs give the same bytes."""
+    return Answer(COMMAND, inputs, plan.result(), plan.notes).to_json() + "\n"
+
+
+def is_plan(text: str) -> bool:
+    """Say whether a text is the JSON object that a command of schema plan/1 wrote."""
+    return text.lstrip().startswith("{") and f'"{SCHEMA}"' in text[:200]
+
+
+def read(path: str | Path) -> SavedPlan:
+    """Return the plan in a plan.json; ValueError says what is wrong with the file and where."""
+    return parse(path, Path(path).read_text(encoding="utf-8"))
+
+
+def parse(path: str | Path, text: str) -> SavedPlan:
+    """Return the plan in the text of a plan.json."""
+    from models import llm
+    from planners.plan import from_result
+
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "pools" not in content.get("result", {}):
+        raise ValueError(f'{path}:1:1: not a plan.json; expected "schema": "{SCHEMA}" and a "result" with "pools"')
+    try:
+        inputs = content["inputs"]
+        model = llm.load(_beside(path, inputs["model"]))
+        return SavedPlan(from_result(content["result"], model), model, parse_all(inputs["slo"]), inputs)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}:1:1: not a whole plan.json: {error} is missing or of the wrong kind") from None
+
+
+def read_trace(inputs: Mapping[str, Any], beside: str | Path) -> "Trace":
+    """Return the trace that a plan.json names, looked for from here and from the file's own folder."""
+    import traces
+
+    path = inputs["trace"]["path"]
+    return traces.sample() if path is None else traces.read(_beside(beside, path))
+
+
+def _beside(file: str | Path, name: str) -> str:
+    """Return a path as given where it exists from here, else as seen from a file's folder where that exists."""
+    seen = Path(file).parent / name
+    return str(seen) if not Path(name).exists() and seen.exists() else name
