@@ -11,8 +11,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_FILES = (
-    *("models/operators.py", "models/attention.py", "models/calibration/batch.py", "models/calibration/residual.py"),
-    *("models/step.py", "simulator/dataplane.py"),
+    *("models/operators.py", "models/attention.py", "models/step.py"),
+    *("models/calibration/batch.py", "models/calibration/residual.py"),
+    *("simulator/dataplane.py", "simulator/layout.py", "simulator/routing.py"),
+    *("simulator/tournament.py", "simulator/turnover.py"),
 )
 
 
@@ -59,14 +61,18 @@ _NUMBA, _CAN_CACHE = _load_numba()
 
 
 def kernel(function: Function) -> Function:
-    """Compile a function for the data plane, once per machine and source version."""
-    compiled: Function = _NUMBA.njit(cache=_CAN_CACHE, error_model="numpy")(function)
+    """Compile a function for the data plane, once per machine and source version.
+
+    It may use the arrays that it is given but make none: so it need not count references, which would take longer
+    than its sums.
+    """
+    compiled: Function = _NUMBA.njit(cache=_CAN_CACHE, error_model="numpy", _nrt=False)(function)
     return compiled
 
 
 def inner_kernel(function: Function) -> Function:
     """Compile a function that only other kernels call: it has no Python entry, which would take long to compile."""
     compiled: Function = _NUMBA.njit(
-        cache=_CAN_CACHE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+        cache=_CAN_CACHE, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
     )(function)
     return compiled

@@ -3,7 +3,8 @@
 Whole picoseconds make sums exact: a run of steps taken in one go ends at the very instant that single steps reach.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ ALONE, BESIDE_PREFILL = 0, 1
 
 
 class StepTable(NamedTuple):
-    """What the steps of one or more Engines cost; the first axis is the engine.
+    """What the steps of an Engine cost; the first axis, of length one, is the engine.
 
     token_ps[e, tokens] is all that depends on the new tokens alone: projections, experts, collectives, host.
     sequence_ps[e, sequences] is the head, the sampler and the host's work per scheduled sequence.
@@ -40,67 +41,86 @@ class StepTable(NamedTuple):
     window_tokens: Int64
 
 
-def stack(tables: list[StepTable]) -> StepTable:
-    """Put the tables of several Engines on one engine axis, padded with zeros to the largest."""
-    return StepTable(*(_stack_padded(columns) for columns in zip(*tables, strict=True)))
+# Where an Engine's prices lie in one flat array: kernels are handed two small things instead of nine tables.
+PRICED = [
+    ("token_at", "i8"),
+    ("sequence_at", "i8"),
+    ("alone_at", "i8"),  # [sequences, cell, (price, growth per token)]
+    ("beside_at", "i8"),
+    ("cells", "i8"),
+    ("cell_shift", "i8"),
+    ("prefill_at", "i8"),  # [chunk, (price, growth per past token, growth per past token in a window)]
+    ("window_tokens", "i8"),
+]
 
 
-def _stack_padded(arrays: tuple[Int64, ...]) -> Int64:
-    shape = np.max([array.shape for array in arrays], axis=0)
-    shape[0] = sum(array.shape[0] for array in arrays)
-    stacked = np.zeros(shape, np.int64)
-    first = 0
-    for array in arrays:
-        corner = (slice(first, first + array.shape[0]), *(slice(0, size) for size in array.shape[1:]))
-        stacked[corner] = array
-        first += array.shape[0]
-    return stacked
+def pack(tables: Sequence[StepTable]) -> tuple[npt.NDArray[Any], Int64]:
+    """Return the tables' places, a record of PRICED each, and all their prices in one flat array [ps]."""
+    places = np.zeros(len(tables), np.dtype(PRICED, align=True))
+    parts: list[Int64] = []
+    size = 0
+    for place, table in zip(places, tables, strict=True):
+        decode = np.stack([table.decode_ps[0], table.decode_slope_ps[0]], axis=-1)
+        prefill = np.stack([table.prefill_ps[0], table.prefill_slope_ps[0], table.window_slope_ps[0]], axis=-1)
+        place["cells"], place["cell_shift"] = decode.shape[2], table.cell_shift[0]
+        place["window_tokens"] = table.window_tokens[0]
+        for name, part in (
+            ("token_at", table.token_ps[0]),
+            ("sequence_at", table.sequence_ps[0]),
+            ("alone_at", decode[ALONE]),
+            ("beside_at", decode[BESIDE_PREFILL]),
+            ("prefill_at", prefill),
+        ):
+            place[name] = size
+            parts.append(part.ravel())
+            size += part.size
+    return places, np.concatenate(parts)
 
 
 @kernel
-def decode_ps(table, engine, beside, sequences, context_tokens):
+def decode_ps(prices, place, beside, sequences, context_tokens):
     """Return the attention time of `sequences` decodes that read `context_tokens` of KV in all."""
-    shift = table.cell_shift[engine]
-    cell = context_tokens >> shift
-    inside = context_tokens - (cell << shift)
-    return (
-        table.decode_ps[engine, beside, sequences, cell]
-        + table.decode_slope_ps[engine, beside, sequences, cell] * inside
-    )
+    cell = context_tokens >> place.cell_shift
+    start = place.beside_at if beside else place.alone_at
+    at = start + 2 * (sequences * place.cells + cell)
+    return prices[at] + prices[at + 1] * (context_tokens - (cell << place.cell_shift))
 
 
 @kernel
-def prefill_ps(table, engine, chunk_tokens, past_tokens):
+def prefill_ps(prices, place, chunk_tokens, past_tokens):
     """Return the attention time of one prefill chunk that follows `past_tokens` already in the KV cache."""
-    return (
-        table.prefill_ps[engine, chunk_tokens]
-        + table.prefill_slope_ps[engine, chunk_tokens] * past_tokens
-        + table.window_slope_ps[engine, chunk_tokens] * min(past_tokens, table.window_tokens[engine])
-    )
+    at = place.prefill_at + 3 * chunk_tokens
+    return prices[at] + prices[at + 1] * past_tokens + prices[at + 2] * min(past_tokens, place.window_tokens)
 
 
 @kernel
-def decode_run_ps(table, engine, sequences, context_tokens, steps, limit_ps):
+def decode_run_ps(prices, place, sequences, context_tokens, steps, limit_ps):
     """Run up to `steps` decode steps and stop after the first that ends later than `limit_ps`.
 
     `context_tokens` is the KV held before the first step; each step reads one more token per sequence.
     Within a cell the step time is an arithmetic progression, so the run is summed in closed form. Returns
     (steps taken, their time).
     """
-    shift = table.cell_shift[engine]
-    fixed_ps = table.token_ps[engine, sequences] + table.sequence_ps[engine, sequences]
+    shift = place.cell_shift
+    fixed_ps = prices[place.token_at + sequences] + prices[place.sequence_at + sequences]
+    row = place.alone_at + 2 * sequences * place.cells
     taken, elapsed_ps = 0, 0
+    context = context_tokens + sequences
     while taken < steps:
-        context = context_tokens + (taken + 1) * sequences
-        first_ps = fixed_ps + decode_ps(table, engine, ALONE, sequences, context)
-        growth_ps = table.decode_slope_ps[engine, ALONE, sequences, context >> shift] * sequences
-        in_cell = (((context >> shift) + 1 << shift) - 1 - context) // sequences + 1
-        count = min(in_cell, steps - taken)
+        cell = context >> shift
+        slope_ps = prices[row + 2 * cell + 1]
+        first_ps = fixed_ps + prices[row + 2 * cell] + slope_ps * (context - (cell << shift))
+        growth_ps = slope_ps * sequences
+        count = steps - taken
+        to_edge = (cell + 1 << shift) - 1 - context
+        if count * sequences > to_edge:
+            count = min(count, to_edge // sequences + 1)
         run_ps = count * first_ps + growth_ps * (count * (count - 1) // 2)
         if elapsed_ps + run_ps > limit_ps:
             count = _steps_beyond(first_ps, growth_ps, limit_ps - elapsed_ps)
             return taken + count, elapsed_ps + count * first_ps + growth_ps * (count * (count - 1) // 2)
         taken += count
+        context += count * sequences
         elapsed_ps += run_ps
     return taken, elapsed_ps
 

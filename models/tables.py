@@ -35,7 +35,7 @@ def step_table(engine: Engine, cost: Cost | None = None) -> StepTable:
     return StepTable(
         token_ps=_whole_ps(_token_s(engine, cost, framework))[None],
         sequence_ps=_whole_ps(_sequence_s(engine, cost, framework))[None],
-        decode_ps=edges[None],
+        decode_ps=edges[None, ..., :-1],
         decode_slope_ps=slopes[None],
         cell_shift=np.array([shift]),
         prefill_ps=_whole_ps(chunk_s)[None],

@@ -1,17 +1,19 @@
 """Replays a trace on a fleet: SimPy orders what decides, the data plane runs what merely happens."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import simpy
 
-from models.step import PICOSECONDS_PER_SECOND
-from simulator.dataplane import FAR, NONE, State, advance
+from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
+from simulator.dataplane import advance
 from simulator.fleet import Fleet
+from simulator.layout import FAR, NONE
 from simulator.routing import ROUTERS
 from simulator.run import Run
 from simulator.state import lay_out
+from simulator.turnover import CHUNK_REQUESTS, blank, clear_out, take_in, with_room
 from traces import Trace
 
 FOREVER_PS = FAR - 1
@@ -39,51 +41,95 @@ class FleetView(NamedTuple):
 Router = Callable[[RequestView, FleetView], int]
 
 
-def replay(trace: Trace, fleet: Fleet, *, router: Router | None = None, fast_forward: bool = True) -> Run:
+def replay(
+    trace: Trace,
+    fleet: Fleet,
+    *,
+    router: Router | None = None,
+    fast_forward: bool = True,
+    chunk_requests: int = CHUNK_REQUESTS,
+) -> Run:
     """Replay every request of a trace on a fleet until the last is finished or refused.
 
-    `router` is a function (RequestView, FleetView) -> lane that replaces the fleet's built-in one.
+    `router` is a function (RequestView, FleetView) -> lane that replaces the fleet's built-in one. Requests enter the
+    data plane so many at a time; the answer does not depend on how many.
     Raises ValueError for an unknown built-in router or a router that names no lane.
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
-    state = lay_out(trace, fleet, arrivals=0 if router else len(trace), fast_forward=fast_forward)
+    course = _Course(trace, fleet, fast_forward)
     environment = simpy.Environment(initial_time=0)
-    if router is None:
-        environment.process(_pump(environment, state))
-    else:
-        environment.process(_arrivals(environment, state, router))
+    environment.process(course.run(environment, router, chunk_requests))
     environment.run()
-    return Run(trace, fleet, state)
+    return Run(trace, fleet, course.outcome, course.state.lanes, course.state.clock)
 
 
-def _pump(environment: simpy.Environment, state: State) -> Generator[Any, Any, None]:
-    """Let the data plane run to whatever SimPy has next; with nothing there, to the end."""
-    while True:
-        horizon_ps = environment.peek()
-        advance(state, FOREVER_PS if horizon_ps == float("inf") else int(horizon_ps), NONE, NONE)
-        if horizon_ps == float("inf"):
-            return
-        yield environment.timeout(horizon_ps - environment.now)
+class _Course:
+    """One replay under way."""
 
+    def __init__(self, trace: Trace, fleet: Fleet, fast_forward: bool) -> None:
+        self.trace = trace
+        self.state, self.plan = lay_out(fleet, fast_forward=fast_forward)
+        self.outcome = blank(len(trace))
+        self.input_edges = np.asarray(fleet.input_edges, np.int64)
 
-def _arrivals(environment: simpy.Environment, state: State, router: Router) -> Generator[Any, Any, None]:
-    """Ask a Python router at every arrival, one crossing into compiled code each."""
-    arrivals_ps = state.requests["arrival_ps"].tolist()
-    inputs = state.requests["input_tokens"].tolist()
-    lanes = state.lanes
-    live = {name: lanes[name] for name in ("outstanding", "waiting", "running", "pool")}
-    live |= {"kv_tokens": lanes["context_tokens"], "kv_capacity_tokens": lanes["total_blocks"] * lanes["block_tokens"]}
-    now_ps = arrivals_ps[0] if arrivals_ps else 0
-    yield environment.timeout(now_ps)
-    for request, following_ps in enumerate([*arrivals_ps[1:], None]):
-        view = FleetView(now_s=now_ps / PICOSECONDS_PER_SECOND, **live)
-        lane = router(RequestView(request, inputs[request]), view)
-        if not 0 <= lane < lanes.size:
-            raise ValueError(
-                f"the router named lane {lane!r} for request {request}; the fleet has 0 to {lanes.size - 1}"
+    def run(
+        self, environment: simpy.Environment, router: Router | None, chunk_requests: int
+    ) -> Generator[Any, Any, None]:
+        """Take requests in by chunks, let their events happen in order with all that SimPy has, to the end."""
+        for first in range(0, len(self.trace), chunk_requests):
+            rows = slice(first, min(first + chunk_requests, len(self.trace)))
+            self._take_in(rows)
+            if router is None:
+                last_ps = int(self.trace.arrival_ns[rows][-1]) * PICOSECONDS_PER_NANOSECOND
+                yield from self._until(environment, last_ps)
+            else:
+                yield from self._ask(environment, router)
+        yield from self._until(environment, FOREVER_PS)
+        clear_out(self.state, self.outcome)
+
+    def _take_in(self, rows: slice) -> None:
+        clear_out(self.state, self.outcome)
+        self.state = with_room(self.state, rows.stop - rows.start)
+        trace = self.trace
+        arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
+        take_in(self.state, rows.start, *arrays, self.input_edges)
+
+    def _until(self, environment: simpy.Environment, end_ps: int) -> Generator[Any, Any, None]:
+        """Let the data plane run to whatever SimPy has next, again and again up to an end."""
+        while environment.now < end_ps:
+            horizon_ps = min(environment.peek(), end_ps)
+            advance(self.state, self.plan, int(horizon_ps), NONE, NONE)
+            if horizon_ps == FOREVER_PS:
+                return
+            yield environment.timeout(horizon_ps - environment.now)
+
+    def _ask(self, environment: simpy.Environment, router: Router) -> Generator[Any, Any, None]:
+        """Ask a Python router at every arrival of the chunk, one crossing into compiled code each."""
+        state, lanes = self.state, self.state.lanes
+        slots = state.coming[: int(state.clock["coming"][0])]
+        coming = state.requests[slots]
+        state.clock["coming"] = 0
+        live = {name: lanes[name] for name in ("outstanding", "waiting", "running", "pool")}
+        live |= {
+            "kv_tokens": lanes["context_tokens"],
+            "kv_capacity_tokens": lanes["total_blocks"] << lanes["block_shift"],
+        }
+        for slot, number, arrival_ps, input_tokens in _plain(
+            slots, coming["number"], coming["arrival_ps"], coming["input_tokens"]
+        ):
+            advance(state, self.plan, arrival_ps, NONE, NONE)
+            yield environment.timeout(arrival_ps - environment.now)
+            lane = router(
+                RequestView(number, input_tokens), FleetView(now_s=arrival_ps / PICOSECONDS_PER_SECOND, **live)
             )
-        advance(state, FOREVER_PS if following_ps is None else following_ps, request, lane)
-        if following_ps is not None:
-            yield environment.timeout(following_ps - now_ps)
-            now_ps = following_ps
+            if not 0 <= lane < lanes.size:
+                raise ValueError(
+                    f"the router named lane {lane!r} for request {number}; the fleet has 0 to {lanes.size - 1}"
+                )
+            advance(state, self.plan, arrival_ps, slot, lane)
+
+
+def _plain(*columns: Any) -> Iterator[tuple[int, ...]]:
+    """Return rows of plain integers."""
+    return zip(*(column.tolist() for column in columns), strict=True)

@@ -16,37 +16,23 @@ ROUTERS = {
 
 
 @inner_kernel
-def choose_lane(state, request):
+def choose_lane(state, plan, row):
     """Return the lane that the run's built-in router picks for a request at its arrival."""
     router = state.clock[0].router
     if router == ROUND_ROBIN:
-        return round_robin(state)
+        return round_robin(state.clock[0], state.lanes.size)
     if router == LEAST_KV:
-        return least_kv(state, state.requests[request].arrival_ps)
-    if router == PLANNED:
-        pool = planned_pool(state, state.requests[request].bucket)
-        return shortest_queue(state, state.pools[pool, 0], state.pools[pool, 1])
-    return shortest_queue(state, 0, state.lanes.size)
+        return least_kv(state, row.arrival_ps)
+    pool = planned_pool(plan, row.bucket) if router == PLANNED else 0
+    return state.words[plan.trees[pool] + 1]  # the winner: the lane with the shortest weighed queue
 
 
 @inner_kernel
-def round_robin(state):
+def round_robin(clock, lanes):
     """Return each lane in turn."""
-    clock = state.clock[0]
     lane = clock.next_lane
-    clock.next_lane = (lane + 1) % state.lanes.size
+    clock.next_lane = lane + 1 if lane + 1 < lanes else 0
     return lane
-
-
-@inner_kernel
-def shortest_queue(state, first, beyond):
-    """Return the lane of a range whose queue, one more request counted and weighed by lane, is shortest."""
-    chosen, least = first, np.inf
-    for lane in range(first, beyond):
-        load = (state.lanes[lane].outstanding + 1) * state.lanes[lane].cost
-        if load < least:
-            chosen, least = lane, load
-    return chosen
 
 
 @inner_kernel
@@ -54,32 +40,31 @@ def least_kv(state, now_ps):
     """Return the lane with the smallest share of its KV tokens in use."""
     chosen, least = 0, np.inf
     for lane in range(state.lanes.size):
-        load = kv_in_use(state, lane, now_ps)
+        load = kv_in_use(state.prices, state.lanes[lane], now_ps)
         if load < least:
             chosen, least = lane, load
     return chosen
 
 
 @inner_kernel
-def kv_in_use(state, lane, now_ps):
+def kv_in_use(prices, here, now_ps):
     """Return the fraction of a lane's KV tokens that running requests hold after its last step end up to now."""
-    here = state.lanes[lane]
     tokens = here.context_tokens + here.prefilled_tokens
     if here.decoding > 0 and here.run_steps > 1:
-        begun = decode_run_ps(
-            state.table, here.engine, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
-        )[0]
+        begun = decode_run_ps(prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps)[
+            0
+        ]
         tokens += (begun - 1) * here.decoding
-    return tokens / (here.total_blocks * here.block_tokens)
+    return tokens / (here.total_blocks << here.block_shift)
 
 
 @inner_kernel
-def planned_pool(state, bucket):
+def planned_pool(plan, bucket):
     """Return the pool that is owed most of this size bucket by the plan's fractions (smooth weighted round robin)."""
     chosen = 0
-    for pool in range(state.pools.shape[0]):
-        state.credits[bucket, pool] += state.shares[bucket, pool]
-        if state.credits[bucket, pool] > state.credits[bucket, chosen]:
+    for pool in range(plan.shares.shape[1]):
+        plan.credits[bucket, pool] += plan.shares[bucket, pool]
+        if plan.credits[bucket, pool] > plan.credits[bucket, chosen]:
             chosen = pool
-    state.credits[bucket, chosen] -= 1.0
+    plan.credits[bucket, chosen] -= 1.0
     return chosen

@@ -1,13 +1,15 @@
 """A Run: what happened to every request of a replay, and the figures read from it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.step import PICOSECONDS_PER_SECOND
-from simulator.dataplane import FINISHED, REJECTED, State
+from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.fleet import Fleet
+from simulator.layout import FINISHED, REJECTED
+from simulator.turnover import Outcome
 from traces import Trace
 
 Seconds = npt.NDArray[np.float64]
@@ -18,11 +20,16 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The end state of a replay; every column has one entry per request of the trace, in its order."""
+    """The outcome of a replay; every column has one entry per request of the trace, in its order.
+
+    lanes are the lanes' rows, and clock the run's, as the last event left them.
+    """
 
     trace: Trace
     fleet: Fleet
-    state: State
+    outcome: Outcome
+    lanes: npt.NDArray[Any]
+    clock: npt.NDArray[Any]
 
     @property
     def ttft_s(self) -> Seconds:
@@ -42,22 +49,26 @@ class Run:
     @property
     def tpot_s(self) -> Seconds:
         """Return the mean time per output token after the first; NaN for answers of one token, infinite if unserved."""
-        rows = self.state.requests
-        gaps = rows["output_tokens"] - 1
-        span_s = (rows["finish_ps"] - rows["first_token_ps"]) / PICOSECONDS_PER_SECOND
-        tpot_s = np.divide(span_s, gaps, out=np.full(rows.size, np.nan), where=gaps > 0)
+        gaps = np.maximum(self.trace.output_tokens, 1) - 1
+        span_s = (self.outcome.finish_ps - self.outcome.first_token_ps) / PICOSECONDS_PER_SECOND
+        tpot_s = np.divide(span_s, gaps, out=np.full(gaps.size, np.nan), where=gaps > 0)
         return np.where(self.is_finished, tpot_s, np.inf)
+
+    @property
+    def arrival_ps(self) -> npt.NDArray[np.int64]:
+        """Return when each request arrived."""
+        return self.trace.arrival_ns * PICOSECONDS_PER_NANOSECOND
 
     @property
     def is_finished(self) -> npt.NDArray[np.bool_]:
         """Return which requests were served to their last token."""
-        finished: npt.NDArray[np.bool_] = self.state.requests["status"] == FINISHED
+        finished: npt.NDArray[np.bool_] = self.outcome.status == FINISHED
         return finished
 
     @property
     def span_s(self) -> float:
         """Return the time from the trace's start to the last token."""
-        ends = self.state.requests["finish_ps"][self.is_finished]
+        ends = self.outcome.finish_ps[self.is_finished]
         return float(ends.max()) / PICOSECONDS_PER_SECOND if ends.size else 0.0
 
     @property
@@ -103,7 +114,7 @@ class Run:
 
     def counts(self) -> dict[str, int]:
         """Return how many requests arrived, finished, were rejected, failed, and are still in flight."""
-        status = self.state.requests["status"]
+        status = self.outcome.status
         finished, rejected = int((status == FINISHED).sum()), int((status == REJECTED).sum())
         return {
             "arrived": status.size,
@@ -115,13 +126,12 @@ class Run:
 
     def busy_fraction(self) -> list[float]:
         """Return, pool by pool, the fraction of lane time spent in steps."""
-        lanes, span_s = self.state.lanes, self.span_s
+        lanes, span_s = self.lanes, self.span_s
         return [
             float(lanes["busy_ps"][lanes["pool"] == pool].mean()) / PICOSECONDS_PER_SECOND / span_s if span_s else 0.0
             for pool in range(len(self.fleet.pools))
         ]
 
     def _since_arrival(self, event: str) -> Seconds:
-        rows = self.state.requests
-        seconds = (rows[event] - rows["arrival_ps"]) / PICOSECONDS_PER_SECOND
+        seconds = (getattr(self.outcome, event) - self.arrival_ps) / PICOSECONDS_PER_SECOND
         return np.where(self.is_finished, seconds, np.inf)

@@ -1,98 +1,107 @@
-"""Lays out a run's state: one row per request and per lane, and the tables that price every engine's steps."""
+"""Lays out a run's state: a row per lane, the lists that lanes keep, and the prices of every engine's steps."""
+
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from models.step import PICOSECONDS_PER_NANOSECOND, stack
-from simulator.dataplane import CLOCK, FAR, LANE, NONE, REQUEST, State
-from simulator.fleet import Fleet, Pool
-from simulator.routing import ROUTERS
-from traces import Trace
+from models.step import PRICED, pack
+from simulator.fleet import Fleet
+from simulator.layout import CLOCK, FAR, LANE, NONE, REQUEST, Plan, State
+from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
+from simulator.tournament import tree_of
 
-
-def lay_out(trace: Trace, fleet: Fleet, *, arrivals: int, fast_forward: bool = True) -> State:
-    """Return the state before the first event; the data plane itself routes the first `arrivals` requests."""
-    engines = list({pool.engine.name: pool.engine for pool in fleet.pools}.values())
-    lanes = _lane_rows(fleet, [engine.name for engine in engines])
-    widest = int(lanes["max_sequences"].max())
-    blocks = int(lanes["block_tokens"].max())
-    return State(
-        clock=_clock(fleet.router, arrivals, fast_forward),
-        requests=_request_rows(trace, fleet.input_edges),
-        lanes=lanes,
-        finish_step=np.zeros((lanes.size, widest), np.int64),
-        finish_request=np.zeros((lanes.size, widest), np.int64),
-        crossings=np.zeros((lanes.size, blocks), np.int64),
-        stage_free_ps=np.zeros((fleet.replicas, int(lanes["stages"].max())), np.int64),
-        next_event=_tournament(lanes.size),
-        pools=_pool_ranges(fleet.pools),
-        shares=fleet.share_matrix(),
-        credits=np.zeros((len(fleet.input_edges), len(fleet.pools))),
-        table=stack([engine.table for engine in engines]),
-    )
+Rows = npt.NDArray[Any]
 
 
-def _clock(router: str, arrivals: int, fast_forward: bool) -> np.ndarray:
+def lay_out(fleet: Fleet, *, fast_forward: bool = True) -> tuple[State, Plan]:
+    """Return the state before the first event, with no slot yet for requests, and what a planned router looks up."""
+    tables = list({id(pool.engine.table): pool.engine.table for pool in fleet.pools}.values())
+    places, prices = pack(tables)
+    by_table = {id(table): place for table, place in zip(tables, places, strict=True)}
+    lanes = _lane_rows(fleet, [by_table[id(pool.engine.table)] for pool in fleet.pools])
     clock = np.zeros(1, CLOCK)
-    clock["router"] = ROUTERS[router]
-    clock["arrivals"] = arrivals
-    clock["fast_forward"] = fast_forward
-    return clock
+    clock["router"], clock["fast_forward"] = ROUTERS[fleet.router], fast_forward
+    words = Words()
+    _place_lists(words, lanes)
+    clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
+    clock["event_leaves"] = _leaves(lanes.size)
+    plan = Plan(_place_loads(words, fleet, lanes), fleet.share_matrix(), np.zeros(fleet.share_matrix().shape))
+    state = State(clock, np.zeros(0, REQUEST), lanes, np.zeros(0, np.int32), words.joined(), prices)
+    return state, plan
 
 
-def _request_rows(trace: Trace, input_edges: tuple[int, ...]) -> np.ndarray:
-    """Return a row per request; one that has no token in or out still computes and emits one."""
-    rows = np.zeros(len(trace), REQUEST)
-    rows["arrival_ps"] = trace.arrival_ns
-    rows["arrival_ps"] *= PICOSECONDS_PER_NANOSECOND
-    rows["input_tokens"] = np.maximum(trace.input_tokens, 1)
-    rows["output_tokens"] = np.maximum(trace.output_tokens, 1)
-    rows["bucket"] = np.searchsorted(input_edges, rows["input_tokens"], side="right") - 1
-    rows["lane"] = NONE
-    for name in ("scheduled_ps", "first_token_ps", "finish_ps"):
-        rows[name] = FAR
-    return rows
+class Words:
+    """Lists laid end to end."""
+
+    def __init__(self) -> None:
+        self._parts: list[npt.NDArray[np.int64]] = []
+        self._size = 0
+
+    def add(self, part: npt.NDArray[np.int64]) -> int:
+        """Append a list and return where it begins."""
+        self._parts.append(part)
+        self._size += part.size
+        return self._size - part.size
+
+    def joined(self) -> npt.NDArray[np.int64]:
+        """Return all lists as one."""
+        return np.concatenate(self._parts)
 
 
-def _lane_rows(fleet: Fleet, engine_names: list[str]) -> np.ndarray:
-    rows = [
-        (pool_index, pool, replica)
-        for pool_index, pool in enumerate(fleet.pools)
-        for replica in range(pool.replicas)
-        for _ in range(pool.engine.lanes)
-    ]
-    lanes = np.zeros(len(rows), LANE)
-    first_replica = np.cumsum([0] + [pool.replicas for pool in fleet.pools])
-    for lane, (pool_index, pool, replica) in zip(lanes, rows, strict=True):
+def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
+    """Return the lanes, pool by pool, replica by replica."""
+    rows = []
+    for index, (pool, place) in enumerate(zip(fleet.pools, places, strict=True)):
         limits = pool.engine.limits
-        lane["engine"] = engine_names.index(pool.engine.name)
-        lane["pool"] = pool_index
-        lane["replica"] = first_replica[pool_index] + replica
-        lane["stages"] = pool.engine.stages
-        lane["max_sequences"] = limits.max_sequences
-        lane["max_batched_tokens"] = limits.max_batched_tokens
-        lane["long_prefill_tokens"] = limits.long_prefill_tokens
-        lane["chunked_prefill"] = limits.chunked_prefill
-        lane["block_tokens"] = limits.block_tokens
-        lane["total_blocks"] = lane["free_blocks"] = limits.total_blocks
-        lane["watermark_blocks"] = limits.watermark_blocks
-        lane["max_context_tokens"] = limits.max_context_tokens
-        lane["cost"] = pool.engine.lanes / pool.speed
+        row = np.zeros(pool.replicas * pool.engine.lanes, LANE)
+        for name, _ in PRICED:
+            row[name] = place[name]
+        row["pool"], row["stages"] = index, pool.engine.stages
+        for name in (
+            *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill"),
+            *("total_blocks", "watermark_blocks", "max_context_tokens"),
+        ):
+            row[name] = getattr(limits, name)
+        row["block_shift"] = (limits.block_tokens - 1).bit_length()
+        row["free_blocks"] = limits.total_blocks
+        row["load"] = row["cost"] = pool.engine.lanes / pool.speed
+        rows.append(row)
+    lanes = np.concatenate(rows)
+    lanes["number"] = np.arange(lanes.size)
     lanes["end_ps"] = FAR
-    for name in ("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running"):
+    for name in ("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running", "load_tree"):
         lanes[name] = NONE
     return lanes
 
 
-def _pool_ranges(pools: tuple[Pool, ...]) -> np.ndarray:
-    beyond = np.cumsum([pool.replicas * pool.engine.lanes for pool in pools])
-    return np.stack([np.concatenate([[0], beyond[:-1]]), beyond], axis=1).astype(np.int64)
+def _place_lists(words: Words, lanes: Rows) -> None:
+    """Give every lane its heap and its block crossings, and every replica, which is `stages` lanes, its stages."""
+    first_of_replica = 0
+    for lane in lanes:
+        lane["finishes_at"] = words.add(np.zeros(2 * lane["max_sequences"], np.int64))
+        lane["crossings_at"] = words.add(np.zeros(1 << lane["block_shift"], np.int64))
+        if lane["number"] == first_of_replica:
+            first_of_replica += lane["stages"]
+            stages_at = words.add(np.zeros(lane["stages"], np.int64))
+        lane["stages_at"] = stages_at
 
 
-def _tournament(lanes: int) -> np.ndarray:
-    """Return a tree of lane numbers: leaf i is lane i, every inner place the winner of the two under it."""
-    leaves = 1 << max(0, (lanes - 1).bit_length())
-    tree = np.full(2 * leaves, NONE, np.int64)
-    tree[leaves : leaves + lanes] = np.arange(lanes)
-    for place in range(leaves - 1, 0, -1):
-        tree[place] = tree[2 * place] if tree[2 * place] != NONE else tree[2 * place + 1]
-    return tree
+def _place_loads(words: Words, fleet: Fleet, lanes: Rows) -> npt.NDArray[np.int64]:
+    """Add the tournaments of queues that the router asks: one over all lanes, or one a pool; return their places."""
+    router = ROUTERS[fleet.router]
+    groups = [np.flatnonzero(lanes["pool"] == pool) for pool in range(len(fleet.pools))] if router == PLANNED else None
+    places = []
+    for group in groups or [np.arange(lanes.size)]:
+        if router == ROUND_ROBIN:
+            return np.zeros(1, np.int64)
+        first = int(group[0])
+        tree = words.add(tree_of(range(first, first + group.size), lanes["load"]))
+        lanes["load_tree"][group] = tree
+        lanes["load_leaf"][group] = _leaves(group.size) + np.arange(group.size)
+        places.append(tree)
+    return np.array(places, np.int64)
+
+
+def _leaves(lanes: int) -> int:
+    return 1 << max(0, (lanes - 1).bit_length())

@@ -47,8 +47,8 @@ def random_case(seed: int):
 
 
 def outcome(run):
-    names = ["arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps", "lane", "status", "preemptions"]
-    return run.state.requests[names]
+    """Return what became of each request, one row each."""
+    return np.stack([column.astype(np.int64) for column in run.outcome], axis=-1)
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -58,7 +58,9 @@ def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(bloc
         trace, fleet = random_case(seed)
         fast, slow = replay(trace, fleet), replay(trace, fleet, fast_forward=False)
         assert (outcome(fast) == outcome(slow)).all(), seed
-        for row, twin in zip(fast.state.requests, naive_replay.replay(trace, fleet), strict=True):
+        assert (outcome(fast) == outcome(replay(trace, fleet, chunk_requests=7))).all(), seed
+        for row, twin in zip(outcome(fast), naive_replay.replay(trace, fleet), strict=True):
+            row = dict(zip(fast.outcome._fields, row.tolist(), strict=True))
             if twin.status == "rejected":
                 rejected += 1
                 continue
@@ -78,15 +80,15 @@ def test_requests_are_neither_lost_nor_made_and_blocks_come_back(seed):
     counts = run.counts()
     assert counts["arrived"] == len(trace) == counts["finished"] + counts["rejected"]
     assert counts["in_flight"] == counts["failed"] == 0
-    lanes, rows = run.state.lanes, run.state.requests[run.is_finished]
+    lanes, rows = run.lanes, run.outcome
     assert (lanes["free_blocks"] == lanes["total_blocks"]).all()
     assert (lanes["context_tokens"] == 0).all()
     assert (lanes["prefilled_tokens"] == 0).all()
-    assert (run.state.crossings == 0).all()
-    assert (rows["generated_tokens"] == rows["output_tokens"]).all()
-    assert (rows["arrival_ps"] <= rows["scheduled_ps"]).all()
-    assert (rows["scheduled_ps"] < rows["first_token_ps"]).all()
-    assert (rows["first_token_ps"] <= rows["finish_ps"]).all()
+    finished = run.is_finished
+    assert (run.arrival_ps <= rows.scheduled_ps)[finished].all()
+    assert (rows.scheduled_ps < rows.first_token_ps)[finished].all()
+    assert (rows.first_token_ps <= rows.finish_ps)[finished].all()
+    assert ((rows.first_token_ps == rows.finish_ps) == (trace.output_tokens == 1))[finished].all()
 
 
 def test_one_request_alone_takes_one_step_a_token():
@@ -117,7 +119,7 @@ def test_sequences_beyond_the_limit_wait():
 def test_without_blocks_the_last_admitted_is_preempted_and_computes_again():
     bounds = toys.limits(total_blocks=6, max_context_tokens=24)
     run = replay(toys.trace([0.0, 0.0], 8, 12), Fleet((Pool(toys.engine(bounds), 1),)))
-    assert run.state.requests["preemptions"].tolist() == [0, 1]
+    assert run.outcome.preemptions.tolist() == [0, 1]
     assert run.counts()["finished"] == 2
 
 
@@ -138,7 +140,7 @@ def test_a_pipeline_of_two_stages_doubles_throughput_but_not_latency():
 def test_a_python_router_replaces_the_built_in_one():
     trace = toys.trace(np.arange(6) * 0.01, 4, 2)
     run = replay(trace, toys.fleet(3), router=lambda request, view: request.number % 3)
-    assert run.state.requests["lane"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert run.outcome.lane.tolist() == [0, 1, 2, 0, 1, 2]
     assert (outcome(run) == outcome(replay(trace, toys.fleet(3, "round-robin")))).all()
 
 
@@ -155,4 +157,4 @@ def test_a_python_router_that_names_no_lane_is_told_so():
 
 def test_the_same_replay_twice_gives_the_same_bytes():
     trace, fleet = random_case(11)
-    assert replay(trace, fleet).state.requests.tobytes() == replay(trace, fleet).state.requests.tobytes()
+    assert outcome(replay(trace, fleet)).tobytes() == outcome(replay(trace, fleet)).tobytes()

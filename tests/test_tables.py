@@ -41,6 +41,12 @@ def table(engine):
     return step_table(engine, ideal_cost)
 
 
+def packed(*tables):
+    """Return the prices and the place of the last table among all."""
+    places, prices = step.pack(tables)
+    return prices, places[-1]
+
+
 def seconds(calls, engine):
     return float(total_s(engine, ideal_cost, calls)[0])
 
@@ -63,14 +69,14 @@ def test_decode_attention_is_looked_up_as_priced(engine, table, sequences, conte
     ones = np.ones(1)
     expected = seconds(forward.decode_calls(engine, sequences * ones, context * ones), engine)
     for beside in (step.ALONE, step.BESIDE_PREFILL):
-        looked_up = step.decode_ps(table, 0, beside, sequences, sequences * context)
+        looked_up = step.decode_ps(*packed(table), beside, sequences, sequences * context)
         assert looked_up * 1e-12 == pytest.approx(expected, rel=2e-3, abs=2e-7)
 
 
 @pytest.mark.parametrize(("chunk", "past"), [(1, 0), (100, 0), (1000, 4096), (2048, 50_000), (8192, 100)])
 def test_prefill_attention_is_looked_up_as_priced(engine, table, chunk, past):
     expected = seconds(forward.prefill_calls(engine, np.array([float(chunk)]), np.array([float(past)])), engine)
-    assert step.prefill_ps(table, 0, chunk, past) * 1e-12 == pytest.approx(expected, rel=5e-3, abs=1e-7)
+    assert step.prefill_ps(*packed(table), chunk, past) * 1e-12 == pytest.approx(expected, rel=5e-3, abs=1e-7)
 
 
 def test_a_model_reads_its_weights_once_a_step(engine, table):
@@ -83,20 +89,21 @@ def test_decode_times_never_fall_with_context(table):
     assert (table.decode_slope_ps >= 0).all()
 
 
-def test_stacked_tables_price_each_engine_as_before(engine, table):
+def test_packed_tables_price_each_engine_as_before(engine, table):
     other = step_table(Engine(LLAMA, H100, tp=2), ideal_cost)
-    both = step.stack([table, other])
-    assert step.decode_ps(both, 1, 0, 8, 20_000) == step.decode_ps(other, 0, 0, 8, 20_000)
-    assert both.token_ps[0, 100] == table.token_ps[0, 100]
+    for sequences, context in ((1, 100), (8, 20_000), (256, 400_000)):
+        alone = step.decode_ps(*packed(other), 0, sequences, context)
+        assert step.decode_ps(*packed(table, other), 0, sequences, context) == alone
 
 
 @pytest.mark.parametrize("limit_ps", [-1, 0, 10**10, 10**11, 10**12, 1 << 62])
 def test_a_run_of_decodes_is_the_sum_of_its_steps(table, limit_ps):
     sequences, context, elapsed, taken = 5, 3_000, 0, 0
+    priced = packed(table)
     while taken < 400:
         taken += 1
         elapsed += int(table.token_ps[0, sequences] + table.sequence_ps[0, sequences])
-        elapsed += int(step.decode_ps(table, 0, 0, sequences, context + taken * sequences))
+        elapsed += int(step.decode_ps(*priced, 0, sequences, context + taken * sequences))
         if elapsed > limit_ps:
             break
-    assert step.decode_run_ps(table, 0, sequences, context, 400, limit_ps) == (taken, elapsed)
+    assert step.decode_run_ps(*priced, sequences, context, 400, limit_ps) == (taken, elapsed)

@@ -55,10 +55,12 @@ def coded(features: Floats, low: Floats, high: Floats) -> npt.NDArray[np.uint8]:
 
 
 @kernel
-def corrections(features, trees, out):
-    """Fill out[i] with the log correction of row i: the trees' sum, faded by the octaves outside the fitted range."""
+def corrections(features, trees, codes, out):
+    """Fill out[i] with the log correction of row i: the trees' sum, faded by the octaves outside the fitted range.
+
+    codes (features,) is scratch.
+    """
     count = features.shape[1]
-    codes = np.empty(count, np.int64)
     for i in range(features.shape[0]):
         outside = 0.0
         for j in range(count):
@@ -84,7 +86,7 @@ def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
     if trees is None:
         return seconds
     out = np.empty(len(seconds))
-    corrections(features, trees, out)
+    corrections(features, trees, np.empty(features.shape[1], np.int64), out)
     return seconds * np.exp(out)
 
 
@@ -147,7 +149,7 @@ def unpack(packed: Mapping[str, Any]) -> Trees:
     feature = packed["feature"].astype(np.int64)
     value = packed["value"].astype(np.int64)
     right, roots, tree_of = np.zeros(len(feature), np.int64), np.zeros(len(packed["scale"]), np.int64), feature * 0
-    link_preorder(feature, right, roots, tree_of)
+    link_preorder(feature, right, roots, tree_of, np.empty(256, np.int64))
     is_leaf = feature == LEAF
     steps = np.where(value < 128, value, value - 256)
     leaf = np.where(is_leaf, steps * packed["scale"].astype(np.float64)[tree_of], 0.0)
@@ -165,9 +167,11 @@ def unpack(packed: Mapping[str, Any]) -> Trees:
 
 
 @kernel
-def link_preorder(feature, right, roots, tree_of):
-    """Find each inner node's right child, each tree's root and each node's tree from the preorder alone."""
-    waiting = np.empty(256, np.int64)
+def link_preorder(feature, right, roots, tree_of, waiting):
+    """Find each inner node's right child, each tree's root and each node's tree from the preorder alone.
+
+    waiting is scratch, as long as a tree is deep.
+    """
     depth, tree = 0, -1
     for node in range(feature.shape[0]):
         if depth == 0:

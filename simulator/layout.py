@@ -1,0 +1,121 @@
+"""The rows of a run: what is kept for each request in flight, each lane, and the run as a whole."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.step import PRICED
+
+FAR = 1 << 62
+NONE = -1
+
+WAITING, PREFILLING, DECODING, FINISHED, REJECTED, VACANT = 0, 1, 2, 3, 4, 5
+IDLE, DECODE_RUN, MIXED_STEP = 0, 1, 2
+
+REQUEST = np.dtype(
+    [
+        ("arrival_ps", "i8"),
+        ("scheduled_ps", "i8"),  # first time in a batch
+        ("first_token_ps", "i8"),
+        ("finish_ps", "i8"),
+        ("joined_step", "i8"),  # the lane's step count when its decoding began
+        ("number", "i8"),  # its row in the trace
+        ("input_tokens", "i4"),
+        ("output_tokens", "i4"),
+        ("bucket", "i4"),  # size class that a planned router looks at
+        ("lane", "i4"),
+        ("status", "i4"),
+        ("preemptions", "i4"),
+        ("generated_tokens", "i4"),  # as of its last prefill
+        ("computed_tokens", "i4"),  # as of its last prefill chunk
+        ("chunk_tokens", "i4"),  # in the running step
+        ("next_waiting", "i4"),
+        ("next_prefill", "i4"),
+        ("previous_running", "i4"),
+        ("next_running", "i4"),
+    ],
+    align=True,
+)
+
+LANE = np.dtype(
+    [
+        *PRICED,
+        ("number", "i8"),
+        ("pool", "i8"),
+        ("stages", "i8"),  # pipeline depth
+        ("max_sequences", "i8"),
+        ("max_batched_tokens", "i8"),
+        ("long_prefill_tokens", "i8"),
+        ("chunked_prefill", "i8"),
+        ("block_shift", "i8"),  # log2 of the tokens in a KV block
+        ("total_blocks", "i8"),
+        ("watermark_blocks", "i8"),
+        ("max_context_tokens", "i8"),
+        ("cost", "f8"),  # what one more request weighs, relative to other lanes
+        ("load", "f8"),  # its weighed queue, one more request counted
+        ("load_tree", "i8"),  # where its router's tournament lies, NONE where it has none
+        ("load_leaf", "i8"),
+        ("finishes_at", "i8"),  # heap of (step, request): when decoding requests end
+        ("crossings_at", "i8"),  # [phase]: decoding requests that need a block at steps = phase
+        ("stages_at", "i8"),  # [stage]: when the replica's stages are free
+        ("activity", "i8"),
+        ("start_ps", "i8"),
+        ("end_ps", "i8"),
+        ("run_steps", "i8"),
+        ("steps", "i8"),  # steps in which decodes took part
+        ("decoding", "i8"),
+        ("running", "i8"),
+        ("waiting", "i8"),
+        ("outstanding", "i8"),
+        ("context_tokens", "i8"),  # KV tokens held by decoding requests
+        ("prefilled_tokens", "i8"),  # KV tokens held by requests in prefill, the running chunk included
+        ("free_blocks", "i8"),
+        ("first_waiting", "i8"),
+        ("last_waiting", "i8"),
+        ("first_prefill", "i8"),
+        ("last_prefill", "i8"),
+        ("last_running", "i8"),
+        ("scheduled_steps", "i8"),
+        ("preemptions", "i8"),
+        ("busy_ps", "i8"),
+        ("assigned", "i8"),
+    ],
+    align=True,
+)
+
+CLOCK = np.dtype(
+    [
+        ("next_coming", "i8"),  # how many of the coming requests have arrived
+        ("coming", "i8"),  # how many there are
+        ("next_lane", "i8"),  # of round robin
+        ("router", "i8"),
+        ("fast_forward", "i8"),
+        ("lane_events", "i8"),
+        ("events_at", "i8"),  # tournament of lanes by end_ps
+        ("event_leaves", "i8"),
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """Everything that changes during a run, and the prices of its steps.
+
+    words holds, at the places that lanes and clock name, what comes in lists: heaps, tournaments, pipeline stages.
+    """
+
+    clock: npt.NDArray[Any]  # one CLOCK
+    requests: npt.NDArray[Any]  # REQUEST each: a slot serves one request after another
+    lanes: npt.NDArray[Any]  # LANE each
+    coming: npt.NDArray[np.int32]  # slots of requests yet to arrive, in order
+    words: npt.NDArray[np.int64]
+    prices: npt.NDArray[np.int64]
+
+
+class Plan(NamedTuple):
+    """What a planned router looks up: each pool's tournament, the planned fractions and those owed so far."""
+
+    trees: npt.NDArray[np.int64]  # [pool]
+    shares: npt.NDArray[np.float64]  # [bucket, pool]: planned fraction of requests
+    credits: npt.NDArray[np.float64]  # [bucket, pool]: fraction owed so far

@@ -1,0 +1,87 @@
+"""Requests pass through slots: those to come take vacant ones, those that are done leave their outcome and go.
+
+So a run's memory is the requests in flight, and what is touched often stays in the processor's caches.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.compiled import kernel
+from models.step import PICOSECONDS_PER_NANOSECOND
+from simulator.layout import FAR, FINISHED, NONE, REJECTED, REQUEST, VACANT, WAITING, State
+
+Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+
+CHUNK_REQUESTS = 8192
+
+
+class Outcome(NamedTuple):
+    """What became of every request of a trace, in its order; times since its start, FAR where they never came."""
+
+    scheduled_ps: Int64
+    first_token_ps: Int64
+    finish_ps: Int64
+    lane: Int32
+    preemptions: Int32
+    status: npt.NDArray[np.int8]
+
+
+def blank(requests: int) -> Outcome:
+    """Return the outcome before the first event."""
+    scheduled_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(3))
+    lane, preemptions = np.full(requests, NONE, np.int32), np.zeros(requests, np.int32)
+    return Outcome(scheduled_ps, first_token_ps, finish_ps, lane, preemptions, np.zeros(requests, np.int8))
+
+
+def with_room(state: State, arrivals: int) -> State:
+    """Return the state with at least so many vacant slots, and room to name them as coming."""
+    vacant = int((state.requests["status"] == VACANT).sum())
+    if vacant < arrivals:
+        more = np.zeros(max(arrivals - vacant, state.requests.size), REQUEST)
+        more["status"] = VACANT
+        state = state._replace(requests=np.concatenate([state.requests, more]))
+    return state._replace(coming=np.empty(arrivals, np.int32)) if state.coming.size < arrivals else state
+
+
+@kernel
+def take_in(state, first, arrival_ns, input_tokens, output_tokens, input_edges):
+    """Give vacant slots to the next requests of a trace, whose numbers start at `first`.
+
+    One that has no token in or out still computes and emits one.
+    """
+    clock, requests, coming = state.clock[0], state.requests, state.coming
+    slot = 0
+    for i in range(arrival_ns.size):
+        while requests[slot].status != VACANT:
+            slot += 1
+        row = requests[slot]
+        row.number = first + i
+        row.arrival_ps = arrival_ns[i] * PICOSECONDS_PER_NANOSECOND
+        row.input_tokens = max(1, input_tokens[i])
+        row.output_tokens = max(1, output_tokens[i])
+        row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
+        row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
+        row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
+        row.lane = NONE
+        row.status = WAITING
+        coming[i] = slot
+    clock.next_coming = 0
+    clock.coming = arrival_ns.size
+
+
+@kernel
+def clear_out(state, outcome):
+    """Write down the outcome of every request that is done, and vacate its slot."""
+    for slot in range(state.requests.size):
+        row = state.requests[slot]
+        if row.status == FINISHED or row.status == REJECTED:
+            outcome.scheduled_ps[row.number] = row.scheduled_ps
+            outcome.first_token_ps[row.number] = row.first_token_ps
+            outcome.finish_ps[row.number] = row.finish_ps
+            outcome.lane[row.number] = row.lane
+            outcome.preemptions[row.number] = row.preemptions
+            outcome.status[row.number] = row.status
+            row.status = VACANT
