@@ -12,6 +12,7 @@ COMMANDS = {
     "estimate": ("planners.commands.estimate:estimate", "Estimate what steps and requests take on an engine."),
     "calibrate": ("planners.commands.calibrate:calibrate", "Fit the cost model to benchmark files."),
     "validate": ("planners.commands.validate:validate", "Compare predictions with measurements."),
+    "export": ("planners.commands.export:export", "Write a plan as Kubernetes objects, Helm values or command lines."),
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),
     "models": ("planners.commands.models:models", "List models, or show one or a config.json."),

@@ -1,0 +1,32 @@
+"""A plan as others deploy it: one file a target, each a function from a deployment to named texts."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from planners.exports.deployment import Deployment
+
+Texts = dict[str, str]
+
+TARGETS = {
+    "k8s": ("kubernetes:deployments", "Kubernetes Deployments and Services, one of each a pool, and the routing."),
+    "lws": ("kubernetes:leader_worker_sets", "LeaderWorkerSets, for replicas that span nodes."),
+    "kserve": ("kserve:services", "KServe LLMInferenceService (v1alpha2), one a pool."),
+    "llm-d": ("llm_d:values", "Helm values of llm-d-modelservice, one release a pool."),
+    "dynamo": ("dynamo:graph", "Dynamo DynamoGraphDeployment (v1beta1)."),
+    "dynamo-v1alpha1": ("dynamo:graph_v1alpha1", "Dynamo DynamoGraphDeployment (v1alpha1)."),
+    "aibrix": ("aibrix:deployments", "AIBrix Deployments and PodAutoscalers, one of each a pool."),
+    "skypilot": ("skypilot:services", "SkyPilot services, one a pool."),
+    "vllm": ("shell:vllm", "vLLM command lines, one a pool."),
+    "sglang": ("shell:sglang", "SGLang command lines, one a pool."),
+    "tensorrt-llm": ("shell:tensorrt_llm", "TensorRT-LLM command lines and their option files, one a pool."),
+    "benchmark": ("shell:benchmark", "A command that checks the plan in production with vllm bench serve."),
+}
+
+
+def load(target: str) -> Callable[[Deployment], Texts]:
+    """Return the function of a target; ValueError names the known ones."""
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    module, name = TARGETS[target][0].split(":")
+    function: Callable[[Deployment], Texts] = getattr(import_module(f"planners.exports.{module}"), name)
+    return function

@@ -1,0 +1,237 @@
+"""A plan as others deploy it: what is written parses, asks for the planned devices, and has only fields that exist."""
+
+import json
+import subprocess
+from itertools import pairwise
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from models import device, llm
+from models.engine import Engine
+from planners import exports, plan_file
+from planners.cli import main
+from planners.exports import arguments
+from planners.exports.deployment import of_plan
+from planners.plan import Plan, PlannedPool
+from planners.slo import parse_all
+
+H100, L4 = device.load("h100-sxm"), device.load("l4")
+SMALL, LARGE = llm.load("llama-3.1-8b"), llm.load("mixtral-8x7b")
+
+# Fields of each kind that its API has; nested by kind, as far as we write them.
+DEPLOYMENT_SPEC = {"replicas", "selector", "template"}
+LWS_SPEC = {"replicas", "leaderWorkerTemplate"}
+LWS_TEMPLATE = {"size", "restartPolicy", "leaderTemplate", "workerTemplate"}
+KSERVE_SPEC = {"model", "replicas", "parallelism", "template", "worker", "prefill", "router", "scaling"}
+KSERVE_PARALLELISM = {"tensor", "pipeline", "data", "dataLocal", "expert"}
+DYNAMO_COMPONENT = {"name", "type", "replicas", "podTemplate", "multinode", "sharedMemorySize", "modelRef"}
+DYNAMO_OLD_SERVICE = {
+    "componentType",
+    "subComponentType",
+    "replicas",
+    "multinode",
+    "resources",
+    "extraPodSpec",
+    "envFromSecret",
+}
+LLM_D_VALUES = {"fullnameOverride", "modelArtifacts", "multinode", "routing", "decode", "prefill", "accelerator"}
+LLM_D_ROLE = {"create", "replicas", "nodeSelector", "parallelism", "containers"}
+POD_SPEC = {"nodeSelector", "containers", "volumes"}
+CONTAINER = {
+    "name",
+    "image",
+    "command",
+    "args",
+    "ports",
+    "readinessProbe",
+    "startupProbe",
+    "resources",
+    "volumeMounts",
+    "env",
+    "envFrom",
+}
+
+
+def plan_of(*pools: tuple[Engine, int], shares=((0.75, 0.25),)) -> Plan:
+    planned = tuple(
+        PlannedPool(engine.name, engine.device.name, replicas, usd_per_hour=2.0 * replicas, engine=engine)
+        for engine, replicas in pools
+    )
+    usd = sum(pool.usd_per_hour for pool in planned)
+    return Plan(planned, usd, usd / 2, "planned", (0,), shares)
+
+
+TWO_POOLS = plan_of((Engine(SMALL, H100), 3), (Engine(SMALL, L4, tp=2, dtype="fp8"), 2))
+TWO_NODES = plan_of((Engine(LARGE, H100, tp=8, pp=2, ep=8), 1), shares=((1.0,),))
+
+
+def written(target: str, plan: Plan = TWO_POOLS) -> dict[str, str]:
+    deployment = of_plan(plan, "org/model", promises=("ttft:p99<=2s",), requests_per_s=5.5)
+    return exports.load(target)(deployment)
+
+
+def documents(target: str, plan: Plan = TWO_POOLS) -> list[dict]:
+    return [each for text in written(target, plan).values() for each in yaml.safe_load_all(text)]
+
+
+def of_kind(kind: str, found: list[dict]) -> list[dict]:
+    return [each for each in found if each.get("kind") == kind]
+
+
+def check_pod(spec: dict) -> None:
+    assert set(spec) <= POD_SPEC
+    for container in spec["containers"]:
+        assert set(container) <= CONTAINER
+        assert all(isinstance(count, str) for count in container["resources"]["limits"].values())
+
+
+def test_kubernetes_asks_for_every_planned_device():
+    found = of_kind("Deployment", documents("k8s"))
+    asked = 0
+    for each in found:
+        assert set(each["spec"]) == DEPLOYMENT_SPEC
+        pod = each["spec"]["template"]["spec"]
+        check_pod(pod)
+        asked += each["spec"]["replicas"] * int(pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    assert asked == 3 * 1 + 2 * 2
+
+
+def test_kubernetes_sends_each_pool_to_its_own_device():
+    selectors = [each["spec"]["template"]["spec"]["nodeSelector"] for each in of_kind("Deployment", documents("k8s"))]
+    assert selectors == [{"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, {"nvidia.com/gpu.product": "NVIDIA-L4"}]
+
+
+def test_kubernetes_services_find_the_pods_of_their_pool():
+    found = documents("k8s")
+    for deployment, service in zip(of_kind("Deployment", found), of_kind("Service", found), strict=True):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_kubernetes_keeps_the_planned_routing():
+    found = documents("k8s")
+    exact = json.loads(of_kind("ConfigMap", found)[0]["data"]["routing.json"])
+    assert exact["shares"] == [[0.75, 0.25]]
+    weights = [backend["weight"] for backend in of_kind("HTTPRoute", found)[0]["spec"]["rules"][0]["backendRefs"]]
+    assert weights == [750, 250]
+    services = [each["metadata"]["name"] for each in of_kind("Service", found)]
+    assert exact["pools"] == services
+
+
+def test_a_replica_on_two_nodes_becomes_a_leader_and_its_worker():
+    (group,) = of_kind("LeaderWorkerSet", documents("k8s", TWO_NODES))
+    assert set(group["spec"]) == LWS_SPEC
+    template = group["spec"]["leaderWorkerTemplate"]
+    assert set(template) == LWS_TEMPLATE
+    assert template["size"] == 2
+    assert template["leaderTemplate"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    check_pod(template["workerTemplate"]["spec"])
+
+
+def test_kserve_has_a_service_per_pool_with_its_parallelism():
+    found = documents("kserve")
+    assert [each["spec"]["parallelism"]["tensor"] for each in found] == [1, 2]
+    for each in found:
+        assert each["apiVersion"] == "serving.kserve.io/v1alpha2"
+        assert set(each["spec"]) <= KSERVE_SPEC
+        assert set(each["spec"]["parallelism"]) <= KSERVE_PARALLELISM
+        check_pod(each["spec"]["template"])
+        assert "--tensor-parallel-size" not in each["spec"]["template"]["containers"][0]["env"][0]["value"]
+
+
+def test_llm_d_values_fit_the_chart():
+    for each in documents("llm-d"):
+        assert set(each) <= LLM_D_VALUES
+        assert set(each["decode"]) <= LLM_D_ROLE
+        assert each["decode"]["containers"][0]["modelCommand"] == "vllmServe"
+        assert each["modelArtifacts"]["uri"] == "hf://org/model"
+    assert [each["decode"]["parallelism"]["tensor"] for each in documents("llm-d")] == [1, 2]
+
+
+def test_dynamo_graphs_have_a_frontend_and_a_worker_per_pool():
+    (graph,) = documents("dynamo")
+    assert graph["apiVersion"] == "nvidia.com/v1beta1"
+    components = graph["spec"]["components"]
+    assert [each["type"] for each in components] == ["frontend", "worker", "worker"]
+    assert len({each["name"] for each in components}) == 3
+    for each in components:
+        assert set(each) <= DYNAMO_COMPONENT
+        assert set(each["podTemplate"]["spec"]) <= POD_SPEC
+    (older,) = documents("dynamo-v1alpha1")
+    services = older["spec"]["services"]
+    assert all(set(each) <= DYNAMO_OLD_SERVICE for each in services.values())
+    assert sum(each["replicas"] for each in services.values()) == 1 + 3 + 2
+
+
+def test_a_dynamo_replica_on_two_nodes_says_so():
+    (graph,) = documents("dynamo", TWO_NODES)
+    assert graph["spec"]["components"][1]["multinode"] == {"nodeCount": 2}
+
+
+def test_aibrix_scales_each_pool_from_the_plan_up():
+    scalers = of_kind("PodAutoscaler", documents("aibrix"))
+    assert [each["spec"]["minReplicas"] for each in scalers] == [3, 2]
+    names = {each["metadata"]["name"] for each in of_kind("Deployment", documents("aibrix"))}
+    assert {each["spec"]["scaleTargetRef"]["name"] for each in scalers} == names
+    with pytest.raises(ValueError, match="spans 2 nodes"):
+        written("aibrix", TWO_NODES)
+
+
+def test_skypilot_names_accelerators_and_replicas():
+    found = documents("skypilot")
+    assert [each["resources"]["accelerators"] for each in found] == ["H100:1", "L4:2"]
+    assert [each["service"]["replicas"] for each in found] == [3, 2]
+
+
+@pytest.mark.parametrize("target", ["vllm", "sglang", "tensorrt-llm", "benchmark"])
+def test_scripts_are_legal_shell(target, tmp_path):
+    for name, text in written(target).items():
+        if name.endswith(".sh"):
+            (tmp_path / name).write_text(text)
+            assert subprocess.run(["bash", "-n", str(tmp_path / name)]).returncode == 0
+
+
+def test_vllm_is_told_what_was_planned():
+    flags = arguments.vllm(Engine(LARGE, H100, tp=8, ep=8, dtype="fp8", kv_dtype="fp8"))
+    value = dict(pairwise(flags))
+    assert (value["--tensor-parallel-size"], value["--max-num-seqs"], value["--kv-cache-dtype"]) == ("8", "256", "fp8")
+    assert "--enable-expert-parallel" in flags
+    assert value["--quantization"] == "fp8"
+
+
+def test_memory_fractions_are_what_each_engine_means_by_them():
+    engine = Engine(SMALL, H100)
+    kv_bytes = engine.kv_tokens * engine.kv_bytes_per_token_per_device
+    static = float(dict(pairwise(arguments.sglang(engine)))["--mem-fraction-static"])
+    assert static == pytest.approx((engine.weight_bytes_per_device + kv_bytes) / H100.memory_bytes, abs=1e-3)
+    free = arguments.tensorrt_llm(engine)[1]["kv_cache_config"]["free_gpu_memory_fraction"]
+    assert free == pytest.approx(kv_bytes / (H100.memory_bytes - engine.weight_bytes_per_device), abs=1e-3)
+
+
+def test_strings_that_look_like_booleans_are_quoted():
+    from planners.exports import yaml_text
+
+    text = yaml_text.text_of([{"answer": "y", "other": "off"}])
+    assert '"y"' in text
+    assert yaml.safe_load(text) == {"answer": "y", "other": "off"}
+
+
+def test_every_target_is_written_from_a_plan_file(tmp_path):
+    import traces
+
+    inputs = plan_file.inputs_of(traces.sample(), None, "llama-3.1-8b", parse_all(["ttft:p99<=2s"]), None, 0)
+    (tmp_path / "plan.json").write_text(plan_file.text_of(TWO_POOLS, inputs))
+    for target in exports.TARGETS:
+        folder = tmp_path / target
+        outcome = CliRunner().invoke(main, ["export", target, str(tmp_path / "plan.json"), "-o", str(folder)])
+        assert outcome.exit_code == 0, outcome.output
+        assert list(folder.iterdir())
+
+
+def test_an_unknown_target_is_bad_input(tmp_path):
+    outcome = CliRunner().invoke(main, ["export", "nomad", str(tmp_path / "plan.json")])
+    assert outcome.exit_code == 2
+    assert "known: k8s" in outcome.stderr
