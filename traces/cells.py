@@ -66,6 +66,7 @@ def statuses(cells: Cells) -> tuple[Array, Faults]:
     values, faults = np.full(len(cells), Status.UNKNOWN, np.int8), {}
     for row, cell in enumerate(cells):
         name = "UNKNOWN" if is_missing(cell) else str(cell).strip().upper()
+        name = SYNONYMS.get(name, name)
         if name in Status.__members__:
             values[row] = Status[name]
         else:
@@ -73,6 +74,7 @@ def statuses(cells: Cells) -> tuple[Array, Faults]:
     return values, faults
 
 
+SYNONYMS = {"SUCCESS": "OK", "ERROR": "FAILED", "FAILURE": "FAILED", "TIMEOUT": "CANCELLED", "ABORTED": "CANCELLED"}
 KINDS: dict[str, Callable[[Cells], tuple[Column, Faults]]] = {
     "tokens": tokens,
     "count": counts,
@@ -81,6 +83,7 @@ KINDS: dict[str, Callable[[Cells], tuple[Column, Faults]]] = {
     "status": statuses,
     "duration_s": lambda cells: durations(cells, "s"),
     "duration_ms": lambda cells: durations(cells, "ms"),
+    "duration_us": lambda cells: durations(cells, "us"),
     "duration_ns": lambda cells: durations(cells, "ns"),
 }
 

@@ -12,7 +12,7 @@ LONGEST_S = 5 * 365 * 86_400
 def doubts(trace: Trace, file: str, forced: bool = False) -> list[str]:
     """Return warnings about a trace just read; raises BadTrace where span or rate is absurd and not forced."""
     refuse_absurd_rate(trace, file, forced)
-    looks = (_no_times, _quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
+    looks = (_no_times, _nothing_in, _quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
     return [each for look in looks if (each := look(trace))]
 
 
@@ -76,12 +76,16 @@ def _nothing_out(trace: Trace) -> str:
     return f"{count} requests have no output tokens ({count / len(trace):.1%})" if count else ""
 
 
+def _nothing_in(trace: Trace) -> str:
+    return "" if trace.input_tokens.any() else "all input lengths are 0: the source did not record them"
+
+
 def _clipped(trace: Trace) -> str:
     found = []
     for name in ("input_tokens", "output_tokens"):
         values = getattr(trace, name)
         near_top = float(np.mean(values >= 0.999 * values.max()))
-        if len(values) >= 1000 and near_top > 0.005:
+        if len(values) >= 1000 and values.max() > 0 and near_top > 0.005:
             found.append(f"{name} stops at {values.max()} ({near_top:.1%} of requests): clipped by the source")
     return "; ".join(found)
 

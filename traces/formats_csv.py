@@ -3,7 +3,7 @@
 import numpy as np
 
 from traces.layout import Field, Format, arrival, lengths
-from traces.trace import Array, Column, Status
+from traces.trace import MISSING, Array, Column, Status
 
 OPTIONAL = (
     Field("status", ("status",), "status"),
@@ -24,6 +24,10 @@ OPTIONAL = (
     Field("images", ("images",), "count"),
     Field("source_ttft_ns", ("source_ttft_ns",), "count"),
     Field("source_e2e_ns", ("source_e2e_ns",), "count"),
+    Field("image_tokens", ("image_tokens",), "count"),
+    Field("audio_tokens", ("audio_tokens",), "count"),
+    Field("video_tokens", ("video_tokens",), "count"),
+    Field("prefix_segments", ("prefix_segments",), "blocks"),
     Field("source_line", ("source_line",), "count"),
 )
 
@@ -99,5 +103,69 @@ VIDUR = Format(
     "vidur traces: seconds since the start",
     (arrival("arrived_at"), *lengths("num_prefill_tokens", "num_decode_tokens")),
 )
+LENGTHS = Format(
+    "lengths",
+    "csv",
+    "tables of lengths without times, as vidur keeps them",
+    lengths("num_prefill_tokens", "num_decode_tokens"),
+    time_unit=None,
+    marks=frozenset({"num_total_tokens", "pd_ratio"}),
+    forbidden=frozenset({"arrived_at"}),
+    timeless=True,
+)
 
-CSV_FORMATS = (OWN, OWN_NS, AZURE, AZURE_LMM, BURSTGPT, SPLITWISE, VIDUR)
+
+def _latencies_from_stamps(columns: dict[str, Column]) -> dict[str, Column]:
+    """Times to the first and last chunk from their stamps; a stamp of zero was never taken."""
+    sent, first, last = (columns.pop(name, None) for name in ("sent_ns", "first_ns", "last_ns"))
+    found: dict[str, Column] = {}
+    for name, stamp in (("source_ttft_ns", first), ("source_e2e_ns", last)):
+        if isinstance(sent, np.ndarray) and isinstance(stamp, np.ndarray):
+            known = (stamp > 0) & (sent >= 0) & (stamp >= sent)
+            found[name] = np.where(known, stamp - sent, MISSING)
+    return columns | found
+
+
+BLIS = Format(
+    "blis",
+    "csv",
+    "BLIS TraceV2 data: microseconds",
+    (
+        arrival("arrival_time_us"),
+        *lengths("input_tokens", "output_tokens"),
+        Field("request_id", ("request_id",), "count"),
+        Field("client", ("client_id",), "label"),
+        Field("tenant", ("tenant_id",), "label"),
+        Field("slo_class", ("slo_class",), "label"),
+        Field("session_id", ("session_id",), "label"),
+        Field("turn", ("round_index",), "count"),
+        Field("model", ("model",), "label"),
+        Field("image_tokens", ("image_tokens",), "count"),
+        Field("audio_tokens", ("audio_tokens",), "count"),
+        Field("video_tokens", ("video_tokens",), "count"),
+        Field("status", ("status",), "status"),
+        Field("sent_ns", ("send_time_us",), "duration_us"),
+        Field("first_ns", ("first_chunk_time_us",), "duration_us"),
+        Field("last_ns", ("last_chunk_time_us",), "duration_us"),
+    ),
+    time_unit="us",
+    derive=_latencies_from_stamps,
+)
+LITELLM = Format(
+    "litellm",
+    "csv",
+    "LiteLLM spend logs: dates",
+    (
+        arrival("startTime"),
+        *lengths("prompt_tokens", "completion_tokens"),
+        Field("model", ("model_group", "model"), "label"),
+        Field("tenant", ("team_id", "user"), "label"),
+        Field("session_id", ("session_id",), "label"),
+        Field("status", ("status",), "status"),
+    ),
+    time_unit=None,
+    tz="UTC",
+    marks=frozenset({"endtime"}),
+)
+
+CSV_FORMATS = (OWN, OWN_NS, AZURE, AZURE_LMM, BURSTGPT, SPLITWISE, VIDUR, LENGTHS, BLIS, LITELLM)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from traces.table import Table, normal
+from traces.table import normal
 from traces.trace import Column
 
 
@@ -21,9 +21,10 @@ class Field:
 class Format:
     """A layout: `shape` csv or json, its fields, how its numbers of time are to be read, and what they count.
 
-    `marks` are columns that only this format has; `flatten` turns nested objects into plain rows first; `derive`
-    completes the columns afterwards. time_unit None means dates or epoch numbers; keeps_origin says that times count
-    from the start of the trace, which need not be the first arrival.
+    `marks` are columns that only this format has; `derive` completes the columns afterwards. A format of nested
+    objects is known by the rows they are taken apart into (`nested`). time_unit None means dates or epoch numbers;
+    timeless formats know no arrivals; keeps_origin says that times count from the start of the trace, which need not
+    be the first arrival; interleaved says that rows are grouped by session, so that time goes back and forth.
     """
 
     name: str
@@ -38,8 +39,10 @@ class Format:
     block_scope: str = "global"
     context: str = "cumulative"
     keeps_origin: bool = False
+    nested: bool = False
+    interleaved: bool = False
     notes: tuple[str, ...] = ()
-    flatten: Callable[[Table], Table] | None = None
+    timeless: bool = False
     derive: Callable[[dict[str, Column]], dict[str, Column]] | None = None
 
     def source_of(self, wanted: Field, names: Mapping[str, object]) -> str | None:
@@ -54,7 +57,7 @@ class Format:
 
     def recognises(self, names: Mapping[str, object], lengths_only: bool = False) -> bool:
         """Return whether columns of these normalised names look like this format."""
-        return not self.missing(names, lengths_only) and not self.forbidden & set(names)
+        return not self.nested and not self.missing(names, lengths_only) and not self.forbidden & set(names)
 
 
 def arrival(*sources: str) -> Field:

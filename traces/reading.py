@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +13,9 @@ from traces import cells
 from traces.arrivals import Arrivals, in_order
 from traces.doubts import doubts
 from traces.errors import BadTrace
-from traces.formats import choose
+from traces.formats import choose, mapped
 from traces.layout import Format
+from traces.nested import unnest
 from traces.servegen import refuse_servegen
 from traces.source import PARQUET_MAGIC, Source, load
 from traces.table import Problem, Table, csv_table, decode, document_table, json_lines, looks_like_json, renamed_columns
@@ -35,13 +36,17 @@ class Options:
     lengths_only: bool = False
     block_tokens: int | None = None
     rename: tuple[tuple[str, str], ...] = ()
+    columns: tuple[tuple[str, object], ...] = ()
+    context: str | None = None
+    count_tokens: Callable[[str], int] | None = None
     limit: int | None = None
     max_bad_fraction: float = 0.001
 
     def changed(self) -> dict[str, object]:
         """Return the options that differ from the defaults, for the record."""
         default = Options()
-        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) != getattr(default, name)}
+        names = [name for name in self.__slots__ if getattr(self, name) != getattr(default, name)]
+        return {name: getattr(self, name) if name != "count_tokens" else "given" for name in names}
 
 
 def read(
@@ -54,6 +59,9 @@ def read(
     lengths_only: bool = False,
     block_tokens: int | None = None,
     rename: Mapping[str, str] | None = None,
+    columns: Mapping[str, object] | None = None,
+    context: str | None = None,
+    count_tokens: Callable[[str], int] | None = None,
     limit: int | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Trace:
@@ -62,11 +70,18 @@ def read(
     strict stops at the first bad row; otherwise bad rows are dropped, counted by reason, and refused above
     max_bad_fraction. time_unit (s, ms, us, ns) overrides the format's; restarts (error, append, sort) says what to do
     with files glued together; lengths_only reads tokens where times are absent; block_tokens overrides the format's;
-    rename maps column names of the file to those of a known format; limit keeps the first rows.
+    rename maps column names of the file to those of a known format; columns says where our fields are in a file of no
+    known format, each a column name or {"column": ..., "unit": ...} or {"constant": ...}; context ("cumulative" or
+    "delta") says whether a turn's input tokens hold the turns before; count_tokens counts those of texts (four
+    characters a token without); limit keeps the first rows.
     Raises BadTrace for bad data (its text begins FILE:LINE:COLUMN), ValueError for bad options, OSError.
     """
     renamed = tuple(sorted((rename or {}).items()))
-    options = Options(strict, time_unit, restarts, lengths_only, block_tokens, renamed, limit, max_bad_fraction)
+    mapping = tuple(sorted((columns or {}).items()))
+    options = Options(
+        strict, time_unit, restarts, lengths_only, block_tokens, renamed, mapping, context, count_tokens, limit,
+        max_bad_fraction,
+    )  # fmt: skip
     _check_options(options)
     source = load(path)
     found = _parquet(source) if source.content.startswith(PARQUET_MAGIC) else table_of(source)
@@ -94,38 +109,40 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
     """Return the trace that raw cells hold; raises BadTrace."""
     if table.problems and not table.lines:
         raise table.error(table.problems[0])
-    layout = choose(table, asked, options.lengths_only)
-    if layout.flatten is not None:
-        table = layout.flatten(table)
-    columns, problems = _columns(table, layout, options)
-    kept = _kept(table, problems, options)
+    table = unnest(table, options.count_tokens, options.context)
+    layout = mapped(table, options.columns) if options.columns else choose(table, asked, options.lengths_only)
+    columns, faults = _columns(table, layout, options)
+    kept = _kept(table, faults, options)
     arrivals = _arrivals(table, layout, columns.pop("arrival_ns", None), kept, options)
     columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
     if layout.derive is not None:
         columns = layout.derive(columns)
-    return _trace(source, table, layout, options, columns, arrivals, Counter(each.reason for each in problems))
+    dropped = Counter(each.reason for each in (*table.problems, *faults.values()))
+    return _trace(source, table, layout, options, columns, arrivals, dropped)
 
 
-def _columns(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], list[Problem]]:
+def _columns(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], dict[int, Problem]]:
     unit = options.time_unit or layout.time_unit
     columns: dict[str, Column] = {"source_line": np.array(table.lines, np.int64)}
-    problems = {each.line: each for each in reversed(table.problems)}
+    problems: dict[int, Problem] = {}
     for wanted in layout.fields:
         source = layout.source_of(wanted, table.columns)
         if source is None or (wanted.kind == "time" and options.lengths_only):
             continue
         raw = table.columns[source]
+        if not wanted.required and all(cell is None for cell in raw):
+            continue
         columns[wanted.name], faults = (
             cells.times(raw, unit) if wanted.kind == "time" else cells.KINDS[wanted.kind](raw)
         )
         for row, (reason, words) in faults.items():
             name = table.names.get(source, source)
-            found = Problem(table.lines[row], source, f"{name}: {reason}", f"{name} {words}")
-            problems.setdefault(found.line, found)
-    return columns, [problems[line] for line in sorted(problems)]
+            problems.setdefault(row, Problem(table.lines[row], source, f"{name}: {reason}", f"{name} {words}"))
+    return columns, problems
 
 
-def _kept(table: Table, problems: list[Problem], options: Options) -> Array:
+def _kept(table: Table, faults: Mapping[int, Problem], options: Options) -> Array:
+    problems = sorted((*table.problems, *faults.values()), key=lambda each: each.line)
     if problems and options.strict:
         raise table.error(problems[0])
     if len(problems) > options.max_bad_fraction * table.rows_read:
@@ -133,8 +150,7 @@ def _kept(table: Table, problems: list[Problem], options: Options) -> Array:
             f"{len(problems)} of {table.rows_read} rows are bad, more than max_bad_fraction {options.max_bad_fraction}"
         )
         raise table.error(replace(problems[0], words=f"{share}; the first: {problems[0].words}"))
-    bad = {each.line for each in problems}
-    kept = np.array([row for row, line in enumerate(table.lines) if line not in bad], np.int64)[: options.limit]
+    kept = np.array([row for row in range(len(table.lines)) if row not in faults], np.int64)[: options.limit]
     if not len(kept):
         words = "no data rows: a trace needs at least one request"
         raise table.error(Problem(len(table.text_lines) or 1, "", "", words))
@@ -145,7 +161,10 @@ def _arrivals(table: Table, layout: Format, times_ns: Column | None, kept: Array
     if times_ns is None:
         times_ns = np.zeros(len(table.lines), np.int64)
     assert isinstance(times_ns, np.ndarray)
-    arrivals = in_order(times_ns[kept], options.restarts, layout.keeps_origin)
+    policy = "sort" if layout.interleaved else options.restarts
+    arrivals = in_order(times_ns[kept], policy, layout.keeps_origin)
+    if layout.interleaved:
+        return replace(arrivals, inversions=0, restarts=())
     if arrivals.restarts and options.restarts == "error":
         row = kept[arrivals.restarts[0]]
         raise table.error(
@@ -173,7 +192,8 @@ def _trace(
     core: dict[str, Any] = {name: columns.pop(name) for name in ("input_tokens", "output_tokens")}
     core["status"] = columns.pop("status", np.full(len(arrivals.ns), Status.UNKNOWN, np.int8))
     used = {layout.source_of(each, table.columns) for each in layout.fields}
-    blocks = (options.block_tokens or layout.block_tokens) if "prefix_blocks" in columns else None
+    size = options.block_tokens or table.about.get("block_tokens") or layout.block_tokens
+    blocks = size if "prefix_blocks" in columns else None
     limited = table.rows_read - sum(dropped.values()) - len(arrivals.ns)
     metadata: dict[str, object] = {
         "source": Path(source.file).name,
@@ -183,7 +203,9 @@ def _trace(
         "rows_read": table.rows_read,
         "rows_kept": len(arrivals.ns),
         "rows_dropped": dict(dropped) | ({"beyond limit": limited} if limited else {}),
-        "time_unit": "none" if options.lengths_only else options.time_unit or layout.time_unit or "date",
+        "time_unit": "none"
+        if options.lengths_only or layout.timeless
+        else options.time_unit or layout.time_unit or "date",
         "time_quantum_ns": arrivals.quantum_ns,
         "t0_ns": arrivals.t0_ns,
         "tz": layout.tz,
@@ -196,7 +218,11 @@ def _trace(
         "chain": [{"operation": "read", "parameters": {"format": layout.name} | options.changed()}],
     }
     trace = Trace(_stem(source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
-    warnings = [*layout.notes, *doubts(trace, table.file, forced=options.time_unit is not None)]
+    warnings = [
+        *layout.notes,
+        *table.about.get("notes", ()),
+        *doubts(trace, table.file, forced=options.time_unit is not None),
+    ]
     return replace(trace, metadata=metadata | {"warnings": warnings})
 
 
@@ -239,6 +265,7 @@ def _check_options(options: Options) -> None:
     for name, value, known in (
         ("time_unit", options.time_unit, (None, *UNIT_NS)),
         ("restarts", options.restarts, ("error", "append", "sort")),
+        ("context", options.context, (None, "cumulative", "delta")),
     ):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")

@@ -190,7 +190,11 @@ def _table(file: str, what: str, value: object) -> tuple[Array, Array]:
 
 def _number(file: str, line: int, cells: list[str], place: int) -> float:
     text = cells[place].strip()
-    if re.fullmatch(NUMBER, text) and (value := float(text)) >= 0 and value < np.inf:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < np.inf and "_" not in text:
         return value
     column = len(",".join(cells[:place])) + 1 + (place > 0)
     raise BadTrace(file, line, column, f"{shown(text)} is no number >= 0")

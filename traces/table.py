@@ -35,6 +35,8 @@ class Table:
     problems: list[Problem] = field(default_factory=list)
     text_lines: list[str] = field(default_factory=list)
     delimiter: str = ","
+    form: str | None = None  # the format that nested objects told of, where they did
+    about: dict[str, Any] = field(default_factory=dict)  # metadata that only nested objects know
 
     @property
     def names(self) -> dict[str, str]:
@@ -44,7 +46,7 @@ class Table:
     @property
     def rows_read(self) -> int:
         """Return the number of data rows, bad ones included."""
-        return len(self.lines) + len({problem.line for problem in self.problems} - set(self.lines))
+        return len(self.lines) + len(self.problems)
 
     def error(self, problem: Problem) -> BadTrace:
         """Return the error that points at a problem."""
@@ -135,7 +137,20 @@ def document_table(file: str, text: str) -> Table | None:
     objects = parsed if isinstance(parsed, list) else [parsed]
     if not objects or not all(isinstance(each, dict) for each in objects):
         raise BadTrace(file, 1, 1, "a JSON document without objects; expected one object a line, or a list of objects")
-    return object_table(file, objects, list(range(1, len(objects) + 1)))
+    lines = element_lines(text, len(objects)) if isinstance(parsed, list) else [1]
+    return object_table(file, objects, lines, (), text.split("\n"))
+
+
+def element_lines(text: str, count: int) -> list[int]:
+    """Return the line on which each element of a JSON list begins."""
+    place, line, seen, lines = text.index("[") + 1, 1, 0, []
+    for _ in range(count):
+        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+        line += text.count("\n", seen, place)
+        seen = place
+        lines.append(line)
+        place = _DECODER.raw_decode(text, place)[1]
+    return lines
 
 
 def renamed_columns(table: Table, names: Iterable[tuple[str, str]]) -> Table:
@@ -157,12 +172,26 @@ def object_table(
     problems: Iterable[Problem] = (),
     lines: Iterable[str] = (),
 ) -> Table:
-    """Return objects as columns; a key that an object lacks is None in its row."""
+    """Return objects as columns; a key that an object lacks is None in its row; a.b is key b of the object under a."""
+    objects = [flat(each) for each in objects]
     header = tuple(dict.fromkeys(key for each in objects for key in each))
     columns: dict[str, list[Any]] = {}
     for name in header:
         columns.setdefault(normal(name), [each.get(name) for each in objects])
     return Table(file, "json", header, columns, numbers, list(problems), list(lines))
+
+
+def flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """Return an object whose values are no objects: the key of a value within a value is a.b."""
+    if not any(isinstance(value, dict) for value in nested.values()):
+        return nested
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            found.update({f"{key}.{inner}": each for inner, each in flat(value).items()})
+        else:
+            found[key] = value
+    return found
 
 
 def parse_json(text: str) -> Any:
@@ -198,6 +227,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
+_BETWEEN = re.compile(r"[\s,]*")
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 

@@ -225,6 +225,19 @@ def inject_burst(trace: Trace, start_s: float, length_s: float, factor: float, s
     return _recorded(merge([trace, added]), "inject_burst", about, seed)
 
 
+def spread_sessions(trace: Trace, span_s: float, seed: int) -> Trace:
+    """Return the trace with each session begun at a uniform time of a span, its own times kept: for sessions recorded
+    without a common clock. Rows without a session stay. Starts are then a Poisson stream, its count given."""
+    _check(span_s > 0, f"span_s {span_s} is not above 0")
+    sessions = trace.columns.get("session_id")
+    if not isinstance(sessions, Labels):
+        raise ValueError(f"trace {trace.name!r} has no sessions to spread")
+    starts_ns = np.random.default_rng(seed).integers(0, round(span_s * NS_PER_S), len(sessions.names) + 1)
+    starts_ns[-1] = 0  # where rows without a session look
+    moved = with_arrivals(trace, trace.arrival_ns + starts_ns[sessions.codes])
+    return _recorded(moved, "spread_sessions", {"span_s": span_s}, seed)
+
+
 def sessionise(trace: Trace, gap_s: float, by: str) -> Trace:
     """Return the trace with sessions inferred: requests of one `by` (a column of labels) until a gap above gap_s.
 
