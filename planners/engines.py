@@ -1,13 +1,15 @@
 """Which engines there are to choose from: every legal cut of a model over every device, in every dtype it computes."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models import device, price
 from models.device import Device
 from models.engine import Engine, Settings
 from models.llm import Llm
 from models.price import Price
+from models.step import PICOSECONDS_PER_SECOND
 from simulator.fleet import PricedEngine
 
 DEFAULT_DEVICES = (
@@ -15,6 +17,7 @@ DEFAULT_DEVICES = (
     *("a10g", "l4", "mi300x", "rtx-4090", "gaudi3"),
 )
 DTYPES = ("bf16", "fp8")
+FEWEST_TOKENS = 256  # a step budget below this wastes most of a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +27,17 @@ class Offer:
     priced: PricedEngine
     usd_per_hour: float
     price: Price | None = None
+    is_cautious: bool = False  # its steps are kept short enough for TPOT
 
     @property
     def name(self) -> str:
         """Return the engine's name."""
         return self.priced.name
+
+    @property
+    def short_name(self) -> str:
+        """Return the engine's name without the model's."""
+        return self.name.partition("/")[2] or self.name
 
     @property
     def device_name(self) -> str:
@@ -80,6 +89,24 @@ def legal_engines(
                     yield engine
 
 
+def offers_for(
+    llm: Llm, devices: Sequence[Device], *, context_tokens: int = 1, tpot_limit_s: float = math.inf
+) -> tuple[Offer, ...]:
+    """Return every legal engine at its price, and a cautious twin of those whose largest steps are over the TPOT limit.
+
+    A cautious engine takes the largest power of two of tokens a step that alone stays within the limit.
+    """
+    offers = []
+    for engine in legal_engines(llm, devices, context_tokens=context_tokens):
+        bold = offer(engine)
+        offers.append(bold)
+        cautious = _cautious_tokens(bold, tpot_limit_s)
+        if cautious is not None:
+            settings = replace(engine.settings, max_num_batched_tokens=cautious)
+            offers.append(replace(offer(replace(engine, settings=settings)), is_cautious=True))
+    return tuple(offers)
+
+
 def offer(engine: Engine) -> Offer:
     """Return an engine with its step table and its price; ValueError where the device has none."""
     from simulator.fleet import priced
@@ -87,7 +114,21 @@ def offer(engine: Engine) -> Offer:
     listed = price.load(engine.device.name)
     if listed is None:
         raise ValueError(f"device {engine.device.name!r} has no on-demand price")
-    return Offer(priced(engine), listed.usd_per_hour * engine.devices, listed)
+    default = Settings().max_num_batched_tokens
+    tokens = engine.settings.max_num_batched_tokens
+    name = engine.name if tokens == default else f"{engine.name}/{tokens}"
+    return Offer(replace(priced(engine), name=name), listed.usd_per_hour * engine.devices, listed)
+
+
+def _cautious_tokens(bold: Offer, tpot_limit_s: float) -> int | None:
+    """Return the tokens a step that stay within the TPOT limit, or None where all do or even FEWEST_TOKENS do not."""
+    step_s = bold.priced.table.token_ps[0] / PICOSECONDS_PER_SECOND
+    tokens = bold.priced.limits.max_batched_tokens
+    if step_s[tokens] <= tpot_limit_s:
+        return None
+    while tokens > FEWEST_TOKENS and step_s[tokens] > tpot_limit_s:
+        tokens = 1 << (tokens - 1).bit_length() - 1
+    return tokens if step_s[tokens] <= tpot_limit_s else None
 
 
 def _cuts(llm: Llm, one: Device) -> Iterator[tuple[int, int]]:

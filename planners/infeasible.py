@@ -1,12 +1,23 @@
 """Infeasible: no fleet can keep the promises, and why."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from models.device import Device
+    from models.llm import Llm
+    from planners.demand import Market
+    from planners.rehearsal import Verdict
+
+BYTES_PER_GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Reachable:
-    """The best value of a promised percentile that one engine of a device reaches when it is idle [s]."""
+    """The best value of a promised percentile that any engine of a device reaches when every request is alone [s]."""
 
     promise: str
     device: str
@@ -31,3 +42,54 @@ class Infeasible(Exception):
             for row in self.reachable
         ]
         return {"reasons": list(self.reasons), "reachable": [rounded(row) for row in rows]}
+
+
+def nothing_fits(llm: "Llm", devices: Sequence["Device"]) -> Infeasible:
+    """Return the reason for a model that no node of any device can hold."""
+    largest = max(devices, key=lambda one: one.memory_bytes * one.node_size)
+    have_gb = largest.memory_bytes * largest.node_size / BYTES_PER_GB
+    need_gb = llm.weight_bytes("fp8") / BYTES_PER_GB
+    return Infeasible(
+        (
+            f"{llm.name} fits on no engine offered: its weights take {need_gb:.0f} GB in fp8, and the largest node, "
+            f"{largest.node_size} x {largest.name}, has {have_gb:.0f} GB before KV cache and reserves",
+        )
+    )
+
+
+def why(market: "Market") -> Infeasible:
+    """Return the promises that no engine keeps even when idle, with the best value that each device reaches."""
+    reachable = tuple(row for promise in range(len(market.slos)) for row in _best_by_device(market, promise))
+    reasons = []
+    for promise, slo in enumerate(market.slos):
+        best = int(np.argmin(market.alone_s[promise]))
+        if market.alone_s[promise, best] > slo.limit_s:
+            reasons.append(
+                f"{slo} cannot be kept: the best of {len(market.offers)} engines, {market.offers[best].short_name}, "
+                f"reaches {_seconds(market.alone_s[promise, best])} with every request alone on an idle replica"
+            )
+    if not reasons:
+        promises = " and ".join(map(str, market.slos))
+        reasons.append(f"{promises} cannot be kept together: no engine keeps all of them, though each is kept by some")
+    if not np.isfinite(market.load).any():
+        reasons.append("no engine holds the KV cache of the longest requests")
+    return Infeasible(tuple(reasons), reachable)
+
+
+def nothing_survived(verdicts: Iterable["Verdict"]) -> Infeasible:
+    """Return what the least strained of the fleets that were tried failed at: each promise alone might be kept."""
+    nearest = min(verdicts, key=lambda verdict: (verdict.strain, verdict.usd_per_hour))
+    return Infeasible((f"no fleet tried keeps all promises under this trace; the nearest misses: {nearest.fails}",))
+
+
+def _best_by_device(market: "Market", promise: int) -> list[Reachable]:
+    best: dict[str, Reachable] = {}
+    for engine, offer in enumerate(market.offers):
+        value = float(market.alone_s[promise, engine])
+        if offer.device_name not in best or value < best[offer.device_name].best_s:
+            best[offer.device_name] = Reachable(str(market.slos[promise]), offer.device_name, offer.short_name, value)
+    return sorted(best.values(), key=lambda row: (row.best_s, row.device))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"

@@ -172,8 +172,11 @@ def _add_shares(model: Any, demand: Demand, engines: Sequence[int] | None = None
         if np.isfinite(demand.load[engine, bucket]) and (demand.lost[:, engine, bucket] <= demand.allowed).all()
     }
     for promise in range(promises):
-        broken = sum(float(demand.lost[promise][place]) * share for place, share in shares.items())
-        model.add_linear_constraint(broken <= float(demand.allowed[promise]))
+        broken = [
+            float(demand.lost[promise][place]) * share for place, share in shares.items() if demand.lost[promise][place]
+        ]
+        if broken:
+            model.add_linear_constraint(sum(broken) <= float(demand.allowed[promise]))
     return shares
 
 

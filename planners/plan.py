@@ -88,24 +88,21 @@ class Plan:
 
     def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
         """Return the Fleet whose replay is the rehearsal; `price` gives engines their step tables, by default ours."""
-        if price is None:
-            from simulator.fleet import priced as price
         pools = [
-            Pool(pool.priced or price(_engine_of(pool)), pool.replicas, pool.speed, pool.usd_per_hour / pool.replicas)
+            Pool(_priced(pool, price), pool.replicas, pool.speed, pool.usd_per_hour / pool.replicas)
             for pool in self.pools
         ]
         return Fleet(tuple(pools), self.router, self.input_edges, self.shares)
 
     def result(self) -> dict[str, Any]:
         """Return what plan.json says of the plan: plain values, 6 significant digits, the same bytes every time."""
-        return rounded(
+        values: dict[str, Any] = rounded(
             {
                 "usd_per_hour": self.usd_per_hour,
                 "usd_per_hour_bound": self.usd_per_hour_bound,
                 "gap": self.gap,
                 "pools": [_pool_result(pool) for pool in self.pools],
                 "routing": {"router": self.router, "input_edges": self.input_edges, "shares": self.shares},
-                "settings": asdict(_settings(self.pools)),
                 "slo": self.latency_s,
                 "attainment": self.attainment,
                 "requests": self.requests,
@@ -118,13 +115,13 @@ class Plan:
                 "is_rehearsed": self.is_rehearsed,
             }
         )
+        return values
 
 
 def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
-    """Return the Plan that `result()` described, for a model; what was chosen over comes without settings."""
-    settings = Settings(**result["settings"])
+    """Return the Plan that `result()` described, for a model."""
     return Plan(
-        pools=tuple(_planned_pool(pool, llm, settings) for pool in result["pools"]),
+        pools=tuple(_planned_pool(pool, llm) for pool in result["pools"]),
         usd_per_hour=result["usd_per_hour"],
         usd_per_hour_bound=result["usd_per_hour_bound"],
         router=result["routing"]["router"],
@@ -134,8 +131,8 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         attainment=result["attainment"],
         requests=result["requests"],
         promises=tuple(PromiseKept(**kept) for kept in result["promises"]),
-        single_device=_outcome(result["single_device"], llm, settings),
-        cheaper=_outcome(result["cheaper"], llm, settings),
+        single_device=_outcome(result["single_device"], llm),
+        cheaper=_outcome(result["cheaper"], llm),
         bottleneck=result["bottleneck"],
         notes=tuple(result["notes"]),
         effort=result["effort"],
@@ -144,12 +141,14 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
 
 
 def cut_name(pool: PlannedPool) -> str:
-    """Return device, cut and dtype in words: h100-sxm tp4 fp8."""
+    """Return device, cut, dtype and step budget in words: h100-sxm tp4 fp8."""
     engine = pool.engine
     if engine is None:
         return pool.name
     cuts = [f"{cut}{getattr(engine, cut)}" for cut in ("tp", "pp", "ep", "dp") if getattr(engine, cut) > 1]
-    return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype])
+    budget = engine.settings.max_num_batched_tokens
+    special = [f"{budget} tokens a step"] if budget != Settings().max_num_batched_tokens else []
+    return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype, *special])
 
 
 def rounded(value: Any) -> Any:
@@ -177,6 +176,7 @@ def _pool_result(pool: PlannedPool) -> dict[str, Any]:
         "replicas": pool.replicas,
         **cut,
         **kinds,
+        "settings": asdict(engine.settings if engine else Settings()),
         "role": ROLE,
         "usd_per_hour": pool.usd_per_hour,
         "speed": pool.speed,
@@ -193,29 +193,30 @@ def _outcome_result(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _settings(pools: Sequence[PlannedPool]) -> Settings:
-    engines = [pool.engine for pool in pools if pool.engine is not None]
-    return engines[0].settings if engines else Settings()
-
-
-def _planned_pool(pool: Mapping[str, Any], llm: Llm, settings: Settings) -> PlannedPool:
+def _planned_pool(pool: Mapping[str, Any], llm: Llm) -> PlannedPool:
     cut = {key: pool[key] for key in ("tp", "pp", "dp", "ep", "dtype", "kv_dtype", "framework")}
-    engine = Engine(llm, device.load(pool["device"]), settings=settings, **cut)
+    engine = Engine(llm, device.load(pool["device"]), settings=Settings(**pool["settings"]), **cut)
     kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy")}
     return PlannedPool(**kept, engine=engine)
 
 
-def _outcome(outcome: Mapping[str, Any] | None, llm: Llm, settings: Settings) -> Outcome | None:
+def _outcome(outcome: Mapping[str, Any] | None, llm: Llm) -> Outcome | None:
     if outcome is None:
         return None
-    pools = tuple(_planned_pool(pool, llm, settings) for pool in outcome["pools"])
+    pools = tuple(_planned_pool(pool, llm) for pool in outcome["pools"])
     return Outcome(pools, outcome["usd_per_hour"], outcome["fails"])
 
 
-def _engine_of(pool: PlannedPool) -> Engine:
+def _priced(pool: PlannedPool, price: Callable[[Engine], PricedEngine] | None) -> PricedEngine:
+    if pool.priced is not None:
+        return pool.priced
     if pool.engine is None:
         raise ValueError(f"pool {pool.name!r} is toy hardware; its step table cannot be made again")
-    return pool.engine
+    if price is None:
+        from simulator import fleet
+
+        price = fleet.priced
+    return replace(price(pool.engine), name=pool.name)
 
 
 def without_tables(plan: Plan) -> Plan:

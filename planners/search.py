@@ -1,13 +1,23 @@
 """Find the cheapest fleet that keeps its promises on a trace: offers, mix, rehearsal, plan."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.llm import Llm
-from planners.engines import Offer
-from planners.infeasible import Infeasible
-from planners.plan import Plan
-from planners.slo import Slo
+from planners import mix, rehearsal
+from planners.bound import rigorous_usd_per_hour
+from planners.demand import Market, survey
+from planners.engines import Offer, devices_named, offers_for
+from planners.hunt import Hunt, undominated
+from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
+from planners.mix import Demand
+from planners.plan import Outcome, Plan, PlannedPool, PromiseKept
+from planners.rehearsal import Candidate, Verdict
+from planners.slo import Slo, limit_s, value_s
+from simulator.run import Run
 from traces import Trace
 
 __all__ = ["Infeasible", "Progress", "find_plan"]
@@ -22,6 +32,9 @@ class Progress:
     plan: Plan | None = None
 
 
+Listener = Callable[[Progress], None]
+
+
 def find_plan(
     trace: Trace,
     llm: Llm | None,
@@ -30,12 +43,143 @@ def find_plan(
     *,
     seed: int = 0,
     offers: Sequence[Offer] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Listener | None = None,
     analytic: bool = False,
 ) -> Plan:
-    """Return the cheapest Plan that keeps every promise in a replay of the whole trace.
+    """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
-    analytic=True stops before the rehearsal. Raises Infeasible with the reasons that bind.
+    analytic=True stops before the rehearsal. Raises Infeasible with the reasons that bind, ValueError for bad input.
     """
-    raise NotImplementedError
+    if len(trace) == 0:
+        raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
+    tell = progress or _say_nothing
+    notes: tuple[str, ...] = ()
+    if offers is None:
+        if llm is None:
+            raise ValueError("find_plan needs a model, or offers of one's own")
+        offers, notes = _offers(llm, devices, slos)
+    tell(Progress("engines", f"{len(offers)} engines fit"))
+    market = survey(trace, slos, offers)
+    fluid = fluid_mix(market)
+    if fluid is None:
+        raise why(market)
+    bound_usd = rigorous_usd_per_hour(market)
+    sketch = _sketch(market, fluid, bound_usd, notes)
+    tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
+    if analytic:
+        return sketch
+    hunt = Hunt(market, lambda words: tell(Progress("rehearsal", words)))
+    hunt.single_engines()
+    hunt.mixes()
+    hunt.shrink()
+    return _plan(hunt, bound_usd, notes)
+
+
+def fluid_mix(market: Market) -> mix.Mix | None:
+    """Return the cheapest mix if every pool could be busy without a pause; None where the promises forbid all."""
+    engines = undominated(market)
+    demand = Demand(market.demand.load[engines], market.demand.lost[:, engines], market.demand.allowed)
+    capacity = []
+    for load in demand.load:
+        most = max(1, math.ceil(load[np.isfinite(load)].sum()))
+        capacity.append({size: float(size) for size in mix.sizes_up_to(most)})
+    found = mix.cheapest_mix(market.usd_per_hour[engines], demand, capacity)
+    if found is None:
+        return None
+    replicas = [0] * len(market.offers)
+    shares = np.zeros(market.demand.load.shape)
+    for place, engine in enumerate(engines):
+        replicas[engine] = found.replicas[place]
+        shares[engine] = found.shares[place]
+    return mix.Mix(tuple(replicas), shares, found.usd_per_hour)
+
+
+def _offers(llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo]) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
+    chosen, notes = devices_named(devices)
+    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"))
+    if not offers:
+        raise nothing_fits(llm, chosen)
+    return offers, notes
+
+
+def _say_nothing(_: Progress) -> None:
+    """Listen to no progress."""
+
+
+def _sketch(market: Market, fluid: mix.Mix, bound_usd: float, notes: tuple[str, ...]) -> Plan:
+    """Return the fluid mix as a plan that nobody has rehearsed."""
+    chosen = rehearsal.candidate(fluid.replicas, fluid.shares)
+    return Plan(
+        pools=_pools(market, chosen),
+        usd_per_hour=fluid.usd_per_hour,
+        usd_per_hour_bound=min(bound_usd, fluid.usd_per_hour),
+        router=chosen.router,
+        input_edges=market.input_edges,
+        shares=chosen.shares,
+        notes=(*notes, "not rehearsed: this fleet carries the mean load only if it never pauses; bursts need more"),
+        is_rehearsed=False,
+    )
+
+
+def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...]) -> Plan:
+    market, best, run = hunt.market, hunt.best, hunt.best_run
+    if best is None or run is None:
+        raise nothing_survived(hunt.verdicts.values())
+    limits_s = {slo.metric: limit_s(market.slos, slo.metric) for slo in market.slos}
+    failed = hunt.cheaper_failure()
+    return Plan(
+        pools=_pools(market, best.candidate, run),
+        usd_per_hour=best.usd_per_hour,
+        usd_per_hour_bound=min(bound_usd, best.usd_per_hour),
+        router=best.candidate.router,
+        input_edges=market.input_edges,
+        shares=best.candidate.shares,
+        latency_s=run.latency_s(),
+        attainment=float(run.keeps(limits_s).mean()),
+        requests=run.counts(),
+        promises=tuple(PromiseKept(str(slo), value_s(run, slo), slo.limit_s) for slo in market.slos),
+        single_device=_outcome(market, hunt.best_single),
+        cheaper=_outcome(market, failed),
+        bottleneck=_bottleneck(market, best.candidate, run),
+        notes=notes,
+        effort={"engines": len(market.offers), "fleets_rehearsed": len(hunt.verdicts), "mixes_proposed": hunt.rounds},
+    )
+
+
+def _pools(market: Market, chosen: Candidate, run: Run | None = None) -> tuple[PlannedPool, ...]:
+    fleet = rehearsal.fleet_of(market, chosen)
+    busy = run.busy_fraction() if run is not None else [None] * len(fleet.pools)
+    pools = []
+    for place, ((engine, count), pool) in enumerate(zip(chosen.pools, fleet.pools, strict=True)):
+        offer = market.offers[engine]
+        pools.append(
+            PlannedPool(
+                name=offer.name,
+                device=offer.device_name,
+                replicas=count,
+                usd_per_hour=count * offer.usd_per_hour,
+                speed=pool.speed,
+                busy=busy[place],
+                engine=offer.priced.engine,
+                priced=offer.priced,
+            )
+        )
+    return tuple(pools)
+
+
+def _outcome(market: Market, verdict: Verdict | None) -> Outcome | None:
+    if verdict is None:
+        return None
+    return Outcome(_pools(market, verdict.candidate), verdict.usd_per_hour, verdict.fails)
+
+
+def _bottleneck(market: Market, chosen: Candidate, run: Run) -> str:
+    """Say which promise is closest to its limit, and which pool is the most strained."""
+    tightest = max(market.slos, key=lambda slo: value_s(run, slo) / slo.limit_s)
+    strains = [rehearsal.pool_strain(run, pool, market.slos) for pool in range(len(chosen.pools))]
+    engine, count = chosen.pools[strains.index(max(strains))]
+    used = value_s(run, tightest) / tightest.limit_s
+    return (
+        f"{tightest} is at {used:.0%} of its limit; {count} x {market.offers[engine].short_name} is the tightest pool"
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.step import PICOSECONDS_PER_SECOND
+from models.step import ALONE, PICOSECONDS_PER_SECOND
 from simulator.fleet import PricedEngine
 
 Array = npt.NDArray[np.float64]
@@ -20,15 +20,18 @@ Counts = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 16
 GRID_RATIO = 1.1
+FINE_RATIO = 1.01
+INFEASIBLE = 2  # scipy's status
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """Replica time per prefill token, per decode step, and per KV token that a decode step holds [s each]."""
+    """Replica time per prefill token, decode step, KV token that a decode holds, and pair of query and key [s each]."""
 
     prefill_s: float
     decode_s: float
     context_s: float
+    pair_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +55,29 @@ def token_prices(priced: PricedEngine, inputs: Counts, outputs: Counts, tpot_lim
     kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
     step_s = _step_s(priced, prefill, decodes)
     late_s = decodes * (step_s - tpot_limit_s) if math.isfinite(tpot_limit_s) else np.zeros(step_s.size)
-    # Unknowns: prefill, decode, KV multiplier, TPOT multiplier; scaled so that all are of order one.
+    # Unknowns: prices of prefill, decode and KV, and patience with TPOT; scaled so that all are of order one. Solved as
+    # its dual, the mix of steps that does the work soonest, which has four rows instead of thousands.
     scale = 1.0 / np.array([prefill.max(), decodes.max(), kv_tokens, decodes.max()])
     rows = np.stack([prefill, decodes, np.where(decodes > 0, kv_tokens, 0), -late_s], 1) * scale
     worth = np.array([*(float(column.sum()) for column in _per_request(inputs, outputs)), 0.0]) * scale
-    found = linprog(-worth / worth.max(), A_ub=rows, b_ub=step_s / priced.lanes, bounds=(0, None), method="highs")
+    found = linprog(step_s / priced.lanes, A_ub=-rows.T, b_ub=-worth / worth.max(), bounds=(0, None), method="highs-ds")
+    if (
+        found.status == INFEASIBLE
+    ):  # no step with a decode is fast enough: no price is too high, so ask without the limit
+        return token_prices(priced, inputs, outputs)
     assert found.status == 0, found.message
-    prefill_s, decode_s, kv_s, patience = found.x * scale
+    prefill_s, decode_s, kv_s, patience = -found.ineqlin.marginals * scale
     share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, tpot_limit_s)
-    reading_s = _context_s(priced) / priced.lanes
-    return TokenPrices(float(share * prefill_s), float(share * decode_s), float(share * kv_s + reading_s))
+    reading_s, pair_s = _context_s(priced) / priced.lanes, _pair_s(priced) / priced.lanes
+    return TokenPrices(float(share * prefill_s), float(share * decode_s), float(share * kv_s + reading_s), pair_s)
 
 
-def request_work_s(priced: PricedEngine, prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
+def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
     """Return the replica time that each request takes at least: new tokens, its KV while decoding, its attention."""
     prefill, decodes, context = _per_request(inputs, outputs)
-    attention_s = _prefill_attention_s(priced, prefill) / priced.lanes
-    return prefill * prices.prefill_s + decodes * prices.decode_s + context * prices.context_s + attention_s
+    pairs = prefill * prefill / 2
+    work_s: Array = prefill * prices.prefill_s + decodes * prices.decode_s + context * prices.context_s
+    return work_s + pairs * prices.pair_s
 
 
 def alone(priced: PricedEngine, inputs: Counts, outputs: Counts) -> Alone:
@@ -79,7 +88,7 @@ def alone(priced: PricedEngine, inputs: Counts, outputs: Counts) -> Alone:
     full, last = (prompts - 1) // chunk, (prompts - 1) % chunk + 1
     sequence_s = _seconds(table.sequence_ps[0, 1])
     ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
-    ttft_s = ttft_s + _prefill_attention_s(priced, prompts)
+    ttft_s = ttft_s + _attention_alone_s(priced, prompts)
     cell = np.minimum((prompts + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
     tpot_s = _floor(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])
     steps = np.maximum(outputs, 1) - 1
@@ -103,16 +112,20 @@ def _valid_share(
 ) -> float:
     """Return the largest factor on all prices at which no step whatever earns more than it takes."""
     limits = priced.limits
+    most_decodes = min(limits.max_sequences, limits.max_batched_tokens)
     tokens_s, sequences_s = _floor(priced.table.token_ps[0]), _floor(priced.table.sequence_ps[0])
-    share = 1.0
-    for decodes in range(min(limits.max_sequences, limits.max_batched_tokens) + 1):
-        prefill = np.arange(decodes == 0, limits.max_batched_tokens - decodes + 1)
-        step_s = tokens_s[prefill + decodes] + sequences_s[max(decodes, 1)]
-        earned_s = prefill * prefill_s + (decodes * decode_s + kv_full_s if decodes else 0.0)
-        if decodes and patience > 0:
-            earned_s = earned_s - patience * decodes * (step_s - tpot_limit_s)
-        share = min(share, 1 / max(1.0, float((earned_s * priced.lanes / step_s).max())))
-    return share
+    edges = _spread(limits.max_batched_tokens, FINE_RATIO)
+    low, high = edges[:, None], np.append(edges[1:] - 1, edges[-1])[:, None]  # cells of prefill tokens
+    decodes = np.arange(most_decodes + 1)[None, :]
+    high = np.minimum(high, limits.max_batched_tokens - decodes)
+    legal = (low <= high) & (high + decodes > 0)
+    step_s = tokens_s[np.minimum(np.maximum(low, decodes == 0) + decodes, limits.max_batched_tokens)]
+    step_s = step_s + sequences_s[np.maximum(decodes, 1)]
+    earned_s = high * prefill_s + decodes * decode_s + np.where(decodes > 0, kv_full_s, 0.0)
+    if patience > 0:
+        earned_s = earned_s - patience * decodes * (step_s - tpot_limit_s)
+    ratios = np.where(legal, earned_s * priced.lanes / step_s, 0.0)
+    return float(1 / max(1.0, ratios.max()))
 
 
 def _grid(priced: PricedEngine) -> tuple[Counts, Counts]:
@@ -124,11 +137,11 @@ def _grid(priced: PricedEngine) -> tuple[Counts, Counts]:
     return prefill[legal], decodes[legal]
 
 
-def _spread(most: int) -> Counts:
+def _spread(most: int, ratio: float = GRID_RATIO) -> Counts:
     """Return counts from 0 to `most`: one by one at first, then in a constant ratio."""
     counts = list(range(min(EXACT_UP_TO, most) + 1))
     while counts[-1] < most:
-        counts.append(min(most, max(counts[-1] + 1, int(counts[-1] * GRID_RATIO))))
+        counts.append(min(most, max(counts[-1] + 1, int(counts[-1] * ratio))))
     return np.array(counts, np.int64)
 
 
@@ -148,29 +161,36 @@ def _floor(column_ps: npt.NDArray[np.int64]) -> Array:
 def _context_s(priced: PricedEngine) -> float:
     """Return the least time per KV token that attention of decodes takes, over all batches and contexts.
 
-    Within a cell the ratio of a line to its argument is monotone, so the cells' ends tell.
+    Within a cell time is a line, so its ratio to the context is least at an edge.
     """
-    start_ps = priced.table.decode_ps[0, :, 1:]
-    slope_ps, width = priced.table.decode_slope_ps[0, :, 1:], 1 << int(priced.table.cell_shift[0])
-    low = np.arange(start_ps.shape[2]) * width
-    most = np.arange(1, start_ps.shape[1] + 1)[:, None] * priced.limits.max_context_tokens
-    reachable = low <= most
-    end_ratios = np.where(reachable, (start_ps + slope_ps * width) / (low + width), np.inf)
-    start_ratios = np.where(reachable, start_ps / np.maximum(low, 1), np.inf)[..., 1:]
-    least_ps = min(end_ratios.min(), slope_ps[..., 0].min(), start_ratios.min(initial=np.inf))
-    return float(least_ps) / PICOSECONDS_PER_SECOND
+    slope_ps, width = priced.table.decode_slope_ps[0, ALONE, 1:], 1 << int(priced.table.cell_shift[0])
+    start_ps = priced.table.decode_ps[0, ALONE, 1:, : slope_ps.shape[1]]
+    low = np.arange(slope_ps.shape[1]) * width
+    most = np.arange(1, slope_ps.shape[0] + 1)[:, None] * priced.limits.max_context_tokens
+    ratios = np.where(low <= most, (start_ps + slope_ps * width) / (low + width), np.inf)
+    return float(ratios.min()) / PICOSECONDS_PER_SECOND
 
 
-def _prefill_attention_s(priced: PricedEngine, prompts: npt.NDArray[np.number]) -> Array:
+def _pair_s(priced: PricedEngine) -> float:
+    """Return the least time per (query, key) pair of prefill, over all chunks: c**2 / 2 pairs, and c for each past."""
+    table = priced.table
+    chunk = np.arange(1, table.prefill_ps.shape[1])
+    ratios = np.minimum(2 * table.prefill_ps[0, 1:] / chunk, table.prefill_slope_ps[0, 1:]) / chunk
+    return float(ratios.min()) / PICOSECONDS_PER_SECOND
+
+
+def _attention_alone_s(priced: PricedEngine, prompts: Counts) -> Array:
     """Return the attention time of prompts prefilled in the largest chunks there are."""
     table = priced.table
-    prompts = prompts.astype(np.int64)
     chunk = min(priced.limits.max_batched_tokens, priced.limits.long_prefill_tokens)
     full, last = (prompts - 1) // chunk, (prompts - 1) % chunk + 1
-    attention_ps = full * table.prefill_ps[0, chunk] + table.prefill_slope_ps[0, chunk] * (
-        chunk * (full * (full - 1) // 2)
-    )
-    attention_ps += table.prefill_ps[0, last] + table.prefill_slope_ps[0, last] * (full * chunk)
+    window = int(table.window_tokens[0])
+    in_window = np.concatenate([[0], np.cumsum(np.minimum(np.arange(full.max() + 1) * chunk, window))])
+    attention_ps = full * table.prefill_ps[0, chunk] + table.prefill_ps[0, last]
+    attention_ps += table.prefill_slope_ps[0, chunk] * (chunk * (full * (full - 1) // 2))
+    attention_ps += table.prefill_slope_ps[0, last] * (full * chunk)
+    attention_ps += table.window_slope_ps[0, chunk] * in_window[full]
+    attention_ps += table.window_slope_ps[0, last] * np.minimum(full * chunk, window)
     return _seconds(attention_ps)
 
 

@@ -1,0 +1,161 @@
+"""The rehearsal: replays the whole trace on a candidate fleet, says what broke and where, and probes single pools."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from planners.demand import Market
+from planners.slo import Slo, broken, strain, value_s
+from simulator.fleet import Fleet, Pool
+from simulator.run import Run
+from traces import Trace
+
+Array = npt.NDArray[np.float64]
+
+SHARE_PARTS = 1000
+PROBES = 7
+ROUTERS = ("planned", "join-shortest-queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A fleet to try: (engine, replicas) for each pool, and the share of each bucket [bucket][pool] that it takes."""
+
+    pools: tuple[tuple[int, int], ...]
+    shares: tuple[tuple[float, ...], ...]
+    router: str = ROUTERS[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a replay made of a candidate: strain is the worst ratio of a promised percentile to its limit."""
+
+    candidate: Candidate
+    usd_per_hour: float
+    strain: float
+    fails: str
+
+    @property
+    def survives(self) -> bool:
+        """Say whether every promise was kept."""
+        return self.strain <= 1.0
+
+
+def candidate(replicas: Sequence[int], shares: Array) -> Candidate:
+    """Return the candidate of replicas [engine] and shares [engine, bucket], which are rounded to whole per mille."""
+    used = [engine for engine, count in enumerate(replicas) if count]
+    columns = shares[used].T
+    return Candidate(tuple((engine, replicas[engine]) for engine in used), tuple(map(_per_mille, columns)))
+
+
+def fleet_of(market: Market, chosen: Candidate) -> Fleet:
+    """Return the candidate as the simulator takes it; a pool's speed is what one replica carries of the whole trace."""
+    pools = []
+    for engine, count in chosen.pools:
+        offer = market.offers[engine]
+        pools.append(Pool(offer.priced, count, _speed(market, engine), offer.usd_per_hour))
+    return Fleet(tuple(pools), chosen.router, market.input_edges, chosen.shares)
+
+
+def rehearse(market: Market, chosen: Candidate) -> Run:
+    """Return the replay of the market's trace on the candidate."""
+    from simulator.replay import replay
+
+    return replay(market.trace, fleet_of(market, chosen))
+
+
+def judge(market: Market, chosen: Candidate, run: Run) -> Verdict:
+    """Return what a run says of the candidate."""
+    cost = sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)
+    return Verdict(chosen, cost, strain(run, market.slos), failure(run, market.slos))
+
+
+def failure(run: Run, slos: Sequence[Slo]) -> str:
+    """Return in words which promises a run broke and by how much; empty where it kept all."""
+    return "; ".join(
+        f"{slo.metric}:p{slo.percent:g} is {value_s(run, slo):.3g} s, promised {slo}" for slo in broken(run, slos)
+    )
+
+
+def pool_rows(run: Run, pool: int) -> npt.NDArray[np.int64]:
+    """Return the requests that a run's router sent to one of its pools."""
+    return np.flatnonzero(run.lanes["pool"][run.outcome.lane] == pool)
+
+
+def pool_strain(run: Run, pool: int, slos: Sequence[Slo]) -> float:
+    """Return the worst ratio of a promised percentile to its limit among one pool's own requests."""
+    rows = pool_rows(run, pool)
+    worst = 0.0
+    for slo in slos:
+        values = run.metric_s(slo.metric)[rows]
+        values = np.sort(values[~np.isnan(values)])
+        if values.size:
+            worst = max(worst, float(_percentile(values, slo.percent)) / slo.limit_s)
+    return worst
+
+
+def largest_fraction(market: Market, engine: int, count: int, rows: npt.NDArray[np.int64]) -> float:
+    """Return the largest fraction of some requests that so many replicas of an engine serve within the promises.
+
+    Found by halving, PROBES times; every thinning takes requests evenly in time within each size bucket.
+    """
+    from simulator.replay import replay
+    from traces.trace import take
+
+    offer = market.offers[engine]
+    fleet = Fleet((Pool(offer.priced, count, 1.0, offer.usd_per_hour),))
+    low, high = 0.0, 1.0
+    for _ in range(PROBES):
+        middle = (low + high) / 2
+        kept = rows[thinned(market, rows, middle)]
+        if kept.size == 0 or strain(replay(take(market.trace, kept), fleet), market.slos) <= 1.0:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def thinned(market: Market, rows: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Return which of some requests a router keeps that takes an even fraction of each size bucket."""
+    bucket = np.searchsorted(market.input_edges, np.maximum(market.trace.input_tokens[rows], 1), side="right") - 1
+    kept = np.zeros(rows.size, bool)
+    for number in range(len(market.input_edges)):
+        places = np.flatnonzero(bucket == number)
+        due = np.floor(fraction * np.arange(places.size + 1) + 0.5)
+        kept[places] = np.diff(due) > 0
+    return kept
+
+
+def with_router(chosen: Candidate, router: str) -> Candidate:
+    """Return the candidate under another router."""
+    return replace(chosen, router=router)
+
+
+def same_trace(market: Market, trace: Trace) -> Market:
+    """Return the market with another trace to replay; loads and buckets stay those it was planned on."""
+    return replace(market, trace=trace)
+
+
+def _speed(market: Market, engine: int) -> float:
+    load = market.demand.load[engine]
+    carried = load[np.isfinite(load)].sum()
+    return float(f"{1 / carried:.4g}") if carried > 0 else 1.0
+
+
+def _percentile(ordered: Array, percent: float) -> float:
+    place = percent / 100 * (ordered.size - 1)
+    below, above = ordered[int(place)], ordered[int(np.ceil(place))]
+    if np.isinf(above):
+        return float(above) if place > int(place) or np.isinf(below) else float(below)
+    return float(below + (above - below) * (place - int(place)))
+
+
+def _per_mille(shares: Array) -> tuple[float, ...]:
+    """Return shares rounded to whole per mille that add up to 1: the largest remainders are rounded up."""
+    parts = shares / shares.sum() * SHARE_PARTS
+    whole = np.floor(parts + 1e-9)
+    missing = round(SHARE_PARTS - whole.sum())
+    whole[np.argsort(whole - parts, kind="stable")[:missing]] += 1
+    return tuple(float(part) / SHARE_PARTS for part in whole)
