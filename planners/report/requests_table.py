@@ -29,7 +29,7 @@ def columns(run: Run) -> dict[str, np.ndarray]:
         "input_tokens": run.trace.input_tokens,
         "output_tokens": run.trace.output_tokens,
         "pool": np.where(is_routed, run.lanes["pool"][place], -1),
-        "replica": np.where(is_routed, run.lanes["replica"][place], -1),
+        "replica": np.where(is_routed, _replica_of_lane(run)[place], -1),
         "is_finished": run.is_finished,
         "preemptions": run.outcome.preemptions,
         "queue_s": run.queue_s,
@@ -37,6 +37,12 @@ def columns(run: Run) -> dict[str, np.ndarray]:
         "tpot_s": run.tpot_s,
         "e2e_s": run.e2e_s,
     }
+
+
+def _replica_of_lane(run: Run) -> np.ndarray:
+    """Return, lane by lane, the replica it belongs to, counted over all pools."""
+    lanes = [pool.engine.lanes for pool in run.fleet.pools for _ in range(pool.replicas)]
+    return np.repeat(np.arange(len(lanes)), lanes)
 
 
 def _column(arrow, values: np.ndarray):  # type: ignore[no-untyped-def]

@@ -1,0 +1,119 @@
+"""`plan simulate`: a fleet that someone wrote down is run on a trace, and every mistake in the file is told at once."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from planners import fleet_file
+from planners.cli import main
+
+SMALLEST = "model: llama-3.1-8b\nrouter: join-shortest-queue\npools: [{device: h100-sxm, replicas: 8, tp: 1}]\n"
+TWO_REQUESTS = "arrival_s,input_tokens,output_tokens\n0,100,1\n1.5,200,20\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "fleet.yaml").write_text(SMALLEST)
+    (tmp_path / "trace.csv").write_text(TWO_REQUESTS)
+    return tmp_path
+
+
+def simulate(folder, *arguments: str):
+    files = [str(folder / "trace.csv"), "--fleet", str(folder / "fleet.yaml")]
+    return CliRunner().invoke(main, ["simulate", *files, *arguments])
+
+
+def test_the_smallest_fleet_file_runs(folder):
+    outcome = simulate(folder, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    answer = json.loads(outcome.stdout)
+    result = answer["result"]
+    assert result["requests"] == {"arrived": 2, "finished": 2, "rejected": 0, "failed": 0, "in_flight": 0}
+    assert set(result["slo"]) == {"ttft", "tpot", "e2e"}
+    assert set(result["slo"]["ttft"]) == {"p50", "p90", "p99"}
+    assert result["attainment"] is None
+    assert result["usd"] == pytest.approx(result["usd_per_hour"] * result["span_s"] / 3600, rel=1e-5)
+    assert answer["timings"]["simulate_cpu_s"] >= 0
+
+
+def test_the_same_run_is_told_in_words(folder):
+    outcome = simulate(folder, "--slo", "ttft:p99<=10s")
+    assert outcome.exit_code == 0
+    assert "2 finished, 0 rejected" in outcome.stdout
+    assert "every promise holds" in outcome.stdout
+    assert len(outcome.stdout.splitlines()) <= 25
+
+
+def test_a_broken_promise_ends_with_1_and_says_how_many_kept_it(folder):
+    outcome = simulate(folder, "--slo", "ttft:p99<=1us", "--json")
+    assert outcome.exit_code == 1
+    assert json.loads(outcome.stdout)["result"]["attainment"] == 0.0
+
+
+def test_promises_in_the_file_are_held_against_the_run(folder):
+    (folder / "fleet.yaml").write_text(SMALLEST + 'slo: ["ttft:p50<=1us"]\n')
+    outcome = simulate(folder)
+    assert outcome.exit_code == 1
+    assert "breaks ttft:p50<=0.001ms" in outcome.stdout
+
+
+def test_requests_are_written_one_row_each(folder):
+    assert simulate(folder, "-o", str(folder / "out")).exit_code == 0
+    table = pq.read_table(folder / "out" / "requests.parquet")
+    assert table.column("arrival_s").to_pylist() == [0.0, 1.5]
+    assert table.column("output_tokens").to_pylist() == [1, 20]
+    assert table.column("tpot_s").to_pylist()[0] is None  # an answer of one token has no time between tokens
+    assert table.column("is_finished").to_pylist() == [True, True]
+    assert table.schema.metadata[b"schema"] == b"requests/1"
+
+
+def test_json_may_stand_in_for_yaml(folder):
+    (folder / "fleet.yaml").write_text(
+        json.dumps({"model": "llama-3.1-8b", "pools": [{"device": "h100-sxm", "usd_per_device_hour": 2.0, "tp": 2}]})
+    )
+    read = fleet_file.read(folder / "fleet.yaml")
+    assert read.fleet.usd_per_hour == 4.0
+    assert read.fleet.replicas == 1
+
+
+MISTAKES = [
+    ("model: llama-3.1-8b\npools: [{device: h100-smx}]\n", "2:18: pools.0.device: unknown device 'h100-smx'; did you"),
+    ("model: lama-3.1-8b\npools: [{device: l4}]\n", "pools.0.model: unknown model 'lama-3.1-8b'; did you mean llama"),
+    ("pools: [{device: l4}]\n", "pools.0.model: no model named"),
+    ("model: llama-3.1-8b\nrouter: random\npools: [{device: l4}]\n", "2:9: router: unknown router 'random'; known:"),
+    ("model: llama-3.1-8b\nrooter: x\npools: []\n", "2:1: rooter: unknown key; did you mean router?"),
+    ("model: llama-3.1-8b\n", "1:1: pools: missing"),
+    ("model: llama-3.1-8b\npools: []\n", "2:8: pools: expected at least one"),
+    ("model: llama-3.1-8b\npools: [{device: l4, replicas: yes}]\n", "2:32: pools.0.replicas: input should be a valid"),
+    ("model: llama-3.1-8b\npools: [{device: l4, replicas: 0}]\n", "2:32: pools.0.replicas: must be at least 1, not 0"),
+    ("model: llama-3.1-8b\npools: [{device: l4, tp: 3}]\n", "2:26: pools.0.tp: tp 3 does not divide the 32 heads"),
+    ("model: llama-3.1-70b\npools: [{device: l4}]\n", "2:18: pools.0.device: llama-3.1-70b in bf16 does not fit"),
+    ("model: llama-3.1-8b\npools: [{device: l4, dtype: bf61}]\n", "2:29: pools.0.dtype: unknown dtype 'bf61'"),
+    ("model: llama-3.1-8b\npools: [{device: l4}]\nslo: [ttft<2]\n", "3:6: slo: cannot read the promise 'ttft<2'"),
+    ("model: llama-3.1-8b\npools: [{device: l4\n", "not YAML: "),
+    ("", "1:1: empty file"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), MISTAKES, ids=[words[:40] for _, words in MISTAKES])
+def test_a_mistake_in_a_fleet_file_is_told_with_its_place(folder, text, words):
+    (folder / "fleet.yaml").write_text(text)
+    outcome = simulate(folder)
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert f"fleet.yaml:{words}" in outcome.stderr or words in outcome.stderr
+
+
+def test_all_mistakes_of_a_fleet_file_are_told_at_once(folder):
+    (folder / "fleet.yaml").write_text("model: x\nrouter: y\npools:\n- {device: z}\n- {device: l4, tp: 0}\nslo: [q]\n")
+    words = simulate(folder).stderr
+    for line in (":4:3: ", ":5:3: ", ":2:9: ", ":6:6: "):
+        assert f"fleet.yaml{line}" in words
+
+
+def test_a_missing_file_is_bad_input(folder):
+    outcome = CliRunner().invoke(main, ["simulate", "--fleet", str(folder / "none.yaml")])
+    assert outcome.exit_code == 2
+    assert "none.yaml: No such file or directory" in outcome.stderr
