@@ -23,6 +23,7 @@ class Settings:
     chunked_prefill: bool = True
     watermark_fraction: float = 0.0
     memory_fraction: float = 0.9
+    async_scheduling: bool = True
     max_model_tokens: int | None = None
 
 
@@ -38,6 +39,7 @@ class Limits:
     long_prefill_tokens: int = UNLIMITED_TOKENS
     chunked_prefill: bool = True
     watermark_blocks: int = 0
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +121,5 @@ class Engine:
             long_prefill_tokens=settings.long_prefill_tokens,
             chunked_prefill=settings.chunked_prefill,
             watermark_blocks=watermark,
+            asynchronous=settings.async_scheduling,
         )

@@ -3,6 +3,9 @@
 Times are whole picoseconds since the trace began. A lane is one scheduler with its own KV pool: a replica has one,
 or one per pipeline stage. Between two changes of its batch a lane decodes in one go; an arrival cuts that run short at
 the first step end after it. A scheduler at time t sees what arrived before t.
+
+An asynchronous scheduler forms a step when the one before begins, so it sees what had arrived, and the blocks that had
+come free, by then; where that leaves nothing to do, it forms the step when the device falls idle.
 """
 
 from models.compiled import inner_kernel, kernel
@@ -42,8 +45,8 @@ def advance(state, plan, horizon_ps, slot, lane):
             if end_ps > horizon_ps:
                 return
             clock.lane_events += 1
-            _end_step(state, lanes[lane])
-            _begin_step(state, lanes[lane], end_ps)
+            formed_ps = _end_step(state, lanes[lane])
+            _begin_step(state, lanes[lane], end_ps, formed_ps)
         else:
             if arrival_ps > horizon_ps:
                 return
@@ -75,53 +78,88 @@ def submit(state, slot, lane):
     settle_load(state.words, state.lanes, here)
     _append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
-        _begin_step(state, here, row.arrival_ps)
-    elif _can_start_soon(here):
-        _cut_run(state, here, row.arrival_ps)
+        row.queued_ps = row.arrival_ps
+        _begin_step(state, here, row.arrival_ps, row.arrival_ps)
+    elif here.run_steps <= 1:
+        row.queued_ps = here.end_ps
+    else:
+        row.queued_ps = _interrupt_run(state, here, row.arrival_ps)
 
 
 @inner_kernel
-def _can_start_soon(here):
-    """Say whether a request that just queued may be admitted before the lane's run of decodes is over."""
-    alone = here.waiting == 1 and here.running < here.max_sequences
-    return alone and here.activity == DECODE_RUN and here.run_steps > 1
+def _interrupt_run(state, here, now_ps):
+    """Return the first step end after `now_ps`; where the request may be admitted then, end the run of decodes there.
 
-
-@inner_kernel
-def _cut_run(state, here, now_ps):
-    """End the lane's run of decodes with the first step that ends after `now_ps`."""
+    An asynchronous scheduler has formed the step after that one already.
+    """
     steps, elapsed_ps = decode_run_ps(
         state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
     )
-    if steps < here.run_steps:
+    queued_ps = here.start_ps + elapsed_ps
+    can_start = here.waiting == 1 and here.running < here.max_sequences
+    if can_start and here.asynchronous and steps < here.run_steps:
+        steps += 1
+        elapsed_ps += _decode_step_ps(state.prices, here, steps)
+    if can_start and steps < here.run_steps:
         here.run_steps = steps
         _set_end(state, here, here.start_ps + elapsed_ps)
+    return queued_ps
 
 
 @inner_kernel
-def _begin_step(state, here, now_ps):
-    """Form the lane's next step as vLLM v1 does: running requests first, then the waiting, within the token budget."""
-    requests, words, prices = state.requests, state.words, state.prices
+def _decode_step_ps(prices, here, step):
+    """Return the duration of the lane's `step`-th decode step from now."""
+    return decode_run_ps(prices, here, here.decoding, here.context_tokens + (step - 1) * here.decoding, 1, FAR)[1]
+
+
+@inner_kernel
+def _begin_step(state, here, now_ps, formed_ps):
+    """Begin the step that the scheduler formed at `formed_ps`; where it had nothing to do then, form one now."""
     here.start_ps = now_ps
-    preempted = _make_room_for_decodes(requests, words, here)
+    formed = _form_step(state, here, formed_ps)
+    if not formed and formed_ps < now_ps:
+        formed = _form_step(state, here, now_ps)
+    if not formed:
+        here.activity = IDLE
+        _set_end(state, here, FAR)
+
+
+@inner_kernel
+def _form_step(state, here, formed_ps):
+    """Form a step as vLLM v1 does: running requests first, then the waiting, within the token budget; say if any."""
+    requests, words, prices = state.requests, state.words, state.prices
+    postponed = _make_room_for_decodes(requests, words, here)
     budget_tokens = here.max_batched_tokens - here.decoding
     chunks, new_tokens, attention_ps = 0, 0, 0
     if here.first_prefill != NONE:
-        chunks, new_tokens, attention_ps, more_preempted = _continue_prefills(
-            requests, words, prices, here, budget_tokens
-        )
+        chunks, new_tokens, attention_ps, preempted = _continue_prefills(requests, words, prices, here, budget_tokens)
         budget_tokens -= new_tokens
-        preempted = preempted or more_preempted
-    if here.waiting > 0 and not preempted:
-        started, tokens, started_ps = _admit_waiting(requests, words, prices, here, budget_tokens, now_ps)
+        postponed = postponed or preempted
+    if here.waiting > 0 and not postponed:
+        started, tokens, started_ps = _admit_waiting(requests, words, prices, here, budget_tokens, formed_ps)
         chunks, new_tokens, attention_ps = chunks + started, new_tokens + tokens, attention_ps + started_ps
+    postponed = postponed or _will_know_more(requests, here, formed_ps)
+    here.late_blocks = 0
+    here.late_finishes = 0
     if chunks > 0:
         _begin_mixed_step(state, here, chunks, new_tokens, attention_ps)
     elif here.decoding > 0:
-        _begin_decode_run(state, here, preempted)
-    else:
-        here.activity = IDLE
-        _set_end(state, here, FAR)
+        _begin_decode_run(state, here, postponed)
+    return chunks > 0 or here.decoding > 0
+
+
+@inner_kernel
+def _is_seen(row, here, formed_ps):
+    """Say whether the scheduler knew of a waiting request when it formed the step."""
+    return formed_ps == here.start_ps or row.arrival_ps < formed_ps or row.preemptions > 0
+
+
+@inner_kernel
+def _will_know_more(requests, here, formed_ps):
+    """Say whether what waits may be admitted a step later, when an asynchronous scheduler has caught up."""
+    if here.waiting == 0:
+        return False
+    return here.late_finishes > 0 or not _is_seen(requests[here.first_waiting], here, formed_ps)
 
 
 @inner_kernel
@@ -140,14 +178,14 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
 
 
 @inner_kernel
-def _begin_decode_run(state, here, preempted):
+def _begin_decode_run(state, here, postponed):
     """Decode until a request finishes or blocks run out.
 
-    Only one step where that is asked, where stages are shared, and after a preemption, which put off admissions.
+    Only one step where that is asked, where stages are shared, and where admissions are put off to the next.
     """
     here.activity = DECODE_RUN
     steps = state.words[here.finishes_at] - here.steps
-    if here.stages > 1 or preempted or state.clock[0].fast_forward == 0:
+    if here.stages > 1 or postponed or state.clock[0].fast_forward == 0:
         steps = 1
     here.run_steps = _steps_within_blocks(state.words, here, steps)
     elapsed_ps = decode_run_ps(state.prices, here, here.decoding, here.context_tokens, here.run_steps, FAR)[1]
@@ -211,7 +249,7 @@ def _make_room_for_decodes(requests, words, here):
 @inner_kernel
 def _free_beside_decodes(words, here):
     """Return the free blocks less those that the decodes of this very step will take."""
-    return here.free_blocks - words[here.crossings_at + _in_block(here.steps + 1, here.block_shift)]
+    return here.free_blocks - here.late_blocks - words[here.crossings_at + _in_block(here.steps + 1, here.block_shift)]
 
 
 @inner_kernel
@@ -240,13 +278,16 @@ def _continue_prefills(requests, words, prices, here, budget_tokens):
 
 
 @inner_kernel
-def _admit_waiting(requests, words, prices, here, budget_tokens, now_ps):
+def _admit_waiting(requests, words, prices, here, budget_tokens, formed_ps):
     """Start waiting requests in order while sequences, tokens and blocks allow; return (chunks, tokens, time)."""
     chunks, new_tokens, attention_ps = 0, 0, 0
     spare_blocks = _free_beside_decodes(words, here) - here.watermark_blocks
-    while here.waiting > 0 and here.running < here.max_sequences and new_tokens < budget_tokens:
+    most_running = here.max_sequences - here.late_finishes
+    while here.waiting > 0 and here.running < most_running and new_tokens < budget_tokens:
         slot = here.first_waiting
         row = requests[slot]
+        if not _is_seen(row, here, formed_ps):
+            break
         chunk = min(_prefill_left(row), here.long_prefill_tokens)
         if here.chunked_prefill == 0 and chunk > budget_tokens - new_tokens:
             break
@@ -260,7 +301,7 @@ def _admit_waiting(requests, words, prices, here, budget_tokens, now_ps):
         here.free_blocks -= need
         here.prefilled_tokens += chunk
         if row.scheduled_ps == FAR:
-            row.scheduled_ps = now_ps
+            row.scheduled_ps = formed_ps
         row.chunk_tokens = chunk
         attention_ps += prefill_ps(prices, here, chunk, 0)
         chunks += 1
@@ -270,23 +311,35 @@ def _admit_waiting(requests, words, prices, here, budget_tokens, now_ps):
 
 @inner_kernel
 def _end_step(state, here):
-    """Book what the ended step or run produced: decodes first, then prefills that are complete."""
+    """Book what the ended step or run produced: decodes first, then prefills that are complete.
+
+    Returns when the next step is formed: now, or when the ended step began where the scheduler is asynchronous.
+    """
     requests, words = state.requests, state.words
-    outstanding = here.outstanding
+    outstanding, formed_ps = here.outstanding, here.end_ps
+    if here.asynchronous:
+        formed_ps = here.start_ps
+        if here.run_steps > 1:
+            formed_ps = here.end_ps - _decode_step_ps(state.prices, here, here.run_steps)
     here.busy_ps += here.end_ps - here.start_ps
     here.scheduled_steps += max(1, here.run_steps)
     if here.decoding > 0:
         here.free_blocks -= _blocks_crossed(words, here, here.run_steps)
         here.steps += here.run_steps
         here.context_tokens += here.run_steps * here.decoding
-        while here.decoding > 0 and words[here.finishes_at] <= here.steps:
-            slot = words[here.finishes_at + 1]
-            _stop_decoding(requests, words, here, slot, 0)
-            _finish(requests, here, slot)
+    free_blocks = here.free_blocks
+    while here.decoding > 0 and words[here.finishes_at] <= here.steps:
+        slot = words[here.finishes_at + 1]
+        _stop_decoding(requests, words, here, slot, 0)
+        _finish(requests, here, slot)
     if here.activity == MIXED_STEP:
         _end_prefills(requests, words, here)
     if here.outstanding < outstanding:
         settle_load(words, state.lanes, here)
+        if here.asynchronous:
+            here.late_blocks = here.free_blocks - free_blocks
+            here.late_finishes = outstanding - here.outstanding
+    return formed_ps
 
 
 @inner_kernel

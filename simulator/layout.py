@@ -16,6 +16,7 @@ IDLE, DECODE_RUN, MIXED_STEP = 0, 1, 2
 REQUEST = np.dtype(
     [
         ("arrival_ps", "i8"),
+        ("queued_ps", "i8"),  # when the scheduler took notice: at the end of the step under way
         ("scheduled_ps", "i8"),  # first time in a batch
         ("first_token_ps", "i8"),
         ("finish_ps", "i8"),
@@ -48,6 +49,7 @@ LANE = np.dtype(
         ("max_batched_tokens", "i8"),
         ("long_prefill_tokens", "i8"),
         ("chunked_prefill", "i8"),
+        ("asynchronous", "i8"),  # steps are formed while the one before runs
         ("block_shift", "i8"),  # log2 of the tokens in a KV block
         ("total_blocks", "i8"),
         ("watermark_blocks", "i8"),
@@ -71,6 +73,8 @@ LANE = np.dtype(
         ("context_tokens", "i8"),  # KV tokens held by decoding requests
         ("prefilled_tokens", "i8"),  # KV tokens held by requests in prefill, the running chunk included
         ("free_blocks", "i8"),
+        ("late_blocks", "i8"),  # of them, those that an asynchronous scheduler does not know of yet
+        ("late_finishes", "i8"),
         ("first_waiting", "i8"),
         ("last_waiting", "i8"),
         ("first_prefill", "i8"),

@@ -59,7 +59,7 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
             row[name] = place[name]
         row["pool"], row["stages"] = index, pool.engine.stages
         for name in (
-            *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill"),
+            *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill", "asynchronous"),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
         ):
             row[name] = getattr(limits, name)

@@ -21,6 +21,7 @@ CHUNK_REQUESTS = 8192
 class Outcome(NamedTuple):
     """What became of every request of a trace, in its order; times since its start, FAR where they never came."""
 
+    queued_ps: Int64
     scheduled_ps: Int64
     first_token_ps: Int64
     finish_ps: Int64
@@ -31,9 +32,9 @@ class Outcome(NamedTuple):
 
 def blank(requests: int) -> Outcome:
     """Return the outcome before the first event."""
-    scheduled_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(3))
+    queued_ps, scheduled_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(4))
     lane, preemptions = np.full(requests, NONE, np.int32), np.zeros(requests, np.int32)
-    return Outcome(scheduled_ps, first_token_ps, finish_ps, lane, preemptions, np.zeros(requests, np.int8))
+    return Outcome(queued_ps, scheduled_ps, first_token_ps, finish_ps, lane, preemptions, np.zeros(requests, np.int8))
 
 
 def with_room(state: State, arrivals: int) -> State:
@@ -63,7 +64,7 @@ def take_in(state, first, arrival_ns, input_tokens, output_tokens, input_edges):
         row.input_tokens = max(1, input_tokens[i])
         row.output_tokens = max(1, output_tokens[i])
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
-        row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
+        row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = NONE
         row.status = WAITING
@@ -78,6 +79,7 @@ def clear_out(state, outcome):
     for slot in range(state.requests.size):
         row = state.requests[slot]
         if row.status == FINISHED or row.status == REJECTED:
+            outcome.queued_ps[row.number] = row.queued_ps
             outcome.scheduled_ps[row.number] = row.scheduled_ps
             outcome.first_token_ps[row.number] = row.first_token_ps
             outcome.finish_ps[row.number] = row.finish_ps

@@ -27,12 +27,14 @@ class NaiveLane:
         self.stage_free_ps = stage_free_ps
         self.waiting, self.running = [], []
         self.end_ps, self.start_ps = None, None
+        self.late_blocks, self.late_finishes = 0, 0
 
     def outstanding(self):
         return len(self.waiting) + len(self.running)
 
     def free_blocks(self):
-        return self.limits.total_blocks - sum(r.blocks(self.limits.block_tokens, r.chunk) for r in self.running)
+        used = sum(r.blocks(self.limits.block_tokens, r.chunk) for r in self.running)
+        return self.limits.total_blocks - used - self.late_blocks
 
     def kv_in_use(self):
         tokens = sum(r.computed + (r.chunk if not r.is_decoding() else 0) for r in self.running)
@@ -46,8 +48,21 @@ class NaiveLane:
         self.waiting.insert(0, request)
 
     def begin_step(self, now_ps):
-        limits, block = self.limits, self.limits.block_tokens
-        self.start_ps, preempted = now_ps, False
+        """Form a step with what the scheduler knew when the last one began, or, if that is nothing, with all."""
+        formed_ps = self.start_ps if self.limits.asynchronous and self.end_ps is not None else now_ps
+        self.start_ps = now_ps
+        self.form_step(formed_ps)
+        if not self.running and formed_ps < now_ps:
+            self.form_step(now_ps)
+        self.end_ps = now_ps + self.price_ps() if self.running else None
+        if self.running and len(self.stage_free_ps) > 1:
+            self.end_ps = self.through_pipeline(self.price_ps())
+
+    def is_seen(self, request, formed_ps):
+        return formed_ps == self.start_ps or request.arrival_ps < formed_ps or request.preemptions > 0
+
+    def form_step(self, formed_ps):
+        limits, block, preempted = self.limits, self.limits.block_tokens, False
         for request in self.running:
             request.chunk = 0
         for request in [r for r in self.running if r.is_decoding()]:
@@ -67,8 +82,11 @@ class NaiveLane:
             if request in self.running:
                 request.chunk = chunk
                 budget -= chunk
-        while not preempted and self.waiting and len(self.running) < limits.max_sequences and budget > 0:
+        most_running = limits.max_sequences - self.late_finishes
+        while not preempted and self.waiting and len(self.running) < most_running and budget > 0:
             request = self.waiting[0]
+            if not self.is_seen(request, formed_ps):
+                break
             chunk = min(request.prompt_left(), limits.long_prefill_tokens)
             if not limits.chunked_prefill and chunk > budget:
                 break
@@ -78,11 +96,9 @@ class NaiveLane:
             self.running.append(self.waiting.pop(0))
             request.status, request.chunk = "prefilling", chunk
             if request.scheduled_ps is None:
-                request.scheduled_ps = now_ps
+                request.scheduled_ps = formed_ps
             budget -= chunk
-        self.end_ps = now_ps + self.price_ps() if self.running else None
-        if self.running and len(self.stage_free_ps) > 1:
-            self.end_ps = self.through_pipeline(self.price_ps())
+        self.late_blocks = self.late_finishes = 0
 
     def through_pipeline(self, duration_ps):
         at_ps, stages = self.start_ps, len(self.stage_free_ps)
@@ -118,6 +134,9 @@ class NaiveLane:
                 if request.generated >= request.output_tokens:
                     request.status, request.finish_ps = "finished", self.end_ps
                     self.running.remove(request)
+                    if self.limits.asynchronous:
+                        self.late_blocks += request.blocks(self.limits.block_tokens)
+                        self.late_finishes += 1
 
 
 def decode_ps(table, engine, beside, sequences, context):

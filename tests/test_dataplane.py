@@ -28,6 +28,7 @@ def random_case(seed: int):
             total_blocks=total_blocks,
             long_prefill_tokens=int(rng.choice([5, 1000])),
             max_context_tokens=total_blocks * block_tokens,
+            asynchronous=bool(rng.random() < 0.4),
         )
         engine = toys.engine(
             bounds,
