@@ -95,12 +95,14 @@ def load(name: str) -> Device:
 
 
 def find(label: str) -> Device:
-    """Return the device that measurement tables call by this label (`h100_sxm`, `A100 SXM 80GB`)."""
-    if label in names():
-        return load(label)
+    """Return the device that measurement tables call by this label (`h100_sxm`, `A100 SXM 80GB`, `RTX4090`)."""
+    wanted = toml_file.squeezed(label)
+    for name in names():
+        if toml_file.squeezed(name) == wanted:
+            return load(name)
     for name in names():
         device = load(name)
-        if label in (device.calibration, *device.labels):
+        if wanted in map(toml_file.squeezed, filter(None, (device.calibration, *device.labels))):
             return device
     raise toml_file.unknown_name("device label", label, names())
 

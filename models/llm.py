@@ -227,6 +227,19 @@ def load(name_or_path: str) -> Llm:
     return _read(file)
 
 
+def find(label: str) -> Llm:
+    """Return the model that logs and tables call by this label (`meta-llama/Llama-3.1-8B`, `Qwen/Qwen3-32B`).
+
+    What was only tuned otherwise has the same shapes: `-Instruct`, `-Chat` and `-it` are passed over.
+    """
+    wanted = toml_file.squeezed(label)
+    for ending in ("", "instruct", "chat", "it"):
+        for name in names():
+            if toml_file.squeezed(name) == wanted.removesuffix(ending):
+                return load(name)
+    raise toml_file.unknown_name("model label", label, names())
+
+
 def make(place: str, **shapes: Any) -> Llm:
     """Return an Llm from its shapes, filling in what follows from the rest; ValueError names the place and the flaw."""
     shapes.setdefault("v_head_dim", shapes["head_dim"])

@@ -33,6 +33,15 @@ def names_in(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.toml")))
 
 
+def squeezed(name: str) -> str:
+    """Return what is left of a name without its owner, capitals and punctuation, by which other files call it.
+
+    >>> squeezed("meta-llama/Llama-3.1-8B")
+    'llama318b'
+    """
+    return "".join(letter for letter in name.rsplit("/", 1)[-1].lower() if letter.isalnum())
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
     """Return the error for a name that no file has: the nearest names first, then all of them."""
     import difflib
