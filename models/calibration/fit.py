@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def fit_tables(operators: Path, collectives: Path, output: Path, only_devices: l
 
 
 def _groups(operators: Path, collectives: Path, only_devices: list[str] | None) -> Iterator[Group]:
-    for group in (*measured.operator_groups(operators), *measured.collective_groups(collectives)):
+    for group in chain(measured.operator_groups(operators), measured.collective_groups(collectives)):
         if not only_devices or group.device in only_devices:
             yield group
 
@@ -77,7 +78,8 @@ def fit_group(group: Group) -> OperatorFit | None:
         print(*_name(group), f"not fitted: {error}", file=sys.stderr)
         return None
     formats = measured.formats_of(group.op, group.dtype, group.kv_dtype)
-    group = group.keep(~impossible(group, machine, formats))
+    fastest = measured.fastest_machine_of(devices.find(group.device), group.dtype, group.kv_dtype)
+    group = group.keep(~impossible(group, fastest, formats))
     if group.rows < FEWEST_ROWS:
         print(*_name(group), f"not fitted: only {group.rows} possible rows", file=sys.stderr)
         return None

@@ -16,6 +16,7 @@ from models.operators import Formats, Machine
 Floats = npt.NDArray[np.float64]
 
 KEY = ("device", "engine", "op", "dtype", "kv_dtype", "kernel", "sub_op")
+COLLECTIVE_KEY = ("device", "lib", "op", "kernel", "fabric")
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "w4a16_mxfp4")
 # The format in which a kernel multiplies, by the dtype of the measurement table.
 MULTIPLIES_IN = {
@@ -74,6 +75,12 @@ def machine_of(device: devices.Device, dtype: str) -> Machine:
     )
 
 
+def fastest_machine_of(device: devices.Device, dtype: str, kv_dtype: str) -> Machine:
+    """Return what a kernel can reach at most: with a narrow KV cache it may multiply in the cache's format."""
+    machines = [machine_of(device, one) for one in (dtype, kv_dtype) if one] or [machine_of(device, dtype)]
+    return max(machines, key=lambda machine: machine.flops_per_s)
+
+
 def formats_of(op: str, dtype: str, kv_dtype: str) -> Formats:
     """Return the bytes of a value by role for a dtype and KV dtype of the measurement table."""
     if not dtype:
@@ -108,28 +115,41 @@ def operator_groups(path: Path) -> Iterator[Group]:
                 yield group_of(key, part)
 
 
-def collective_groups(path: Path) -> Iterator[Group]:
-    """Yield every group of a collectives table: a (device, library, operation, kernel, fabric) each.
-
-    Times are the fastest of a row where several were kept, since medians hold first-call outliers. Rows without a
-    size in bytes (DeepEP) and the fabric that the table's README distrusts are left out.
-    """
+def read_collectives(path: Path) -> Any:
+    """Return a collectives table as a frame, empty texts where a cell of the key is empty."""
     import pandas
 
     frame = pandas.read_parquet(path)
-    for name in ("kernel", "fabric", "lib"):
+    for name in (*COLLECTIVE_KEY, "dtype"):
         frame[name] = frame[name].fillna("").astype(str)
-    frame = frame[(frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & frame["op"].isin(RINGS)]
-    keys = ["device", "lib", "op", "kernel", "fabric"]
-    for (device, lib, op, kernel, fabric), part in frame.groupby(keys, sort=True, observed=True):
+    return frame
+
+
+def collective_times_us(frame: Any) -> Floats:
+    """Return the time of each row: the fastest where several were kept, since medians hold first-call outliers."""
+    times: Floats = frame["time_min_us"].fillna(frame["time_us"]).to_numpy(np.float64)
+    return times
+
+
+def collective_groups(path: Path) -> Iterator[Group]:
+    """Yield every group of a collectives table: a (device, library, operation, kernel, fabric) each.
+
+    Rows without a size in bytes (DeepEP), with more devices than could be, and the fabric that the table's README
+    distrusts are left out.
+    """
+    frame = read_collectives(path)
+    believable = (frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & (frame["n_devices"] <= MOST_DEVICES)
+    frame = frame[believable & frame["op"].isin(RINGS)]
+    for (device, lib, op, kernel, fabric), part in frame.groupby(list(COLLECTIVE_KEY), sort=True, observed=True):
         shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
-        time_us = part["time_min_us"].fillna(part["time_us"]).to_numpy(np.float64)
         source = ", ".join(sorted(part["source"].unique()))
         version = ", ".join(sorted(part["lib_version"].fillna("").astype(str).unique()))
         columns = kernel_columns(op, shape, 2.0, 2.0)
-        yield Group(device, lib, op, "", "", kernel, fabric, source, version, shape, columns, time_us * 1e-6)
+        seconds = collective_times_us(part) * 1e-6
+        yield Group(device, lib, op, "", "", kernel, fabric, source, version, shape, columns, seconds)
 
 
+MOST_DEVICES = 128
 DISTRUSTED_FABRIC = "a30_single_gpu (check)"
 
 

@@ -95,6 +95,7 @@ def boost(
 ) -> dict[str, Any]:
     """Fit trees to log residuals (needs scikit-learn) and return them packed, as `unpack` reads them."""
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     low, high = features.min(axis=0), features.max(axis=0)
     low, high = low.astype(np.float32), np.nextafter(high.astype(np.float32), np.float32(np.inf))
@@ -107,7 +108,8 @@ def boost(
         l2_regularization=1.0,
         early_stopping=False,
     )
-    model.fit(coded(features, low.astype(float), high.astype(float)), np.clip(residuals, -1.0, 1.0))
+    with threadpool_limits(1):
+        model.fit(coded(features, low.astype(float), high.astype(float)), np.clip(residuals, -1.0, 1.0))
     packed = [_packed_tree(predictors[0].nodes) for predictors in model._predictors]
     return {
         "low": low,

@@ -1,0 +1,69 @@
+"""`plan validate`: compares what the cost model predicts with measurements it reads from a file."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planners.answer import Answer
+from planners.commands.envelope import give
+from planners.commands.options import json_flag
+from planners.commands.tables import table
+
+KINDS = ("operators", "collectives")
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--predictions", metavar="OUT.parquet", type=click.Path(dir_okay=False, path_type=Path), help="Write a row each."
+)
+@json_flag
+def validate(kind: str, file: Path, predictions: Path | None, as_json: bool) -> None:
+    """Predict every row of a measurement table FILE and report the errors.
+
+    Errors are fractions of the measured value; coverage is the share of measurements inside the stated 90 % interval.
+    Measured times are read to compare, never to predict.
+    """
+    frame, found, result = _compare(kind, file)
+    if predictions is not None:
+        _write(predictions, frame, found)
+    give(Answer("validate", {"kind": kind, "file": str(file)}, result), as_json, _words(result))
+
+
+def _compare(kind: str, file: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from models.calibration import validation
+
+    compare = {"operators": validation.validate_operators, "collectives": validation.validate_collectives}
+    try:
+        return compare[kind](file)
+    except KeyError as error:
+        raise ValueError(f"{file}: column {error} is missing; validate {kind} needs the table's columns") from error
+
+
+def _write(path: Path, frame: Any, found: Any) -> None:
+    """Write one row for each row of the table, in its order: predicted value, interval, provenance, or the reason."""
+    import pandas
+
+    columns = {"row": range(len(frame))}
+    for metric in found.value:
+        unit, factor = ("us", 1e6) if metric == "time" else ("ms", 1e3)
+        columns[f"{metric}_{unit}_predicted"] = found.value[metric] * factor
+        columns[f"{metric}_{unit}_low"] = found.low[metric] * factor
+        columns[f"{metric}_{unit}_high"] = found.high[metric] * factor
+    columns |= {"provenance": found.provenance, "reason": found.reason}
+    pandas.DataFrame(columns).to_parquet(path, index=False)
+
+
+def _words(result: dict[str, Any]) -> str:
+    rows = [["device", "engine", "op", "dtype", "metric", "rows", "median", "mean", "p90", "bias"]]
+    for group in result["groups"]:
+        names = [str(group.get(name, "")) for name in rows[0][:5]]
+        rows.append([*names, str(group["n"]), *(f"{group[name]:.1%}" for name in rows[0][6:])])
+    for metric, errors in result["overall"].items():
+        values = [f"{errors[name]:.1%}" for name in rows[0][6:]]
+        rows.append(["all", "", "", "", metric, str(result["predicted"]), *values])
+    lines = [table(rows, right=[5, 6, 7, 8, 9]), "", f"{result['predicted']} of {result['n']} rows predicted"]
+    lines += [f"  {count} not: {reason}" for reason, count in result["unpredicted"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""Calibrations: held-out errors within their bars, honest borrowing, impossible rows refused, corrections that fade."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models import device
+from models.calibration import Calibration, calibration, fit, load, measured, predict, residual, store, validation
+from models.calibration.calibration import measured_devices
+from models.operators import COLLECTIVE_PARAMETERS
+
+MEGABYTE = 1e6
+CALIBRATIONS_MEGABYTES = 5.0
+LARGEST_CORRECTION = 1.0  # residuals are clipped to a factor of e before trees are fitted
+
+# (operator, device, dtype, engine): held-out shapes must be predicted this well, median and p90.
+HELD_OUT = [
+    ("gemm", "h100_sxm", "fp8", "trtllm", 0.03, 0.11),
+    ("attn_decode", "h200_sxm", "bf16", "sglang", 0.02, 0.07),
+    ("attn_prefill", "a100_sxm", "bf16", "vllm", 0.035, 0.13),
+    ("attn_mixed", "rtx4090", "bf16", "vllm", 0.032, 0.15),
+]
+
+
+def gemm_seconds(fit_, n, m=64.0, k=4096.0, device_name="h100-sxm"):
+    columns = {"m": np.array([m]), "n": np.array([n]), "k": np.array([k])}
+    return float(predict.seconds_of(fit_, device.load(device_name), columns)[0])
+
+
+def test_calibration_files_are_small():
+    size = sum(path.stat().st_size for path in store.FOLDER.iterdir())
+    assert size <= CALIBRATIONS_MEGABYTES * MEGABYTE
+
+
+def test_every_measured_device_has_files_that_the_index_names():
+    stems = {path.stem for path in store.FOLDER.glob("*.toml")} - {"index"}
+    places = {place for op in ("gemm", "attn_decode", "moe", "norm") for place in store.places_of(op)}
+    assert {store.file_stem(*place) for place in places} <= stems
+    assert {label for label, _ in places} <= set(measured_devices())
+
+
+@pytest.mark.parametrize("op", ["gemm", "attn_decode", "attn_prefill", "attn_mixed", "moe", "norm", "mla_decode"])
+@pytest.mark.parametrize("name", ["h100-sxm", "l4", "mi300x", "gaudi3"])
+def test_every_device_prices_every_operator(name, op):
+    found = load(name).find(op, "bf16")
+    assert found.provenance in store.PROVENANCES
+    assert found.interval[0] < 1.0 < found.interval[1]
+
+
+def test_devices_without_measurements_inherit_from_their_kin_and_are_less_sure():
+    kin, heir = load("l40s").find("gemm", "bf16"), load("l4").find("gemm", "bf16")
+    assert kin.provenance == "calibrated"
+    assert heir.provenance == "modelled"
+    assert heir.parameters == kin.parameters
+    assert heir.interval[0] < kin.interval[0]
+    assert heir.interval[1] > kin.interval[1]
+
+
+def test_a_kin_with_less_bandwidth_takes_longer_to_read_its_weights():
+    assert gemm_seconds(load("l4").find("gemm", "bf16"), 28672.0, 1.0, device_name="l4") > gemm_seconds(
+        load("l40s").find("gemm", "bf16"), 28672.0, 1.0, device_name="l40s"
+    )
+
+
+def test_links_of_a_kin_are_scaled_to_the_device():
+    lender, heir = device.load("h100-sxm"), device.load("l40s")
+    borrowed = Calibration(lender, "nccl").find("all_reduce", "")
+    scaled = calibration.scaled(borrowed, lender, heir)
+    ratio = heir.host_link_bytes_per_s / lender.link_bytes_per_s
+    bandwidth = COLLECTIVE_PARAMETERS.index("bandwidth_bytes_per_s")
+    assert scaled.parameters[bandwidth] == pytest.approx(borrowed.parameters[bandwidth] * ratio)
+    assert scaled.parameters[0] == borrowed.parameters[0]
+
+
+@pytest.mark.parametrize("octaves", [3, 6, 12, 24])
+def test_the_correction_fades_outside_the_range_of_the_fit(octaves):
+    found = load("h100-sxm").find("gemm", "bf16")
+    n = found.valid["n"][1] * 2.0**octaves
+    correction = abs(np.log(gemm_seconds(found, n) / gemm_seconds(replace(found, packed={}), n)))
+    assert correction <= LARGEST_CORRECTION * 0.5 ** (octaves / residual.FADE_OCTAVES)
+
+
+def test_packed_trees_predict_what_the_boosted_model_predicts():
+    rng = np.random.default_rng(3)
+    features = rng.uniform(0.0, 10.0, (500, 3))
+    truth = 0.2 * np.sin(features[:, 0]) + 0.1 * (features[:, 1] > 5)
+    packed = residual.boost(features, truth, 1, trees=40, leaves=12, rate=0.2, loss="squared_error")
+    out = np.log(residual.corrected(np.ones(500), features, residual.unpack(packed)))
+    assert np.sqrt(np.mean((out - truth) ** 2)) < 0.02
+    assert len(packed["feature"]) <= 40 * (2 * 12 - 1)
+
+
+def test_files_keep_what_was_fitted(tmp_path):
+    fits = store.read("tpu_v6e", "torchxla")
+    store.write(tmp_path, "tpu_v6e", "torchxla", fits)
+    again = store.read("tpu_v6e", "torchxla", tmp_path)
+    assert [one.parameters for one in again] == [one.parameters for one in fits]
+    assert all(
+        np.array_equal(a.packed.get("value", 0), b.packed.get("value", 0)) for a, b in zip(again, fits, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("op", "label", "dtype", "engine", "median", "p90"), HELD_OUT)
+def test_shapes_held_out_are_predicted_within_the_bars(shared, op, label, dtype, engine, median, p90):
+    group = largest_group(shared, op, label, dtype, engine)
+    rows = np.random.default_rng(1).permutation(group.rows)[:3000]
+    error = fit.fit_group(group.take(rows)).errors["shape"]
+    assert error.median <= median
+    assert error.p90 <= p90
+
+
+def test_measured_times_are_not_read_to_predict(shared):
+    frame = measured.read_operators(shared / "data" / "operators.parquet", "attn_mixed").iloc[:500]
+    blind = frame.assign(time_us=np.nan)
+    first, second = (validation.predict_operators(one).value["time"] for one in (frame, blind))
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, second)
+
+
+def test_impossible_measurements_are_refused_with_the_reason(shared):
+    frame = measured.read_operators(shared / "data" / "operators_rejected.parquet")
+    refused = validation.refused_operators(frame)
+    assert np.mean(refused != "") > 0.99
+    assert all(reason.startswith("measurement refused: ") for reason in set(refused) - {""})
+
+
+def largest_group(shared, op, label, dtype, engine):
+    frame = measured.read_operators(shared / "data" / "operators.parquet", op)
+    frame = frame[(frame["device"] == label) & (frame["dtype"] == dtype) & (frame["engine"] == engine)]
+    key, part = max(measured.groups_in(frame), key=lambda pair: len(pair[1]))
+    return measured.group_of(key, part)
