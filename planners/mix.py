@@ -78,9 +78,13 @@ def cheapest_mix(
         model.add_linear_constraint(load <= room)
     for bucket in range(buckets):
         carriers = [shares[engine, bucket] for engine in range(engines) if (engine, bucket) in shares]
+        if not carriers:
+            return None
         model.add_linear_constraint(sum(carriers) == 1)
     for mix in excluded:
         larger = [take[engine][size] for engine in range(engines) for size in take[engine] if size > mix[engine]]
+        if not larger:
+            return None
         model.add_linear_constraint(sum(larger) >= 1)
     cost = sum(
         float(usd_per_hour[engine]) * size * chosen
