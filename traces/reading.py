@@ -118,7 +118,8 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
     if layout.derive is not None:
         columns = layout.derive(columns)
     dropped = Counter(each.reason for each in (*table.problems, *faults.values()))
-    return _trace(source, table, layout, options, columns, arrivals, dropped)
+    about = About(source, table, layout, options, table.rows_read, dropped)
+    return _trace(about, columns, arrivals)
 
 
 def _columns(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], dict[int, Problem]]:
@@ -179,50 +180,55 @@ def _arrivals(table: Table, layout: Format, times_ns: Column | None, kept: Array
     return arrivals
 
 
-def _trace(
-    source: Source,
-    table: Table,
-    layout: Format,
-    options: Options,
-    columns: dict[str, Column],
-    arrivals: Arrivals,
-    dropped: Counter[str],
-) -> Trace:
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a reading knows beside the rows it kept: file, layout, options, rows read and rows dropped by reason."""
+
+    source: Source
+    table: Table
+    layout: Format
+    options: Options
+    rows_read: int
+    dropped: Counter[str]
+
+    def metadata(self, columns: Mapping[str, Column], arrivals: Arrivals, rows: int) -> dict[str, object]:
+        """Return the metadata of a trace of so many rows with these columns, all but its warnings."""
+        options, layout, table = self.options, self.layout, self.table
+        used = {layout.source_of(each, table.columns) for each in layout.fields}
+        size = options.block_tokens or table.about.get("block_tokens") or layout.block_tokens
+        blocks = size if "prefix_blocks" in columns else None
+        limited = self.rows_read - sum(self.dropped.values()) - rows
+        unit = options.time_unit or layout.time_unit or "date"
+        return {
+            "source": Path(self.source.file).name,
+            "sha256": self.source.sha256,
+            "bytes": self.source.size_bytes,
+            "format": layout.name,
+            "rows_read": self.rows_read,
+            "rows_kept": rows,
+            "rows_dropped": dict(self.dropped) | ({"beyond limit": limited} if limited else {}),
+            "time_unit": "none" if options.lengths_only or layout.timeless else unit,
+            "time_quantum_ns": arrivals.quantum_ns,
+            "t0_ns": arrivals.t0_ns,
+            "tz": layout.tz,
+            "inversions": arrivals.inversions,
+            "restarts": len(arrivals.restarts),
+            "block_tokens": blocks,
+            "block_scope": layout.block_scope if blocks else None,
+            "context": table.about.get("context", layout.context),
+            "unknown_columns": [table.names[name] for name in table.columns if name not in used],
+            "chain": [{"operation": "read", "parameters": {"format": layout.name} | options.changed()}],
+        }
+
+
+def _trace(about: About, columns: dict[str, Column], arrivals: Arrivals) -> Trace:
+    metadata = about.metadata(columns, arrivals, len(arrivals.ns))
     columns = dict(columns)
     core: dict[str, Any] = {name: columns.pop(name) for name in ("input_tokens", "output_tokens")}
     core["status"] = columns.pop("status", np.full(len(arrivals.ns), Status.UNKNOWN, np.int8))
-    used = {layout.source_of(each, table.columns) for each in layout.fields}
-    size = options.block_tokens or table.about.get("block_tokens") or layout.block_tokens
-    blocks = size if "prefix_blocks" in columns else None
-    limited = table.rows_read - sum(dropped.values()) - len(arrivals.ns)
-    metadata: dict[str, object] = {
-        "source": Path(source.file).name,
-        "sha256": source.sha256,
-        "bytes": source.size_bytes,
-        "format": layout.name,
-        "rows_read": table.rows_read,
-        "rows_kept": len(arrivals.ns),
-        "rows_dropped": dict(dropped) | ({"beyond limit": limited} if limited else {}),
-        "time_unit": "none"
-        if options.lengths_only or layout.timeless
-        else options.time_unit or layout.time_unit or "date",
-        "time_quantum_ns": arrivals.quantum_ns,
-        "t0_ns": arrivals.t0_ns,
-        "tz": layout.tz,
-        "inversions": arrivals.inversions,
-        "restarts": len(arrivals.restarts),
-        "block_tokens": blocks,
-        "block_scope": layout.block_scope if blocks else None,
-        "context": layout.context,
-        "unknown_columns": [table.names[name] for name in table.columns if name not in used],
-        "chain": [{"operation": "read", "parameters": {"format": layout.name} | options.changed()}],
-    }
-    trace = Trace(_stem(source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
-    warnings = [
-        *layout.notes,
-        *table.about.get("notes", ()),
-        *doubts(trace, table.file, forced=options.time_unit is not None),
-    ]
+    trace = Trace(_stem(about.source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
+    forced = about.options.time_unit is not None
+    warnings = [*about.layout.notes, *about.table.about.get("notes", ()), *doubts(trace, about.table.file, forced)]
     return replace(trace, metadata=metadata | {"warnings": warnings})
 
 

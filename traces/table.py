@@ -37,6 +37,7 @@ class Table:
     delimiter: str = ","
     form: str | None = None  # the format that nested objects told of, where they did
     about: dict[str, Any] = field(default_factory=dict)  # metadata that only nested objects know
+    lines_before: int = 0  # of the file, where the table is one block of it
 
     @property
     def names(self) -> dict[str, str]:
@@ -53,7 +54,8 @@ class Table:
         return BadTrace(self.file, problem.line, self._column(problem), problem.words)
 
     def _column(self, problem: Problem) -> int:
-        text = self.text_lines[problem.line - 1] if problem.line <= len(self.text_lines) else ""
+        place = problem.line - 1 - self.lines_before
+        text = self.text_lines[place] if 0 <= place < len(self.text_lines) else ""
         name = self.names.get(problem.field)
         if problem.field.isdecimal():
             return int(problem.field)

@@ -150,23 +150,36 @@ def take_column(column: Column, rows: Array) -> Column:
 
 def content_sha256(trace: Trace) -> str:
     """Return the sha256 hex of all columns: equal for equal rows, whatever file they came in."""
-    digest = hashlib.sha256()
-    for name in CORE_DTYPES:
-        digest.update(getattr(trace, name).tobytes())
-    for name, column in sorted(trace.columns.items()):
-        digest.update(name.encode())
-        for part in _parts(column):
-            digest.update(part)
-    return digest.hexdigest()
+    content = ContentHash()
+    content.update({name: getattr(trace, name) for name in CORE_DTYPES} | dict(trace.columns))
+    return content.hexdigest()
 
 
-def _parts(column: Column) -> list[bytes]:
+class ContentHash:
+    """The sha256 of columns that come in blocks of rows."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, Any] = {}
+
+    def update(self, columns: Mapping[str, Column]) -> None:
+        """Take in the next rows."""
+        for name, column in columns.items():
+            for part, content in _parts(column).items():
+                self._digests.setdefault(f"{name}{part}", hashlib.sha256()).update(content)
+
+    def hexdigest(self) -> str:
+        """Return the sha256 of the names and digests of all columns."""
+        about = [(name, digest.hexdigest()) for name, digest in sorted(self._digests.items())]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _parts(column: Column) -> dict[str, bytes]:
     if isinstance(column, Ragged):
-        return [column.offsets.astype(np.int64).tobytes(), column.values.astype(np.int64).tobytes()]
+        values = column.values[column.offsets[0] : column.offsets[-1]]
+        return {".lengths": column.lengths.astype(np.int64).tobytes(), ".values": values.astype(np.int64).tobytes()}
     if isinstance(column, Labels):
-        names = [column[row] or "" for row in range(len(column))]
-        return ["\0".join(names).encode()]
-    return [column.tobytes()]
+        return {"": "".join(f"{column[row] or ''}\0" for row in range(len(column))).encode()}
+    return {"": np.ascontiguousarray(column).astype(np.int64).tobytes()}
 
 
 def _check(trace: Trace) -> None:
