@@ -11,17 +11,18 @@ LONGEST_S = 5 * 365 * 86_400
 
 def doubts(trace: Trace, file: str, forced: bool = False) -> list[str]:
     """Return warnings about a trace just read; raises BadTrace where span or rate is absurd and not forced."""
-    refuse_absurd_rate(trace, file, forced)
+    if not forced:
+        refuse_absurd_rate(len(trace), trace.span_s, trace.metadata["time_unit"], file)
     looks = (_no_times, _nothing_in, _quantised, _inversions, _blocks, _nothing_out, _clipped, _duplicates, _unknown)
     return [each for look in looks if (each := look(trace))]
 
 
-def refuse_absurd_rate(trace: Trace, file: str, forced: bool) -> None:
+def refuse_absurd_rate(rows: int, span_s: float, time_unit: object, file: str) -> None:
     """Raise BadTrace for a rate above 100,000/s or a span above five years: most likely a wrong unit of time."""
-    rate, span = trace.rate_per_s, trace.span_s
-    if forced or len(trace) < 2 or not (span > LONGEST_S or rate > MOST_PER_S):
+    rate = rows / span_s if span_s > 0 else float("nan")
+    if rows < 2 or not (span_s > LONGEST_S or rate > MOST_PER_S):
         return
-    words = f"{len(trace)} requests in {span:.6g} s ({rate:.3g}/s): wrong unit? read as {trace.metadata['time_unit']}; "
+    words = f"{rows} requests in {span_s:.6g} s ({rate:.3g}/s): wrong unit? read as {time_unit}; "
     raise BadTrace(file, 1, 1, words + "give time_unit='s', 'ms', 'us' or 'ns' to insist")
 
 

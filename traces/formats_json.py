@@ -289,6 +289,7 @@ BAILIAN = Format(
         Field("tenant", ("type",), "label"),
     ),
     block_tokens=16,
+    row_by_row=False,
     derive=_sessions_from_parents,
 )
 LLMSERVINGSIM = Format(

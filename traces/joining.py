@@ -22,7 +22,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
         raise ValueError(f"cannot merge traces with blocks of different sizes: {sorted(map(str, sizes))} tokens")
     names = dict.fromkeys(name for each in traces for name in each.columns)
     core = {name: np.concatenate([getattr(each, name) for each in traces]) for name in CORE_DTYPES}
-    columns = {name: _joined([each.columns.get(name) for each in traces], [*map(len, traces)]) for name in names}
+    columns = {name: joined([each.columns.get(name) for each in traces], [*map(len, traces)]) for name in names}
     order = np.argsort(core["arrival_ns"], kind="stable")
     core = {name: values[order] for name, values in core.items()}
     columns = {name: take_column(column, order) for name, column in columns.items()}
@@ -111,7 +111,8 @@ def _id_stride(trace: Trace) -> int:
     return int(ids.max()) + 1 if isinstance(ids, np.ndarray) and len(ids) else len(trace)
 
 
-def _joined(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
+def joined(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
+    """Return columns end to end, one that is None missing for as many rows as `lengths` says."""
     example = next(part for part in parts if part is not None)
     filled = [_missing(example, length) if part is None else part for part, length in zip(parts, lengths, strict=True)]
     if isinstance(example, Labels):

@@ -24,7 +24,8 @@ class Format:
     `marks` are columns that only this format has; `derive` completes the columns afterwards. A format of nested
     objects is known by the rows they are taken apart into (`nested`). time_unit None means dates or epoch numbers;
     timeless formats know no arrivals; keeps_origin says that times count from the start of the trace, which need not
-    be the first arrival; interleaved says that rows are grouped by session, so that time goes back and forth.
+    be the first arrival; interleaved says that rows are grouped by session, so that time goes back and forth;
+    row_by_row that no row needs another to be understood.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Format:
     keeps_origin: bool = False
     nested: bool = False
     interleaved: bool = False
+    row_by_row: bool = True
     notes: tuple[str, ...] = ()
     timeless: bool = False
     derive: Callable[[dict[str, Column]], dict[str, Column]] | None = None

@@ -23,6 +23,10 @@ from traces.times import UNIT_NS
 from traces.trace import Array, Column, Status, Trace, content_sha256, take_column
 from traces.writing import metadata_path
 
+RESTARTS = (
+    "time restarts here: two files glued together? "
+    "restarts='append' puts the parts end to end, restarts='sort' lays them over each other"
+)
 SAMPLE = Path(__file__).parent / "samples" / "chat.csv.gz"
 
 
@@ -76,19 +80,31 @@ def read(
     characters a token without); limit keeps the first rows.
     Raises BadTrace for bad data (its text begins FILE:LINE:COLUMN), ValueError for bad options, OSError.
     """
-    renamed = tuple(sorted((rename or {}).items()))
-    mapping = tuple(sorted((columns or {}).items()))
-    options = Options(
-        strict, time_unit, restarts, lengths_only, block_tokens, renamed, mapping, context, count_tokens, limit,
-        max_bad_fraction,
+    options = with_options(
+        strict,
+        {
+            "time_unit": time_unit, "restarts": restarts, "lengths_only": lengths_only, "block_tokens": block_tokens,
+            "rename": rename, "columns": columns, "context": context, "count_tokens": count_tokens, "limit": limit,
+            "max_bad_fraction": max_bad_fraction,
+        },
     )  # fmt: skip
-    _check_options(options)
     source = load(path)
     found = _parquet(source) if source.content.startswith(PARQUET_MAGIC) else table_of(source)
     if isinstance(found, Trace):
         return found
-    trace = from_table(source, renamed_columns(found, renamed), format, options)
+    trace = from_table(source, renamed_columns(found, options.rename), format, options)
     return _with_own_metadata(trace, path) if trace.metadata["format"] == "fleetplan" else trace
+
+
+def with_options(strict: bool, wishes: Mapping[str, Any]) -> Options:
+    """Return the options of `read` from its keywords; raises ValueError for an unknown one or an unknown value."""
+    known = set(Options.__slots__) - {"strict"}
+    if unknown := set(wishes) - known:
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    pairs = {name: tuple(sorted((wishes.get(name) or {}).items())) for name in ("rename", "columns")}
+    options = Options(strict=strict, **{**wishes, **pairs})
+    _check_options(options)
+    return options
 
 
 def sample() -> Trace:
@@ -111,7 +127,7 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
         raise table.error(table.problems[0])
     table = unnest(table, options.count_tokens, options.context)
     layout = mapped(table, options.columns) if options.columns else choose(table, asked, options.lengths_only)
-    columns, faults = _columns(table, layout, options)
+    columns, faults = columns_of(table, layout, options)
     kept = _kept(table, faults, options)
     arrivals = _arrivals(table, layout, columns.pop("arrival_ns", None), kept, options)
     columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
@@ -122,7 +138,8 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
     return _trace(about, columns, arrivals)
 
 
-def _columns(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], dict[int, Problem]]:
+def columns_of(table: Table, layout: Format, options: Options) -> tuple[dict[str, Column], dict[int, Problem]]:
+    """Return the columns of a layout that raw cells hold, and what is wrong with which row."""
     unit = options.time_unit or layout.time_unit
     columns: dict[str, Column] = {"source_line": np.array(table.lines, np.int64)}
     problems: dict[int, Problem] = {}
@@ -173,8 +190,7 @@ def _arrivals(table: Table, layout: Format, times_ns: Column | None, kept: Array
                 table.lines[row],
                 "timestamp",
                 "",
-                "time restarts here: two files glued together? "
-                "restarts='append' puts the parts end to end, restarts='sort' lays them over each other",
+                RESTARTS,
             )
         )
     return arrivals
@@ -226,7 +242,7 @@ def _trace(about: About, columns: dict[str, Column], arrivals: Arrivals) -> Trac
     columns = dict(columns)
     core: dict[str, Any] = {name: columns.pop(name) for name in ("input_tokens", "output_tokens")}
     core["status"] = columns.pop("status", np.full(len(arrivals.ns), Status.UNKNOWN, np.int8))
-    trace = Trace(_stem(about.source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
+    trace = Trace(stem(about.source.file), arrivals.ns, columns=columns, metadata=metadata, **core)
     forced = about.options.time_unit is not None
     warnings = [*about.layout.notes, *about.table.about.get("notes", ()), *doubts(trace, about.table.file, forced)]
     return replace(trace, metadata=metadata | {"warnings": warnings})
@@ -260,7 +276,8 @@ def _warnings(trace: Trace) -> list[str]:
     return list(cast(list[str], trace.metadata["warnings"]))
 
 
-def _stem(file: str) -> str:
+def stem(file: str) -> str:
+    """Return the name of a trace read from a file."""
     name = Path(file).name
     for ending in (".gz", ".xz", ".zst", ".bz2", ".csv", ".jsonl", ".json", ".parquet"):
         name = name.removesuffix(ending)

@@ -140,7 +140,7 @@ def prefix_hit_tokens(trace: Trace) -> Array:
     blocks, block_tokens = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
     if not isinstance(blocks, Ragged) or not isinstance(block_tokens, int) or not len(blocks.values):
         return np.zeros(len(trace), np.int64)
-    hit_blocks = _leading_hits(blocks, _block_ids(trace, blocks))
+    hit_blocks = _leading_hits(blocks, block_ids(trace, blocks))
     hit_tokens: Array = np.minimum(hit_blocks * block_tokens, trace.input_tokens)
     return hit_tokens
 
@@ -150,7 +150,7 @@ def prefix_reuse(trace: Trace) -> dict[str, float] | None:
     blocks = trace.columns.get("prefix_blocks")
     if not isinstance(blocks, Ragged) or not len(blocks.values):
         return None
-    ids = _block_ids(trace, blocks)
+    ids = block_ids(trace, blocks)
     unique, uses = np.unique(ids, return_counts=True)
     hits = _leading_hits(blocks, ids)
     input_tokens = max(int(trace.input_tokens.sum(dtype=np.int64)), 1)
@@ -174,7 +174,7 @@ def session_turns(trace: Trace) -> dict[str, float] | None:
     return {"count": len(turns), "turns_mean": mean, "turns_p50": p50, "turns_max": most}
 
 
-def _block_ids(trace: Trace, blocks: Ragged) -> Array:
+def block_ids(trace: Trace, blocks: Ragged) -> Array:
     """Dense ids of all block references; where ids are local to a session, the pair is the id."""
     sessions = trace.columns.get("session_id")
     ids: Array = np.unique(blocks.values, return_inverse=True)[1]

@@ -113,14 +113,19 @@ def slice_time(trace: Trace, start_s: float, end_s: float | None = None) -> Trac
     A prefix cache starts cold: metadata has warm_from_s, the time cut off in front, and left_censored_sessions, the
     number of sessions of which only the rest is here.
     """
+    return sliced(trace, start_s, end_s, frozenset())
+
+
+def sliced(trace: Trace, start_s: float, end_s: float | None, sessions_before: frozenset[str]) -> Trace:
+    """Return `slice_time` of a trace of which rows in front, holding the given sessions, may be left out already."""
     start_ns = round(start_s * NS_PER_S)
     end_ns = int(trace.arrival_ns[-1]) + 1 if end_s is None else round(end_s * NS_PER_S)
     first, last = np.searchsorted(trace.arrival_ns, [start_ns, end_ns])
-    _check(first < last, f"no request arrives between {start_s} s and {end_s} s of {trace.span_s} s")
+    _check(first < last, f"no request arrives between {start_s} s and {end_s} s of {trace.name}")
     part = take(trace, np.arange(first, last))
     t0_ns = trace.metadata.get("t0_ns")
     metadata = {**part.metadata, "t0_ns": t0_ns + start_ns if isinstance(t0_ns, int) else None, "warm_from_s": start_s}
-    metadata["left_censored_sessions"] = _sessions_cut(trace, int(first), int(last))
+    metadata["left_censored_sessions"] = _sessions_cut(trace, int(first), int(last), sessions_before)
     moved = replace(part, arrival_ns=part.arrival_ns - start_ns, metadata=metadata)
     return _recorded(moved, "slice_time", {"start_s": start_s, "end_s": end_s})
 
@@ -285,12 +290,13 @@ def _reflected(times_ns: Array, last_ns: int) -> Array:
     return np.clip(np.where(inside > last_ns, 2 * last_ns - inside, inside), 0, last_ns)
 
 
-def _sessions_cut(trace: Trace, first: int, last: int) -> int:
+def _sessions_cut(trace: Trace, first: int, last: int, before: frozenset[str]) -> int:
     sessions = trace.columns.get("session_id")
     if not isinstance(sessions, Labels):
         return 0
-    before, inside = np.unique(sessions.codes[:first]), np.unique(sessions.codes[first:last])
-    return int(np.count_nonzero(np.intersect1d(before, inside) >= 0))
+    earlier, inside = np.unique(sessions.codes[:first]), np.unique(sessions.codes[first:last])
+    inside = inside[inside >= 0]
+    return sum(code in earlier or sessions.names[code] in before for code in inside.tolist())
 
 
 def _scaled(tokens: Array, factor: float, most: int) -> Array:
