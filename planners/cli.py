@@ -12,6 +12,7 @@ COMMANDS = {
     "estimate": ("planners.commands.estimate:estimate", "Estimate what steps and requests take on an engine."),
     "calibrate": ("planners.commands.calibrate:calibrate", "Fit the cost model to benchmark files."),
     "validate": ("planners.commands.validate:validate", "Compare predictions with measurements."),
+    "whatif": ("planners.commands.whatif:whatif", "Plan again under other rates, prices, promises and devices."),
     "export": ("planners.commands.export:export", "Write a plan as Kubernetes objects, Helm values or command lines."),
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),

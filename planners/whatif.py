@@ -1,0 +1,243 @@
+"""What if: the plan again with a rate, price, promise, speed or choice of devices changed, one by one or together."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from models.llm import Llm
+from planners.engines import Offer, devices_named, offers_for
+from planners.infeasible import Infeasible
+from planners.plan import Plan
+from planners.search import find_plan
+from planners.slo import Slo, holds, limit_s, parse
+from simulator.fleet import PricedEngine
+from traces import Trace
+
+EXAMPLE = "rate=0.5x,1x,2x"
+UNCHANGED = "1x"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a plan is sought for; offers are made once per limit on TPOT and kept in `known`."""
+
+    trace: Trace
+    llm: Llm
+    slos: tuple[Slo, ...]
+    devices: tuple[str, ...] | None = None
+    seed: int = 0
+    price_factors: Mapping[str, float] = field(default_factory=dict)
+    usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
+    speed_factors: Mapping[str, float] = field(default_factory=dict)
+    known: dict[float, tuple[Offer, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def offers(self) -> tuple[Offer, ...]:
+        """Return the engines on offer at the changed prices and speeds."""
+        tpot_limit_s = limit_s(self.slos, "tpot")
+        if tpot_limit_s not in self.known:
+            named, _ = devices_named(self.devices)
+            self.known[tpot_limit_s] = offers_for(self.llm, named, tpot_limit_s=tpot_limit_s)
+        return tuple(self._changed(offer) for offer in self.known[tpot_limit_s])
+
+    def _changed(self, offer: Offer) -> Offer:
+        device = offer.device_name
+        usd_per_hour = offer.usd_per_hour
+        if device in self.usd_per_device_hour and offer.priced.engine:
+            usd_per_hour = self.usd_per_device_hour[device] * offer.priced.engine.devices
+        usd_per_hour *= self.price_factors.get("", 1.0) * self.price_factors.get(device, 1.0)
+        speed = self.speed_factors.get("", 1.0) * self.speed_factors.get(device, 1.0)
+        return replace(offer, usd_per_hour=usd_per_hour, priced=faster(offer.priced, speed))
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One thing that varies, as `rate`, `price.h100-sxm` or `slo.ttft:p99`, and its values as written."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One answer: what was changed, and the plan, or why there is none."""
+
+    changes: Mapping[str, str]
+    plan: Plan | None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Return what the plan costs; infinite where there is none."""
+        return self.plan.usd_per_hour if self.plan else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One replica of a pool lost: whether the promises still hold, and the latencies then [s]."""
+
+    pool: str
+    holds: bool
+    latency_s: Mapping[str, Mapping[str, float]]
+
+
+def parse_axis(text: str) -> Axis:
+    """Return the axis that a text like "rate=0.5x,1x,2x" describes; ValueError says what would do.
+
+    >>> parse_axis("price.h100-sxm=0.5x,2.5").values
+    ('0.5x', '2.5')
+    """
+    name, is_given, values = text.partition("=")
+    words = tuple(value.strip() for value in values.split(",") if value.strip())
+    if not is_given or not words:
+        raise ValueError(f"cannot read {text!r}; expected NAME=VALUE,VALUE,... as in {EXAMPLE!r}")
+    if name.partition(".")[0] not in CHANGES:
+        raise ValueError(f"{text!r}: unknown axis {name!r}; known: {', '.join(CHANGES)}")
+    return Axis(name.strip(), words)
+
+
+def grid(question: Question, axes: Sequence[Axis]) -> Iterator[Case]:
+    """Yield the answer to every combination of values, the last axis fastest."""
+    for values in product(*(axis.values for axis in axes)):
+        yield answer(question, dict(zip((axis.name for axis in axes), values, strict=True)))
+
+
+def tornado(question: Question, axes: Sequence[Axis]) -> Iterator[Case]:
+    """Yield the answer as things are, then with one value changed at a time."""
+    yield answer(question, {})
+    for axis in axes:
+        for value in axis.values:
+            if value != UNCHANGED:
+                yield answer(question, {axis.name: value})
+
+
+def answer(question: Question, changes: Mapping[str, str]) -> Case:
+    """Return the plan once the changes are made."""
+    changed = question
+    for name, value in changes.items():
+        kind, _, what = name.partition(".")
+        changed = CHANGES[kind](changed, what, value)
+    try:
+        plan = find_plan(changed.trace, None, changed.slos, offers=changed.offers(), seed=changed.seed)
+    except Infeasible as error:
+        return Case(changes, None, error.reasons)
+    return Case(changes, plan)
+
+
+def losses(plan: Plan, trace: Trace, slos: Sequence[Slo]) -> Iterator[Loss]:
+    """Yield what a replay shows with one replica of each pool gone and its share of requests spread over the rest."""
+    from simulator.replay import replay
+
+    fleet = plan.fleet()
+    for index, pool in enumerate(fleet.pools):
+        left = tuple(replace(each, replicas=each.replicas - (place == index)) for place, each in enumerate(fleet.pools))
+        if not any(each.replicas for each in left):
+            yield Loss(plan.pools[index].name, False, {})
+            continue
+        kept = [place for place, each in enumerate(left) if each.replicas]
+        shares = tuple(_spread([row[place] for place in kept]) for row in fleet.shares)
+        run = replay(trace, replace(fleet, pools=tuple(left[place] for place in kept), shares=shares))
+        yield Loss(pool.engine.name, holds(run, slos), run.latency_s())
+
+
+def faster(priced: PricedEngine, factor: float) -> PricedEngine:
+    """Return an engine whose every step takes 1 / factor of the time."""
+    if factor == 1.0:
+        return priced
+    table = priced.table
+    columns = {
+        name: (getattr(table, name) / factor).round().astype(getattr(table, name).dtype)
+        for name in table._fields
+        if name.endswith("_ps")
+    }
+    return replace(priced, table=table._replace(**columns))
+
+
+def _rate(question: Question, what: str, value: str) -> Question:
+    from traces.transform import scale_rate
+
+    return replace(question, trace=scale_rate(question.trace, _factor("rate", value), question.seed))
+
+
+def _prompts(question: Question, what: str, value: str) -> Question:
+    from traces.transform import scale_lengths
+
+    return replace(question, trace=scale_lengths(question.trace, input_factor=_factor("prompts", value)))
+
+
+def _answers(question: Question, what: str, value: str) -> Question:
+    from traces.transform import scale_lengths
+
+    return replace(question, trace=scale_lengths(question.trace, output_factor=_factor("answers", value)))
+
+
+def _price(question: Question, what: str, value: str) -> Question:
+    if what and not value.endswith("x"):
+        prices = {**question.usd_per_device_hour, _known_device(what): _number("price", value)}
+        return replace(question, usd_per_device_hour=prices)
+    key = _known_device(what) if what else ""
+    return replace(question, price_factors={**question.price_factors, key: _factor("price", value)})
+
+
+def _speed(question: Question, what: str, value: str) -> Question:
+    key = _known_device(what) if what else ""
+    return replace(question, speed_factors={**question.speed_factors, key: _factor("speed", value)})
+
+
+def _slo(question: Question, what: str, value: str) -> Question:
+    if not what:
+        factor = _factor("slo", value)
+        return replace(question, slos=tuple(replace(slo, limit_s=slo.limit_s * factor) for slo in question.slos))
+    names = [f"{slo.metric}:p{slo.percent:g}" for slo in question.slos]
+    if what not in names:
+        raise ValueError(f"no promise on {what!r} to vary; promised: {', '.join(names)}")
+    changed = list(question.slos)
+    place = names.index(what)
+    if value.endswith("x"):
+        changed[place] = replace(changed[place], limit_s=changed[place].limit_s * _factor("slo", value))
+    else:
+        changed[place] = parse(f"{what}<={value}")
+    return replace(question, slos=tuple(changed))
+
+
+def _devices(question: Question, what: str, value: str) -> Question:
+    names = tuple(value.split("+"))
+    devices_named(names)
+    return replace(question, devices=names, known={})
+
+
+# What can vary, and how the question changes with it.
+CHANGES: dict[str, Callable[[Question, str, str], Question]] = {
+    "rate": _rate,
+    "prompts": _prompts,
+    "answers": _answers,
+    "price": _price,
+    "speed": _speed,
+    "slo": _slo,
+    "devices": _devices,
+}
+
+
+def _known_device(name: str) -> str:
+    from models import device
+
+    return device.load(name).name
+
+
+def _factor(axis: str, value: str) -> float:
+    if not value.endswith("x"):
+        raise ValueError(f"{axis}={value}: expected a factor, as 0.5x")
+    return _number(axis, value.removesuffix("x"))
+
+
+def _number(axis: str, value: str) -> float:
+    if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", value) or float(value) <= 0:
+        raise ValueError(f"{axis}={value}: expected a number above 0")
+    return float(value)
+
+
+def _spread(shares: Sequence[float]) -> tuple[float, ...]:
+    """Return fractions that add up to one again; equal ones where none is left."""
+    total = sum(shares)
+    return tuple(share / total for share in shares) if total > 0 else (1 / len(shares),) * len(shares)
