@@ -3,48 +3,254 @@
 A request that keeps its promises has its prompt computed, and its answer complete, by deadlines that follow from them.
 So in any window of time the replicas must at least do the work that both arrives and falls due inside it, at prices
 that bound from below the time of every step whatever (planners/work.py). Only the misses that the percentiles allow
-may be left out. All windows, and all engines, share one integer programme.
+may be left out, and windows that share no request share them. One row for each window, in the replicas alone:
+
+    sum over engines of replicas * power  >=  demand - what the misses taken here take out of it
+
+Demand counts each request at the cost of its work on the engine that does it cheapest. An engine's power is what a
+replica of it, busy throughout the window, could do at most in that measure.
 """
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from planners.demand import Market, sizes
-from planners.mix import lower_bound_usd_per_hour
-from planners.work import request_work_s
+from planners.slo import limit_s
+from planners.solver import mathopt, solve
+from planners.work import TokenPrices, decode_work_s, prefill_work_s, token_prices, worth_of
+from traces.trace import NS_PER_S
 
 Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
-INPUT_GROUPS = 5
-OUTPUT_GROUPS = 4
+SHORTEST = 1.25  # length of the shortest windows, in patience with a prompt
+LENGTH_RATIO = 2.0
+MOST_WINDOWS = 40
+BUDGETS = 4.0  # windows are taken until they hold so many times the misses allowed, or MOST_WINDOWS
+NODES = 20_000
+TOLERANCE = 1e-6  # the solver's own
 
 
-def rigorous_usd_per_hour(market: Market) -> float:
-    """Return the bound; infinite where no engine can serve enough requests within the promises even when idle."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is counted of each request: its prompt once that falls due, and its answer likewise; times in s.
+
+    able[engine][request] says who can keep the promises; allowed requests may be left out of disjoint windows together.
+    """
+
+    prices: tuple[TokenPrices, ...]
+    arrival_s: Array
+    prompt_due_s: Array
+    answer_due_s: Array
+    able: npt.NDArray[np.bool_]
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One window: power [engine] of a replica, demand, and relief: (how many requests, what each takes out at most).
+
+    Rows of one family share the misses allowed.
+    """
+
+    power: Array
+    demand: float
+    relief: tuple[tuple[int, float], ...]
+    family: int
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """All rows of a market, and how many requests miss a promise on every engine, even an idle one, against allowed."""
+
+    rows: tuple[Row, ...]
+    is_hopeless: bool
+
+    def may_survive(self, replicas: npt.ArrayLike) -> bool:
+        """Say whether replicas [engine] have the power that every window takes, but for the misses allowed."""
+        counts = np.asarray(replicas, np.float64)
+        missed: dict[int, float] = {}
+        for row in self.rows:
+            lacking = row.demand - float(row.power @ counts)
+            if lacking > TOLERANCE * row.demand:
+                missed[row.family] = missed.get(row.family, 0.0) + _misses(row.relief, lacking)
+                if missed[row.family] > row.allowed + TOLERANCE:
+                    return False
+        return True
+
+
+def windows_of(market: Market) -> Windows:
+    """Return the windows of a market that fleets are held against."""
+    rows: list[Row] = []
+    for part in _parts(market):
+        cost = _Cost(market, part)
+        hopeless = int(np.isinf(cost.cheapest).sum())
+        if hopeless > part.allowed:
+            return Windows((), True)
+        for windows in _families(part, cost):
+            family = len(rows)
+            rows += [_row(part, cost, first, end_s, family, part.allowed - hopeless) for first, end_s in windows]
+    return Windows(tuple(row for row in rows if row.demand > 0), False)
+
+
+def rigorous_usd_per_hour(market: Market, windows: Windows | None = None, *, fewest_replicas: int = 1) -> float:
+    """Return the bound; infinite where not even idle engines keep the promises but for the allowed misses.
+
+    fewest_replicas is what the caller knows any fleet that survives to have at least.
+    """
+    windows = windows or windows_of(market)
+    return math.inf if windows.is_hopeless else _cheapest_usd(market.usd_per_hour, windows.rows, fewest_replicas)
+
+
+def _misses(relief: tuple[tuple[int, float], ...], lacking: float) -> float:
+    """Return the fewest requests to leave out that take so much out of a window's demand, parts of one allowed."""
+    misses = 0.0
+    for count, each in relief:
+        if count * each >= lacking:
+            return misses + lacking / each
+        misses, lacking = misses + count, lacking - count * each
+    return math.inf
+
+
+class _Cost:
+    """What the work of requests costs: on each engine, and on the cheapest that is able."""
+
+    def __init__(self, market: Market, part: Part) -> None:
+        self.part = part
+        self.usd = market.usd_per_hour
+        self.inputs, self.outputs = sizes(market.trace)
+        self.cheapest = np.full(len(market.trace), np.inf)
+        self.cheapest_prompt = np.full(len(market.trace), np.inf)
+        everyone = np.arange(len(market.trace))
+        for engine in range(self.usd.size):
+            prompt, answer = self.of(engine, everyone)
+            np.minimum(self.cheapest, prompt + answer, out=self.cheapest)
+            np.minimum(self.cheapest_prompt, prompt, out=self.cheapest_prompt)
+
+    def of(self, engine: int, rows: Counts) -> tuple[Array, Array]:
+        """Return what prompts and answers cost on an engine; infinite where it cannot keep the promises."""
+        prices, usd = self.part.prices[engine], float(self.usd[engine])
+        prompt = usd * prefill_work_s(prices, self.inputs[rows])
+        answer = usd * decode_work_s(prices, self.inputs[rows], self.outputs[rows])
+        return np.where(self.part.able[engine, rows], prompt, np.inf), answer
+
+
+def _parts(market: Market) -> Iterator[Part]:
+    """Yield what to count: prompts alone, and prompts with answers, at the prices under which each takes longest."""
     inputs, outputs = sizes(market.trace)
-    group = _groups(inputs, INPUT_GROUPS) * OUTPUT_GROUPS + _groups(outputs, OUTPUT_GROUPS)
-    group = np.unique(group, return_inverse=True)[1]
-    count = int(group.max()) + 1
-    work = [request_work_s(price, inputs, outputs) for price in market.prices]
-    reference = np.exp(np.mean(np.log(work), axis=0))
-    measure = np.bincount(group, reference, count)
-    least_ratio = np.full((len(work), count), np.inf)
-    for engine, own in enumerate(work):
-        np.minimum.at(least_ratio[engine], group, own / reference)
-    heaviest = np.zeros(count)
-    np.maximum.at(heaviest, group, reference)
-    requests = np.bincount(group, minlength=count).astype(np.float64)
-    return lower_bound_usd_per_hour(
-        market.usd_per_hour,
-        least_ratio * measure / market.horizon_s,
-        np.ones((len(work), count)),
-        requests,
-        heaviest / (measure / requests),
-        float(market.demand.allowed.sum()),
-    )
+    arrival_s = market.trace.arrival_ns / NS_PER_S
+    ttft_s, tpot_s, e2e_s = (limit_s(market.slos, metric) for metric in ("ttft", "tpot", "e2e"))
+    late = {slo.metric: market.late[place] for place, slo in enumerate(market.slos) if _is_loosest(market, place)}
+    allowed = {
+        slo.metric: float(market.demand.allowed[place])
+        for place, slo in enumerate(market.slos)
+        if _is_loosest(market, place)
+    }
+    prompt_due_s = arrival_s + min(ttft_s, e2e_s)
+    answer_s = (outputs - 1) * tpot_s if math.isfinite(tpot_s) else np.where(outputs > 1, np.inf, 0.0)
+    answer_due_s = arrival_s + np.minimum(ttft_s + answer_s, e2e_s)
+    never = np.full(outputs.size, np.inf)
+    if math.isfinite(min(ttft_s, e2e_s)):
+        prompts = {metric for metric in ("ttft", "e2e") if metric in late}
+        able = ~np.any([late[metric] for metric in prompts], axis=0)
+        total = sum(allowed[metric] for metric in prompts)
+        worth = (worth_of(inputs, outputs)[0], 0.0, 0.0)
+        prices = tuple(token_prices(offer.priced, worth) for offer in market.offers)
+        yield Part(prices, arrival_s, prompt_due_s, never, able, total)
+    if np.isfinite(answer_due_s).any():
+        able = ~np.any(list(late.values()), axis=0)
+        yield Part(market.prices, arrival_s, prompt_due_s, answer_due_s, able, sum(allowed.values()))
 
 
-def _groups(tokens: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.int64]:
-    """Return for each size which of about equally full groups it is in."""
-    edges = np.unique(np.quantile(tokens, np.arange(1, groups) / groups))
-    return np.searchsorted(edges, tokens, side="right")
+def _is_loosest(market: Market, place: int) -> bool:
+    slo = market.slos[place]
+    return slo.limit_s == limit_s(market.slos, slo.metric)
+
+
+def _families(part: Part, cost: _Cost) -> Iterator[list[tuple[int, float]]]:
+    """Yield families of windows (first request, end) that share no request: the densest of each length."""
+    patience_s = float(part.prompt_due_s[0] - part.arrival_s[0])
+    due_s = np.where(np.isfinite(part.answer_due_s), part.answer_due_s, part.prompt_due_s)
+    span_s = float(due_s.max() - part.arrival_s[0])
+    length_s = SHORTEST * patience_s
+    while length_s < span_s:
+        yield _densest(part, cost, length_s, patience_s)
+        length_s *= LENGTH_RATIO
+    yield [(0, float(part.arrival_s[0]) + span_s)]
+
+
+def _densest(part: Part, cost: _Cost, length_s: float, patience_s: float) -> list[tuple[int, float]]:
+    """Return disjoint windows of one length, the densest first; density takes an answer for due within half of it."""
+    in_time = part.answer_due_s - part.arrival_s <= length_s / 2
+    weight = np.where(in_time, cost.cheapest, cost.cheapest_prompt)
+    filled = np.concatenate([[0.0], np.cumsum(np.where(np.isfinite(weight), weight, 0.0))])
+    beyond = np.searchsorted(part.arrival_s, part.arrival_s + length_s - patience_s, side="right")
+    density = filled[beyond] - filled[:-1]
+    windows: list[tuple[int, float]] = []
+    held = 0
+    while len(windows) < MOST_WINDOWS and held < max(BUDGETS * part.allowed, 1):
+        first = int(np.argmax(density))
+        if density[first] <= 0:
+            break
+        last = int(beyond[first])
+        windows.append((first, float(part.arrival_s[first]) + length_s))
+        held += last - first
+        overlapping = slice(int(np.searchsorted(beyond, first, side="right")), last)
+        density[overlapping] = 0.0
+    return windows
+
+
+def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed: float) -> Row:
+    """Return the row of the window from the arrival of request `first` to an end."""
+    beyond = int(np.searchsorted(part.prompt_due_s, end_s, side="right"))
+    rows = np.arange(first, beyond)
+    answered = part.answer_due_s[rows] <= end_s
+    shape = (cost.usd.size, rows.size)
+    costs = np.empty(shape)
+    for engine in range(shape[0]):
+        prompt, answer = cost.of(engine, rows)
+        costs[engine] = prompt + np.where(answered, answer, 0.0)
+    cheapest = costs.min(axis=0, initial=np.inf)
+    served = np.isfinite(cheapest)
+    cheapest, costs = cheapest[served], costs[:, served]
+    rates = (costs / cheapest).min(axis=1, initial=np.inf)
+    power = cost.usd * (end_s - float(part.arrival_s[first])) / rates
+    return Row(power, float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
+
+
+def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:
+    """Return the heaviest requests by groups of 1, 1, 2, 4, ..., each with the largest of its group."""
+    ordered = np.sort(demand)[::-1]
+    relief, taken, size = [], 0, 1
+    while taken < min(ordered.size, allowed):
+        relief.append((min(size, ordered.size - taken), float(ordered[taken])))
+        size, taken = max(1, taken + size), taken + size
+    return tuple(relief)
+
+
+def _cheapest_usd(usd: Array, rows: Sequence[Row], fewest_replicas: int) -> float:
+    """Return the least that replicas meeting every row cost, or the best bound on it that the solver proves."""
+    library = mathopt()
+    model = library.Model()
+    replicas = [model.add_integer_variable(lb=0) for _ in usd]
+    missed: dict[int, list[Any]] = {}
+    allowed: dict[int, float] = {}
+    for row in rows:
+        relief = [(model.add_variable(lb=0, ub=float(count)), each) for count, each in row.relief]
+        missed.setdefault(row.family, []).extend(count for count, _ in relief)
+        allowed[row.family] = row.allowed
+        done = sum(float(power / row.demand) * count for power, count in zip(row.power, replicas, strict=True) if power)
+        model.add_linear_constraint(done + sum(each / row.demand * count for count, each in relief) >= 1.0)
+    for family, counts in missed.items():
+        if counts:
+            model.add_linear_constraint(sum(counts) <= allowed[family])
+    model.add_linear_constraint(sum(replicas) >= fewest_replicas)
+    model.minimize(sum(float(price) * count for price, count in zip(usd, replicas, strict=True)))
+    found = solve(model, node_limit=NODES)
+    return math.inf if found is None else (1 - TOLERANCE) * float(found.best_objective_bound())

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from planners.engines import Offer
 from planners.mix import Demand
 from planners.slo import Slo, limit_s
-from planners.work import Alone, TokenPrices, alone, request_work_s, token_prices
+from planners.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
 from traces import Trace
 
 Array = npt.NDArray[np.float64]
@@ -24,7 +24,8 @@ class Market:
     """A trace, its promises and the engines on offer, and what each engine would have to do for it.
 
     prices[engine] are lower bounds on replica time per token; horizon_s is the time there is to do all work;
-    alone_s[promise, engine] is the promised percentile where every request has an idle replica to itself.
+    alone_s[promise, engine] is the promised percentile where every request has an idle replica to itself, and
+    late[promise, engine, request] says which miss the promise even so.
     """
 
     trace: Trace
@@ -36,6 +37,7 @@ class Market:
     input_edges: tuple[int, ...]
     demand: Demand
     alone_s: Array
+    late: npt.NDArray[np.bool_]
 
     @property
     def load(self) -> Array:
@@ -53,15 +55,16 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
     horizon_s = trace.span_s + _patience_s(slos, outputs)
     if not math.isfinite(horizon_s):
         horizon_s = max(trace.span_s, 1.0)
-    prices, load, lost, alone_s = [], [], [], []
-    for offer in offers:
+    prices, load, alone_s = [], [], []
+    late = np.empty((len(slos), len(offers), len(trace)), bool)
+    for engine, offer in enumerate(offers):
         seen = alone(offer.priced, inputs, outputs)
-        price = token_prices(offer.priced, inputs, outputs, limit_s(slos, "tpot"))
+        price = token_prices(offer.priced, worth_of(inputs, outputs), limit_s(slos, "tpot"))
         work = np.bincount(bucket, request_work_s(price, inputs, outputs), len(edges)) / horizon_s
         fits = np.bincount(bucket, np.isinf(seen.e2e), len(edges)) == 0
         prices.append(price)
         load.append(np.where(fits, work, np.inf))
-        lost.append([np.bincount(bucket, _is_late(seen, slo), len(edges)) for slo in slos])
+        late[:, engine] = [_is_late(seen, slo) for slo in slos]
         alone_s.append([_percentile_s(getattr(seen, slo.metric), slo.percent) for slo in slos])
     return Market(
         trace=trace,
@@ -73,10 +76,13 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
         input_edges=edges,
         demand=Demand(
             load=np.array(load),
-            lost=np.array(lost, np.float64).transpose(1, 0, 2),
+            lost=np.stack([late[:, :, bucket == number].sum(axis=2) for number in range(len(edges))], axis=2).astype(
+                float
+            ),
             allowed=np.array([_misses_allowed(slo, outputs) for slo in slos], np.float64),
         ),
         alone_s=np.array(alone_s).T,
+        late=late,
     )
 
 

@@ -1,38 +1,49 @@
 """The hunt for the cheapest fleet that survives the rehearsal: propose, replay, cut off what broke, propose again.
 
 Logic-based Benders decomposition: the mix proposes, the replay disposes, and what it learns of a pool's capacity goes
-back into the mix. Capacities learned on one mix of requests guide the search; they prove nothing about another.
+back into the mix. Capacities learned on one mix of requests guide the search; they prove nothing about another. So
+afterwards fleets near the best one, and where there are few enough all fleets that are cheaper, are replayed as well.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from planners import mix, rehearsal
+from planners.bound import Windows
 from planners.demand import Market
 from planners.mix import Demand
 from planners.rehearsal import ROUTERS, Candidate, Verdict
 from simulator.run import Run
 
 Array = npt.NDArray[np.float64]
+Replicas = tuple[int, ...]  # of each engine
 
 ROUNDS = 40
 CHEAPER_BY = 1e-6  # relative: what counts as cheaper
 CAUTION = 1 / 256  # a pool that broke carries at least this fraction less than what broke it
-SWAPS = 6  # cheaper engines that a replica may be swapped for, at most
+MOST_FLEETS = 20_000  # beyond so many cheaper fleets not all are looked at
+NEIGHBOURS = 60  # most promising ones to replay around one best fleet
+EFFORT_REQUESTS = 12_000_000  # requests to replay, at most, once the mix has no more to propose
+MOST_ADDED = 2
 
 
 class Hunt:
     """One search on one market: the verdicts so far, what pools were seen to carry, and the cheapest survivors."""
 
-    def __init__(self, market: Market, tell: Callable[[str], None]) -> None:
+    def __init__(self, market: Market, windows: Windows, tell: Callable[[str], None]) -> None:
         self.market = market
+        self.windows = windows
         self.tell = tell
+        self.engines = undominated(market)
         self.verdicts: dict[Candidate, Verdict] = {}
+        self.tried: dict[Replicas, bool] = {}
         self.carries: dict[tuple[int, int], float] = {}
+        self.reaches: dict[int, float] = {}
         self.best: Verdict | None = None
         self.best_run: Run | None = None
         self.best_single: Verdict | None = None
@@ -44,44 +55,52 @@ class Hunt:
         usd, load = self.market.usd_per_hour, self.market.load
         fewest = np.maximum(np.ceil(load), 1)
         for engine in np.argsort(usd * fewest, kind="stable"):
-            if not self._may_serve_alone(engine):
-                continue
-            self._fewest(int(engine), int(fewest[engine]))
+            if self._may_serve_alone(engine):
+                self._fewest(int(engine), int(fewest[engine]))
 
     def mixes(self) -> None:
         """Let the mix propose fleets cheaper than the best so far until there are none, or ROUNDS are over."""
         for _ in range(ROUNDS):
             proposal = self._proposal()
             if proposal is None:
-                self.is_exhausted = True
                 return
             self.rounds += 1
-            replicas, shares = proposal
-            chosen = rehearsal.candidate(replicas, shares)
+            chosen = rehearsal.candidate(*proposal)
             verdict, run = self.attempt(chosen)
             if not verdict.survives:
                 self._learn(chosen, run)
 
-    def shrink(self) -> None:
-        """Take away or swap for cheaper, replica by replica, until every such neighbour of the best fleet fails."""
-        improved = True
-        while improved and self.best is not None:
-            before = self.best
-            for replicas in self._neighbours(before):
-                self.attempt_replicas(replicas)
-                if self.best is not before:
-                    break
-            improved = self.best is not before
+    def refine(self) -> None:
+        """Replay the neighbours of the best fleet, and all cheaper fleets where they are few, until none survives."""
+        effort = EFFORT_REQUESTS // len(self.market.trace)
+        while self.best is not None and effort > 0:
+            before, spent = self.best, len(self.verdicts)
+            self._first_survivor(self._neighbours(before), min(NEIGHBOURS, effort))
+            effort -= len(self.verdicts) - spent
+            if self.best is before:
+                break
+        fleets = list(itertools.islice(self._cheaper_fleets(), MOST_FLEETS + 1))
+        if len(fleets) <= MOST_FLEETS:
+            self.is_exhausted = self._rehearse_all(fleets, effort)
 
-    def attempt_replicas(self, replicas: tuple[int, ...]) -> bool:
-        """Rehearse replicas [engine] with balanced shares, under each router; say whether they survive."""
-        carried = [self.capacity(engine, count) if count else 0.0 for engine, count in enumerate(replicas)]
-        shares = mix.balanced_shares(self.market.demand, carried)
-        if shares is None:
-            return False
-        chosen = rehearsal.candidate(replicas, shares)
-        routers = ROUTERS if len(chosen.pools) > 1 else ROUTERS[:1]
-        return any(self.attempt(replace(chosen, router=router))[0].survives for router in routers)
+    def shrink(self) -> None:
+        """Take replicas away from the best fleet, one by one, until it cannot do without any."""
+        while self.best is not None:
+            before = self.best
+            self._first_survivor(self._one_less(before), len(before.candidate.pools))
+            if self.best is before:
+                return
+
+    def attempt_replicas(self, replicas: Replicas) -> bool:
+        """Rehearse replicas with balanced shares, under each router; say whether they survive."""
+        if replicas not in self.tried:
+            shares = self._balanced_shares(replicas)
+            routers = ROUTERS if sum(count > 0 for count in replicas) > 1 else ROUTERS[:1]
+            self.tried[replicas] = shares is not None and any(
+                self.attempt(replace(rehearsal.candidate(replicas, shares), router=router))[0].survives
+                for router in routers
+            )
+        return self.tried[replicas]
 
     def attempt(self, chosen: Candidate) -> tuple[Verdict, Run]:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
@@ -106,19 +125,16 @@ class Hunt:
         return min([float(count), *known])
 
     def cheaper_failure(self) -> Verdict | None:
-        """Return the dearest fleet that fails and costs less than the best; of equal ones the least strained."""
-        if self.best is None:
-            return None
+        """Return the fleet that fails by least of those that cost less than the best; of equal ones the cheapest."""
         failed = [
             verdict for verdict in self.verdicts.values() if not verdict.survives and _is_cheaper(verdict, self.best)
         ]
-        return max(failed, key=lambda verdict: (verdict.usd_per_hour, -verdict.strain), default=None)
+        return min(failed, key=lambda verdict: (verdict.strain, verdict.usd_per_hour), default=None)
 
     def _may_serve_alone(self, engine: int) -> bool:
         demand = self.market.demand
-        return bool(
-            np.isfinite(self.market.load[engine]) and (demand.lost[:, engine].sum(axis=1) <= demand.allowed).all()
-        )
+        fits = bool(np.isfinite(self.market.load[engine]))
+        return fits and bool((demand.lost[:, engine].sum(axis=1) <= demand.allowed).all())
 
     def _fewest(self, engine: int, fewest: int) -> None:
         """Find the fewest replicas of one engine that survive, if they cost less than the best fleet."""
@@ -161,25 +177,22 @@ class Hunt:
             return None
         return math.ceil(self.best.usd_per_hour * (1 - CHEAPER_BY) / usd) - 1
 
-    def _proposal(self) -> tuple[tuple[int, ...], Array] | None:
+    def _ceiling_usd(self) -> float:
+        return math.inf if self.best is None else self.best.usd_per_hour * (1 - CHEAPER_BY)
+
+    def _proposal(self) -> tuple[Replicas, Array] | None:
         """Return the cheapest mix of engines that might yet be cheaper than the best, and how to share the load."""
-        market = self.market
-        ceiling = math.inf if self.best is None else self.best.usd_per_hour * (1 - CHEAPER_BY)
-        engines = [engine for engine in undominated(market) if self._floor_usd(engine) < ceiling]
+        market, ceiling = self.market, self._ceiling_usd()
+        engines = [engine for engine in self.engines if self._floor_usd(engine) < ceiling]
         if not engines:
             return None
         demand = Demand(market.demand.load[engines], market.demand.lost[:, engines], market.demand.allowed)
-        capacity = [
-            {size: self.capacity(engine, size) for size in mix.sizes_up_to(self._most_cheaper_or(engine))}
-            for engine in engines
-        ]
-        failed = [
-            replicas for replicas in self._failed() if all(not count or e in engines for e, count in replicas.items())
-        ]
+        sizes = [mix.sizes_up_to(self._most_worth(engine)) for engine in engines]
+        failed = [replicas for replicas in self._failed() if all(engine in engines for engine in replicas)]
         found = mix.cheapest_mix(
             market.usd_per_hour[engines],
             demand,
-            capacity,
+            [{n: self.capacity(engine, n) for n in counts} for engine, counts in zip(engines, sizes, strict=True)],
             below_usd_per_hour=None if math.isinf(ceiling) else ceiling,
             excluded=[tuple(replicas.get(engine, 0) for engine in engines) for replicas in failed],
         )
@@ -188,17 +201,28 @@ class Hunt:
         replicas = [0] * len(market.offers)
         for engine, count in zip(engines, found.replicas, strict=True):
             replicas[engine] = count
-        carried = [self.capacity(engine, count) if count else 0.0 for engine, count in enumerate(replicas)]
-        shares = mix.balanced_shares(market.demand, carried)
+        shares = self._balanced_shares(tuple(replicas))
         assert shares is not None, "the mix carries every bucket"
         return tuple(replicas), shares
 
-    def _most_cheaper_or(self, engine: int) -> int:
+    def _most_worth(self, engine: int) -> int:
         """Return the most replicas of an engine worth proposing."""
-        finite = self.market.demand.load[engine][np.isfinite(self.market.demand.load[engine])]
-        enough = max(1, math.ceil(2 * finite.sum()))
+        load: Array = self.market.demand.load[engine]
+        enough = max(1, math.ceil(2 * float(load[np.isfinite(load)].sum())))
         most = self._most_cheaper(float(self.market.usd_per_hour[engine]))
         return enough if most is None else min(most, enough)
+
+    def _balanced_shares(self, replicas: Replicas) -> Array | None:
+        """Return the shares [engine, bucket] that fill the pools alike; None where they cannot carry every bucket."""
+        used = [engine for engine, count in enumerate(replicas) if count]
+        demand = self.market.demand
+        part = Demand(demand.load[used], demand.lost[:, used], demand.allowed)
+        found = mix.balanced_shares(part, [self.capacity(engine, replicas[engine]) for engine in used])
+        if found is None:
+            return None
+        shares = np.zeros(demand.load.shape)
+        shares[used] = found
+        return shares
 
     def _failed(self) -> Iterator[dict[int, int]]:
         """Yield the fleets seen to fail under the planned router."""
@@ -207,26 +231,23 @@ class Hunt:
                 yield dict(chosen.pools)
 
     def _floor_usd(self, engine: int) -> float:
-        """Return a cost that every busy-without-a-pause mix with one replica of this engine exceeds.
+        """Return about the least that a mix with one replica of this engine costs if all are busy without a pause.
 
         The cheapest price of each bucket, less the most that the replica can save of it, plus the replica.
         """
         demand, usd = self.market.demand, self.market.usd_per_hour
-        cheapest = np.min(np.where(np.isfinite(demand.load), demand.load, np.inf) * usd[:, None], axis=0)
-        load, worth = demand.load[engine], cheapest
-        order = [bucket for bucket in np.argsort(load / worth, kind="stable") if np.isfinite(load[bucket])]
+        worth = np.min(demand.load * usd[:, None], axis=0)
+        load = demand.load[engine]
+        useful = np.flatnonzero(np.isfinite(load) & (load > 0) & (worth > 0))
         room, saved = 1.0, 0.0
-        for bucket in order:
-            part = min(1.0, room / load[bucket]) if load[bucket] > 0 else 1.0
-            saved, room = saved + part * worth[bucket], room - part * load[bucket]
-            if room <= 0:
-                break
-        return float(cheapest.sum() - saved + usd[engine])
+        for bucket in useful[np.argsort(load[useful] / worth[useful], kind="stable")]:
+            part = min(1.0, room / float(load[bucket]))
+            saved, room = saved + part * float(worth[bucket]), room - part * float(load[bucket])
+        return float(worth.sum()) - saved + float(usd[engine])
 
     def _learn(self, chosen: Candidate, run: Run) -> None:
         """Find what each pool that broke would have carried of its own requests, and cut off more than that."""
-        slos = self.market.slos
-        strains = [rehearsal.pool_strain(run, pool, slos) for pool in range(len(chosen.pools))]
+        strains = [rehearsal.pool_strain(run, pool, self.market.slos) for pool in range(len(chosen.pools))]
         worst = max(strains)
         for pool, (engine, count) in enumerate(chosen.pools):
             if strains[pool] > 1 or strains[pool] == worst:
@@ -239,8 +260,51 @@ class Hunt:
     def _cut(self, engine: int, count: int, carried: float) -> None:
         self.carries[engine, count] = min(carried, self.carries.get((engine, count), math.inf))
 
-    def _neighbours(self, best: Verdict) -> Iterator[tuple[int, ...]]:
-        """Yield fleets with one replica less, then with one swapped for a cheaper engine's, the cheapest swaps last."""
+    def _first_survivor(self, fleets: Iterable[Replicas], most: int) -> None:
+        """Rehearse fleets until one survives or so many have failed."""
+        for replicas in itertools.islice(fleets, most):
+            if self.attempt_replicas(replicas):
+                return
+
+    def _rehearse_all(self, fleets: list[Replicas], effort: int) -> bool:
+        """Rehearse fleets, the most promising first; say whether all were, but for those that a failed one holds."""
+        spent = len(self.verdicts)
+        for replicas in sorted(fleets, key=self._promise, reverse=True):
+            if self._cost(replicas) >= self._ceiling_usd() or self._is_in_failed(replicas):
+                continue
+            if len(self.verdicts) - spent >= effort:
+                return False
+            self.attempt_replicas(replicas)
+        return True
+
+    def _neighbours(self, best: Verdict) -> Iterator[Replicas]:
+        """Yield the cheaper fleets that differ by a replica or two removed and up to MOST_ADDED added, best first."""
+        base = np.zeros(len(self.market.offers), np.int64)
+        for engine, count in best.candidate.pools:
+            base[engine] = count
+        found: set[Replicas] = set()
+        used = [engine for engine, _ in best.candidate.pools]
+        removals = [
+            *itertools.combinations_with_replacement(used, 1),
+            *itertools.combinations_with_replacement(used, 2),
+        ]
+        additions = [
+            added
+            for size in range(MOST_ADDED + 1)
+            for added in itertools.combinations_with_replacement(self.engines, size)
+        ]
+        for removed in removals:
+            for added in additions:
+                near = base.copy()
+                np.subtract.at(near, list(removed), 1)
+                np.add.at(near, list(added), 1)
+                if near.min() >= 0 and near.any() and self._cost(near) < self._ceiling_usd():
+                    found.add(tuple(near.tolist()))
+        untried = [near for near in found if near not in self.tried and not self._is_in_failed(near)]
+        hopeful = [near for near in untried if self.windows.may_survive(near)]
+        yield from sorted(hopeful, key=lambda near: (-self._promise(near), near))
+
+    def _one_less(self, best: Verdict) -> Iterator[Replicas]:
         replicas = [0] * len(self.market.offers)
         for engine, count in best.candidate.pools:
             replicas[engine] = count
@@ -249,38 +313,64 @@ class Hunt:
             fewer[engine] -= 1
             if any(fewer):
                 yield tuple(fewer)
-        for engine, _ in best.candidate.pools:
-            for other in self._swaps_for(engine):
-                swapped = replicas.copy()
-                swapped[engine] -= 1
-                swapped[other] += 1
-                yield tuple(swapped)
 
-    def _swaps_for(self, engine: int) -> list[int]:
-        """Return the cheaper engines most able to stand in for a replica: the most work for their price first."""
-        usd, load = self.market.usd_per_hour, self.market.load
-        cheaper = [
-            other
-            for other in undominated(self.market)
-            if usd[other] < usd[engine] * (1 - CHEAPER_BY) and np.isfinite(load[other])
-        ]
-        return sorted(cheaper, key=lambda other: (load[other], other))[:SWAPS]
+    def _cheaper_fleets(self) -> Iterator[Replicas]:
+        """Yield all fleets of undominated engines that cost less than the best and have the power they need."""
+        ceiling, usd = self._ceiling_usd(), self.market.usd_per_hour
+        counts = [0] * len(self.market.offers)
+        looked = itertools.count()
+
+        def grow(place: int, cost: float) -> Iterator[Replicas]:
+            if place == len(self.engines):
+                if next(looked) > MOST_FLEETS:
+                    yield from itertools.repeat(tuple(counts))  # too many: the caller stops counting
+                if any(counts) and self.windows.may_survive(counts):
+                    yield tuple(counts)
+                return
+            engine = self.engines[place]
+            while cost < ceiling:
+                yield from grow(place + 1, cost)
+                counts[engine] += 1
+                cost += float(usd[engine])
+            counts[engine] = 0
+
+        return grow(0, 0.0)
+
+    def _promise(self, replicas: Replicas) -> float:
+        """Return how much of the trace its replicas serve within the promises if each is on its own: a rough guide."""
+        return sum(count * self._reach(engine) for engine, count in enumerate(replicas) if count)
+
+    def _reach(self, engine: int) -> float:
+        if engine not in self.reaches:
+            everyone = np.arange(len(self.market.trace))
+            self.reaches[engine] = rehearsal.largest_fraction(self.market, engine, 1, everyone)
+        return self.reaches[engine]
+
+    def _is_in_failed(self, replicas: Replicas) -> bool:
+        """Say whether a fleet that failed holds all these replicas: fewer serve no better."""
+        return any(
+            not survives and all(few <= many for few, many in zip(replicas, failed, strict=True))
+            for failed, survives in self.tried.items()
+        )
+
+    def _cost(self, replicas: npt.ArrayLike) -> float:
+        return float(np.dot(self.market.usd_per_hour, np.asarray(replicas, np.float64)))
 
     def _is_single_device(self, chosen: Candidate) -> bool:
         return len({self.market.offers[engine].device_name for engine, _ in chosen.pools}) == 1
 
 
 def undominated(market: Market) -> list[int]:
-    """Return the engines that no other, cautious like it or not, beats in price, every load and every promise."""
+    """Return the engines that no other, cautious like it or not, beats in price, every load and idle latency."""
     usd, demand, offers = market.usd_per_hour, market.demand, market.offers
-    budgets = [offer.is_cautious for offer in offers]
 
     def beats(one: int, other: int) -> bool:
         no_worse = (
-            budgets[one] == budgets[other]
+            offers[one].is_cautious == offers[other].is_cautious
             and usd[one] <= usd[other]
             and bool((demand.load[one] <= demand.load[other]).all())
             and bool((demand.lost[:, one] <= demand.lost[:, other]).all())
+            and bool((market.alone_s[:, one] <= market.alone_s[:, other]).all())
         )
         is_equal = no_worse and usd[one] == usd[other] and bool((demand.load[one] == demand.load[other]).all())
         return no_worse and (not is_equal or one < other)

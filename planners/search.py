@@ -8,7 +8,7 @@ import numpy as np
 
 from models.llm import Llm
 from planners import mix, rehearsal
-from planners.bound import rigorous_usd_per_hour
+from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
 from planners.engines import Offer, devices_named, offers_for
 from planners.hunt import Hunt, undominated
@@ -64,14 +64,16 @@ def find_plan(
     fluid = fluid_mix(market)
     if fluid is None:
         raise why(market)
-    bound_usd = rigorous_usd_per_hour(market)
+    windows = windows_of(market)
+    bound_usd = rigorous_usd_per_hour(market, windows)
     sketch = _sketch(market, fluid, bound_usd, notes)
     tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
     if analytic:
         return sketch
-    hunt = Hunt(market, lambda words: tell(Progress("rehearsal", words)))
+    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)))
     hunt.single_engines()
     hunt.mixes()
+    hunt.refine()
     hunt.shrink()
     return _plan(hunt, bound_usd, notes)
 

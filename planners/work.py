@@ -17,9 +17,10 @@ from simulator.fleet import PricedEngine
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Worth = tuple[float, float, float]  # prefill tokens, decode steps, KV tokens read
 
 EXACT_UP_TO = 16
-GRID_RATIO = 1.1
+GRID_RATIO = 1.2
 FINE_RATIO = 1.01
 INFEASIBLE = 2  # scipy's status
 
@@ -43,8 +44,8 @@ class Alone:
     e2e: Array
 
 
-def token_prices(priced: PricedEngine, inputs: Counts, outputs: Counts, tpot_limit_s: float = math.inf) -> TokenPrices:
-    """Return the prices, valid for every step of the engine, under which these requests together take longest.
+def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.inf) -> TokenPrices:
+    """Return the prices, valid for every step of the engine, under which so many tokens together take longest.
 
     Decodes sit in steps of at most tpot_limit_s on average and hold at most the lane's KV, each with a multiplier.
     The programme sees a grid of steps; its answer is then scaled so that it holds for all.
@@ -59,12 +60,14 @@ def token_prices(priced: PricedEngine, inputs: Counts, outputs: Counts, tpot_lim
     # its dual, the mix of steps that does the work soonest, which has four rows instead of thousands.
     scale = 1.0 / np.array([prefill.max(), decodes.max(), kv_tokens, decodes.max()])
     rows = np.stack([prefill, decodes, np.where(decodes > 0, kv_tokens, 0), -late_s], 1) * scale
-    worth = np.array([*(float(column.sum()) for column in _per_request(inputs, outputs)), 0.0]) * scale
-    found = linprog(step_s / priced.lanes, A_ub=-rows.T, b_ub=-worth / worth.max(), bounds=(0, None), method="highs-ds")
+    wanted = np.array([*worth, 0.0]) * scale
+    found = linprog(
+        step_s / priced.lanes, A_ub=-rows.T, b_ub=-wanted / wanted.max(), bounds=(0, None), method="highs-ds"
+    )
     if (
         found.status == INFEASIBLE
     ):  # no step with a decode is fast enough: no price is too high, so ask without the limit
-        return token_prices(priced, inputs, outputs)
+        return token_prices(priced, worth)
     assert found.status == 0, found.message
     prefill_s, decode_s, kv_s, patience = -found.ineqlin.marginals * scale
     share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, tpot_limit_s)
@@ -72,12 +75,29 @@ def token_prices(priced: PricedEngine, inputs: Counts, outputs: Counts, tpot_lim
     return TokenPrices(float(share * prefill_s), float(share * decode_s), float(share * kv_s + reading_s), pair_s)
 
 
-def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
-    """Return the replica time that each request takes at least: new tokens, its KV while decoding, its attention."""
+def worth_of(inputs: Counts, outputs: Counts) -> Worth:
+    """Return what requests ask for in all: prefill tokens, decode steps, KV tokens read by those."""
     prefill, decodes, context = _per_request(inputs, outputs)
-    pairs = prefill * prefill / 2
-    work_s: Array = prefill * prices.prefill_s + decodes * prices.decode_s + context * prices.context_s
-    return work_s + pairs * prices.pair_s
+    return float(prefill.sum()), float(decodes.sum()), float(context.sum())
+
+
+def prefill_work_s(prices: TokenPrices, inputs: Counts) -> Array:
+    """Return the replica time that each prompt takes at least."""
+    prefill = np.maximum(inputs, 1).astype(np.float64)
+    work_s: Array = prefill * prices.prefill_s + prefill * prefill / 2 * prices.pair_s
+    return work_s
+
+
+def decode_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
+    """Return the replica time that each answer takes at least: its steps, and the KV that they hold."""
+    _, decodes, context = _per_request(inputs, outputs)
+    work_s: Array = decodes * prices.decode_s + context * prices.context_s
+    return work_s
+
+
+def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
+    """Return the replica time that each request takes at least."""
+    return prefill_work_s(prices, inputs) + decode_work_s(prices, inputs, outputs)
 
 
 def alone(priced: PricedEngine, inputs: Counts, outputs: Counts) -> Alone:

@@ -1,0 +1,94 @@
+"""Work prices and the rigorous bound: below every replay, every router, every fleet that survives."""
+
+import itertools
+
+import numpy as np
+import planner_toys
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_dataplane import random_case
+
+from models.step import PICOSECONDS_PER_SECOND
+from planners import work
+from planners.bound import rigorous_usd_per_hour
+from planners.demand import sizes, survey
+from planners.slo import holds
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
+
+
+def test_a_prompt_alone_is_priced_as_its_share_of_the_fullest_step():
+    # A step of 64 tokens takes 1 ms + 64 * 0.1 ms = 7.4 ms: 7.4 / 64 ms a token, and no step has cheaper tokens.
+    engine = planner_toys.offer("toy", 1.0).priced
+    price = work.token_prices(engine, work.worth_of(np.array([640]), np.array([1])))
+    assert price.prefill_s == pytest.approx(7.4e-3 / 64, rel=0.01)
+    assert price.prefill_s <= 7.4e-3 / 64 * (1 + 1e-9)
+
+
+def test_decodes_alone_are_priced_as_their_share_of_the_widest_batch():
+    # Eight decodes a step of 1 ms + 8 * 0.1 ms: 0.225 ms each.
+    engine = planner_toys.offer("toy", 1.0).priced
+    price = work.token_prices(engine, (0.0, 1000.0, 0.0))
+    assert price.decode_s == pytest.approx(1.8e-3 / 8, rel=0.01)
+
+
+def test_a_limit_on_tpot_makes_decodes_dearer():
+    # Steps of at most 1.4 ms hold four decodes: 0.35 ms each.
+    engine = planner_toys.offer("toy", 1.0).priced
+    price = work.token_prices(engine, (0.0, 1000.0, 0.0), tpot_limit_s=1.4e-3)
+    assert price.decode_s == pytest.approx(1.4e-3 / 4, rel=0.02)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**9))
+def test_no_schedule_takes_less_than_the_work(seed):
+    trace, fleet = random_case(seed)
+    fleet = Fleet(fleet.pools[:1])
+    run = replay(trace, fleet)
+    engine, served = fleet.pools[0].engine, run.is_finished
+    inputs, outputs = (column[served] for column in sizes(trace))
+    if served.any():
+        least_s = work.request_work_s(work.token_prices(engine, work.worth_of(inputs, outputs)), inputs, outputs).sum()
+        busy_s = run.lanes["busy_ps"].sum() / PICOSECONDS_PER_SECOND / engine.lanes
+        assert least_s <= busy_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_no_surviving_fleet_under_any_router_costs_less_than_the_bound(block):
+    promises = planner_toys.promises("ttft:p90<=60ms", "tpot:p90<=6ms")
+    cheaper = 0
+    for seed in range(10 * block, 10 * block + 10):
+        trace, offers = planner_toys.random_market(seed)
+        bound = rigorous_usd_per_hour(survey(trace, promises, offers))
+        for counts in itertools.product(range(4), repeat=len(offers)):
+            pools = tuple(Pool(offer.priced, count) for offer, count in zip(offers, counts, strict=True) if count)
+            cost = sum(offer.usd_per_hour * count for offer, count in zip(offers, counts, strict=True))
+            if not pools or cost >= bound:
+                continue
+            for router in ("join-shortest-queue", "round-robin", "least-kv"):
+                assert not holds(replay(trace, Fleet(pools, router)), promises), (seed, counts, router)
+            cheaper += 1
+    assert cheaper > 0, "some fleets must be cheaper than the bound, or it says nothing"
+
+
+def test_bursts_raise_the_bound():
+    # 100 prompts of 64 tokens, 7.4 ms each: 0.74 s of work. Evenly over 10 s one replica is idle most of the time; at
+    # once, with 50 ms of patience and one miss allowed, it takes 99 * 7.4 / 50 = 14.7 replicas.
+    offers = [planner_toys.offer("toy", 1.0)]
+    promises = planner_toys.promises("ttft:p99<=50ms")
+    even = survey(toys.trace(np.arange(100) * 0.1, 64, 1), promises, offers)
+    burst = survey(toys.trace(np.zeros(100), 64, 1), promises, offers)
+    assert rigorous_usd_per_hour(even) == pytest.approx(1.0, rel=1e-4)
+    assert rigorous_usd_per_hour(burst) == pytest.approx(15.0, rel=1e-4)
+
+
+def test_more_patience_never_raises_the_bound():
+    trace, offers = planner_toys.bursty_trace(3), planner_toys.two_offers()
+    bounds = [
+        rigorous_usd_per_hour(survey(trace, planner_toys.promises(f"ttft:p90<={limit}ms", "tpot:p90<=4ms"), offers))
+        for limit in (30, 60, 120, 1000)
+    ]
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[0] > bounds[-1]
