@@ -27,16 +27,19 @@ def poisson(rate_per_s: float, duration_s: float, rng: Generator) -> Array:
 def renewal(rate_per_s: float, cv: float, duration_s: float, rng: Generator, family: str = "gamma") -> Array:
     """Return independent gaps of mean 1 / rate and the given CV, of family gamma, weibull or lognormal.
 
-    The index of dispersion tends to cv**2 at long windows whatever the family: no slow change of the rate.
-    Raises ValueError for another family.
+    The stream has run for ever when it is cut: the gap over time zero is drawn in proportion to its length, so that
+    the mean number of arrivals is rate x duration exactly. The index of dispersion tends to cv**2 at long windows
+    whatever the family: no slow change of the rate. Raises ValueError for another family.
     """
     if family not in RENEWAL_FAMILIES:
         raise ValueError(f"unknown renewal family {family!r}; known: {', '.join(RENEWAL_FAMILIES)}")
+    gaps, gap_over_zero = RENEWAL_FAMILIES[family]
     expected = rate_per_s * duration_s
     batch = int(expected + 10 * (1 + cv) * sqrt(expected) + 10)
-    times_s = np.cumsum(RENEWAL_FAMILIES[family](cv, batch, rng)) / rate_per_s
+    start_s = gap_over_zero(cv, rng) * rng.random() / rate_per_s
+    times_s = start_s + np.concatenate([[0.0], np.cumsum(gaps(cv, batch, rng)) / rate_per_s])
     while times_s[-1] < duration_s:
-        more_s = np.cumsum(RENEWAL_FAMILIES[family](cv, batch, rng)) / rate_per_s
+        more_s = np.cumsum(gaps(cv, batch, rng)) / rate_per_s
         times_s = np.concatenate([times_s, times_s[-1] + more_s])
     return _ns(times_s[times_s < duration_s])
 
@@ -146,6 +149,20 @@ def _weibull_gaps(cv: float, count: int, rng: Generator) -> Array:
     return rng.weibull(shape, count) / gamma(1 + 1 / shape)
 
 
+def _gamma_gap_over_zero(cv: float, rng: Generator) -> float:
+    return rng.gamma(1 / cv**2 + 1, cv**2)
+
+
+def _lognormal_gap_over_zero(cv: float, rng: Generator) -> float:
+    variance = log(1 + cv**2)
+    return rng.lognormal(variance / 2, sqrt(variance))
+
+
+def _weibull_gap_over_zero(cv: float, rng: Generator) -> float:
+    shape = weibull_shape(cv)
+    return float(rng.gamma(1 + 1 / shape) ** (1 / shape) / gamma(1 + 1 / shape))
+
+
 def weibull_shape(cv: float) -> float:
     """Return the shape at which a Weibull law has the given CV, by bisection on a logarithmic scale."""
     low, high = log(0.05), log(100.0)
@@ -159,10 +176,12 @@ def weibull_shape(cv: float) -> float:
     return exp((low + high) / 2)
 
 
-RENEWAL_FAMILIES: dict[str, Callable[[float, int, Generator], Array]] = {
-    "gamma": _gamma_gaps,
-    "weibull": _weibull_gaps,
-    "lognormal": _lognormal_gaps,
+Gaps = Callable[[float, int, Generator], Array]
+GapOverZero = Callable[[float, Generator], float]
+RENEWAL_FAMILIES: dict[str, tuple[Gaps, GapOverZero]] = {
+    "gamma": (_gamma_gaps, _gamma_gap_over_zero),
+    "weibull": (_weibull_gaps, _weibull_gap_over_zero),
+    "lognormal": (_lognormal_gaps, _lognormal_gap_over_zero),
 }
 
 ARRIVAL_LAWS: dict[str, Callable[..., Array]] = {

@@ -1,18 +1,23 @@
 """Traces made from laws: arrivals, lengths, and the bundled sample (`python -m traces.generate` writes it)."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from traces import cells
 from traces.arrival_laws import ARRIVAL_LAWS
+from traces.errors import BadTrace
 from traces.length_laws import LengthLaw, sample_lengths
+from traces.servegen import Client, sample_client, window_s
+from traces.source import load
 from traces.statistics import Lengths, Statistics, describe
-from traces.trace import Array, Status, Trace
+from traces.table import csv_table, decode
+from traces.trace import Array, Labels, Status, Trace
 from traces.writing import write
 
 CLOCK_NS = 1_000  # generated times are whole microseconds, as public traces have them
@@ -44,6 +49,67 @@ def generate(
         "duration_s": duration_s,
     }
     return build(name, arrival_ns, input_tokens, output_tokens, about, seed)
+
+
+def from_pool(
+    clients: Sequence[Client],
+    duration_s: float,
+    seed: int,
+    *,
+    start_s: float = 0.0,
+    factor: float = 1.0,
+    lengths: LengthLaw | Trace | None = None,
+    name: str = "generated",
+) -> Trace:
+    """Return requests of a ServeGen pool: every client by its own windows of rate, gap law and lengths.
+
+    factor multiplies all rates; lengths, where given, stand in for clients without tables. Neither counts nor any
+    client's are forced: a client expected less than once may come or not. Raises ValueError where no request comes.
+    """
+    rng = np.random.default_rng(seed)
+    step_s = window_s(tuple(clients))
+    parts: list[tuple[Array, Array, Array, Array]] = []
+    for client in clients:
+        times, inputs, outputs = sample_client(client, start_s, start_s + duration_s, step_s, factor, rng, lengths)
+        parts.append((times, inputs, outputs, np.full(len(times), len(parts), np.int32)))
+    times, inputs, outputs, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not len(times):
+        raise ValueError(f"a pool of {len(clients)} clients makes no request in {duration_s} s from {start_s} s")
+    order = np.argsort(times, kind="stable")
+    about = {"clients": len(clients), "start_s": start_s, "duration_s": duration_s, "factor": factor}
+    trace = build(name, times[order], inputs[order], outputs[order], {"arrivals": "pool", **about}, seed)
+    return replace(trace, columns={"client": Labels(codes[order], tuple(client.name for client in clients))})
+
+
+def read_profile(path: str | Path, service: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return (times_s, rates_per_s) for `nhpp` from a CSV of counts per hour, day or minute, each rate at its middle.
+
+    The columns are hour_index or hour, day, or minute, and requests or requests_est; `service` picks rows by the
+    column of that name. Raises BadTrace, ValueError.
+    """
+    source = load(path)
+    table = csv_table(source.file, decode(source.file, source.content))
+    step = next((name for name in PROFILE_STEPS_S if name in table.columns), None)
+    counts = next((name for name in ("requests", "requests_est", "count") if name in table.columns), None)
+    if step is None or counts is None:
+        steps = ", ".join(PROFILE_STEPS_S)
+        raise BadTrace(source.file, 1, 1, f"expected a column of {steps} and one of requests; has {table.header}")
+    services = table.columns.get("service", [""] * len(table.lines))
+    rows = [row for row in range(len(table.lines)) if service is None or services[row] == service]
+    if not rows or (service is None and len(set(services)) > 1):
+        raise ValueError(f"service {service!r}; {source.file} has {', '.join(sorted(set(services)))}")
+    length_s = PROFILE_STEPS_S[step]
+    places, _ = cells.tokens([table.columns[step][row] for row in rows])
+    found, faults = cells.tokens([table.columns[counts][row] for row in rows])
+    if faults:
+        row, (_, words) = next(iter(faults.items()))
+        raise BadTrace(source.file, table.lines[rows[row]], 1, f"{counts} {words}")
+    order = np.argsort(places)
+    times = (places[order] - places[order][0] + 0.5) * length_s
+    return tuple(times.tolist()), tuple((found[order] / length_s).tolist())
+
+
+PROFILE_STEPS_S = {"minute": 60.0, "hour_index": 3600.0, "hour": 3600.0, "day": 86_400.0}
 
 
 def build(

@@ -13,8 +13,9 @@ from numpy.random import Generator
 
 from traces.arrival_laws import renewal
 from traces.errors import BadTrace, shown
+from traces.length_laws import LengthLaw, sample_lengths
 from traces.table import decode, parse_json
-from traces.trace import NS_PER_S, Array
+from traces.trace import NS_PER_S, Array, Trace
 
 WINDOW_LINE = re.compile(r"[\d.]+,[\d.e+-]+,[\d.e+-]*,(Gamma|Weibull|),[\d.e+-]*,[\d.e+-]*\s*(\n|\Z)")
 DATASET = re.compile(r'\s*\{\s*"[\d.]+"\s*:\s*\{\s*"[a-z_]+"\s*:\s*"\{')
@@ -23,6 +24,7 @@ NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 LAW = re.compile(rf"\s*\{{\s*(?:{NUMBER}\s*:\s*{NUMBER}\s*(?:,\s*{NUMBER}\s*:\s*{NUMBER}\s*)*,?\s*)?\}}\s*\Z")
 PAIR = re.compile(rf"({NUMBER})\s*:\s*({NUMBER})")
 DEFAULT_WINDOW_S = 600.0
+LEAST_CV = 0.01
 PATTERNS = {"Gamma": "gamma", "Weibull": "weibull"}
 HINT = "a pool of clients, not requests: traces.servegen.read_pool, or `plan traces synth --pool`, makes requests of it"
 
@@ -143,27 +145,42 @@ def window_s(clients: tuple[Client, ...]) -> float:
 
 
 def sample_client(
-    client: Client, start_s: float, end_s: float, step_s: float, factor: float, rng: Generator
+    client: Client,
+    start_s: float,
+    end_s: float,
+    step_s: float,
+    factor: float,
+    rng: Generator,
+    lengths: LengthLaw | Trace | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return arrivals (int64 ns since start_s) and the input and output tokens of one client between two times.
 
     Counts are not forced to their expectation; each field is drawn by itself, in its own window's table or, where the
-    window has none, the nearest window's. Raises ValueError where the client has no table at all.
+    window has none, the nearest window's; `lengths` serves clients without tables. Raises ValueError where there is
+    nothing to draw from.
     """
-    arrivals, inputs, outputs = [], [], []
+    times = [np.zeros(0, np.int64)]
+    inputs, outputs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for window in client.windows:
-        first, last = max(window.start_s, start_s), min(window.start_s + step_s, end_s)
-        if last <= first or not window.pattern or window.rate_per_s <= 0:
+        first_s, last_s = max(window.start_s, start_s), min(window.start_s + step_s, end_s)
+        if last_s <= first_s or not window.pattern or window.rate_per_s <= 0:
             continue
-        cv = max(window.cv, 0.01)
-        times = renewal(window.rate_per_s * factor, cv, step_s, rng, PATTERNS[window.pattern])
-        offset_ns = round((window.start_s - start_s) * NS_PER_S)
-        times = times + offset_ns
-        times = times[(times >= round((first - start_s) * NS_PER_S)) & (times < round((last - start_s) * NS_PER_S))]
-        arrivals.append(times)
-        inputs.append(_draw(client, window.start_s, "input_tokens", len(times), rng))
-        outputs.append(_draw(client, window.start_s, "output_tokens", len(times), rng))
-    return tuple(np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (arrivals, inputs, outputs))  # type: ignore[return-value]
+        cv = max(window.cv, LEAST_CV)
+        found = renewal(window.rate_per_s * factor, cv, last_s - first_s, rng, PATTERNS[window.pattern])
+        times.append(found + round((first_s - start_s) * NS_PER_S))
+        first, second = _lengths(client, window.start_s, len(found), rng, lengths)
+        inputs.append(first)
+        outputs.append(second)
+    return np.concatenate(times), np.concatenate(inputs), np.concatenate(outputs)
+
+
+def _lengths(
+    client: Client, start_s: float, count: int, rng: Generator, otherwise: LengthLaw | Trace | None
+) -> tuple[Array, Array]:
+    fields = ("input_tokens", "output_tokens")
+    if otherwise is not None and not all(any(field in each.tokens for each in client.lengths) for field in fields):
+        return sample_lengths(otherwise, count, rng)
+    return _draw(client, start_s, fields[0], count, rng), _draw(client, start_s, fields[1], count, rng)
 
 
 def _draw(client: Client, start_s: float, field: str, count: int, rng: Generator) -> Array:
