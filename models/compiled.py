@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL_FILES = (
     *("models/operators.py", "models/attention.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/residual.py"),
-    *("simulator/dataplane.py", "simulator/layout.py", "simulator/routing.py"),
+    *("simulator/cache.py", "simulator/dataplane.py", "simulator/layout.py", "simulator/routing.py"),
     *("simulator/tournament.py", "simulator/turnover.py"),
 )
 

@@ -24,6 +24,7 @@ class Settings:
     watermark_fraction: float = 0.0
     memory_fraction: float = 0.9
     async_scheduling: bool = True
+    prefix_caching: bool = True
     max_model_tokens: int | None = None
 
 
@@ -40,6 +41,7 @@ class Limits:
     chunked_prefill: bool = True
     watermark_blocks: int = 0
     asynchronous: bool = False
+    caching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +124,5 @@ class Engine:
             chunked_prefill=settings.chunked_prefill,
             watermark_blocks=watermark,
             asynchronous=settings.async_scheduling,
+            caching=settings.prefix_caching,
         )

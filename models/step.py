@@ -25,7 +25,8 @@ class StepTable(NamedTuple):
     token_ps[e, tokens] is all that depends on the new tokens alone: projections, experts, collectives, host.
     sequence_ps[e, sequences] is the head, the sampler and the host's work per scheduled sequence.
     decode_ps[e, ALONE | BESIDE_PREFILL, sequences, cell] is attention of decodes at the lower edge of a cell of
-    2**cell_shift[e] context tokens, decode_slope_ps its growth per context token within the cell.
+    2**cell_shift[e] context tokens, decode_slope_ps its growth per context token within the cell; the last cell has no
+    end, for sequences that share KV may read more than fits.
     prefill_ps[e, chunk] + prefill_slope_ps[e, chunk] * past + window_slope_ps[e, chunk] * min(past, window)
     is attention of one prefill chunk.
     """
@@ -80,7 +81,7 @@ def pack(tables: Sequence[StepTable]) -> tuple[npt.NDArray[Any], Int64]:
 @kernel
 def decode_ps(prices, place, beside, sequences, context_tokens):
     """Return the attention time of `sequences` decodes that read `context_tokens` of KV in all."""
-    cell = context_tokens >> place.cell_shift
+    cell = min(context_tokens >> place.cell_shift, place.cells - 1)
     start = place.beside_at if beside else place.alone_at
     at = start + 2 * (sequences * place.cells + cell)
     return prices[at] + prices[at + 1] * (context_tokens - (cell << place.cell_shift))
@@ -107,13 +108,13 @@ def decode_run_ps(prices, place, sequences, context_tokens, steps, limit_ps):
     taken, elapsed_ps = 0, 0
     context = context_tokens + sequences
     while taken < steps:
-        cell = context >> shift
+        cell = min(context >> shift, place.cells - 1)
         slope_ps = prices[row + 2 * cell + 1]
         first_ps = fixed_ps + prices[row + 2 * cell] + slope_ps * (context - (cell << shift))
         growth_ps = slope_ps * sequences
         count = steps - taken
         to_edge = (cell + 1 << shift) - 1 - context
-        if count * sequences > to_edge:
+        if count * sequences > to_edge and cell < place.cells - 1:
             count = min(count, to_edge // sequences + 1)
         run_ps = count * first_ps + growth_ps * (count * (count - 1) // 2)
         if elapsed_ps + run_ps > limit_ps:

@@ -10,6 +10,7 @@ come free, by then; where that leaves nothing to do, it forms the step when the 
 
 from models.compiled import inner_kernel, kernel
 from models.step import BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
+from simulator.cache import give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
 from simulator.layout import (
     DECODE_RUN,
     DECODING,
@@ -24,6 +25,8 @@ from simulator.layout import (
 )
 from simulator.routing import choose_lane
 from simulator.tournament import settle_end, settle_load
+
+KEY_SHIFT = 32
 
 
 @kernel
@@ -127,18 +130,17 @@ def _begin_step(state, here, now_ps, formed_ps):
 @inner_kernel
 def _form_step(state, here, formed_ps):
     """Form a step as vLLM v1 does: running requests first, then the waiting, within the token budget; say if any."""
-    requests, words, prices = state.requests, state.words, state.prices
-    postponed = _make_room_for_decodes(requests, words, here)
+    postponed = _make_room_for_decodes(state, here)
     budget_tokens = here.max_batched_tokens - here.decoding
     chunks, new_tokens, attention_ps = 0, 0, 0
     if here.first_prefill != NONE:
-        chunks, new_tokens, attention_ps, preempted = _continue_prefills(requests, words, prices, here, budget_tokens)
+        chunks, new_tokens, attention_ps, preempted = _continue_prefills(state, here, budget_tokens)
         budget_tokens -= new_tokens
         postponed = postponed or preempted
     if here.waiting > 0 and not postponed:
-        started, tokens, started_ps = _admit_waiting(requests, words, prices, here, budget_tokens, formed_ps)
+        started, tokens, started_ps = _admit_waiting(state, here, budget_tokens, formed_ps)
         chunks, new_tokens, attention_ps = chunks + started, new_tokens + tokens, attention_ps + started_ps
-    postponed = postponed or _will_know_more(requests, here, formed_ps)
+    postponed = postponed or _will_know_more(state.requests, here, formed_ps)
     here.late_blocks = 0
     here.late_finishes = 0
     if chunks > 0:
@@ -184,7 +186,7 @@ def _begin_decode_run(state, here, postponed):
     Only one step where that is asked, where stages are shared, and where admissions are put off to the next.
     """
     here.activity = DECODE_RUN
-    steps = state.words[here.finishes_at] - here.steps
+    steps = (state.words[here.finishes_at] >> KEY_SHIFT) - here.steps
     if here.stages > 1 or postponed or state.clock[0].fast_forward == 0:
         steps = 1
     here.run_steps = _steps_within_blocks(state.words, here, steps)
@@ -237,11 +239,11 @@ def _blocks_crossed(words, here, steps):
 
 
 @inner_kernel
-def _make_room_for_decodes(requests, words, here):
+def _make_room_for_decodes(state, here):
     """Preempt from the tail until every decode that crosses a block boundary in this step can; say if any was."""
     preempted = False
-    while here.decoding > 0 and _free_beside_decodes(words, here) < 0:
-        _preempt(requests, words, here, here.last_running)
+    while here.decoding > 0 and _free_beside_decodes(state.words, here) < 0:
+        _preempt(state, here, here.last_running)
         preempted = True
     return preempted
 
@@ -253,24 +255,22 @@ def _free_beside_decodes(words, here):
 
 
 @inner_kernel
-def _continue_prefills(requests, words, prices, here, budget_tokens):
+def _continue_prefills(state, here, budget_tokens):
     """Give the requests in prefill their next chunks; return (chunks, tokens, attention time, was one preempted)."""
     chunks, new_tokens, attention_ps, preempted = 0, 0, 0, False
     slot = here.first_prefill
     while slot != NONE:
-        row = requests[slot]
+        row = state.requests[slot]
         chunk = min(_prefill_left(row), here.long_prefill_tokens, budget_tokens - new_tokens)
         need = _blocks(row.computed_tokens + chunk, here) - _blocks(row.computed_tokens, here)
-        while need > _free_beside_decodes(words, here) and row.status == PREFILLING:
-            _preempt(requests, words, here, here.last_running)
+        while need > _free_beside_decodes(state.words, here) and row.status == PREFILLING:
+            _preempt(state, here, here.last_running)
             preempted = True
         if row.status != PREFILLING:
             break
         row.chunk_tokens = chunk
         if chunk > 0:
-            here.free_blocks -= need
-            here.prefilled_tokens += chunk
-            attention_ps += prefill_ps(prices, here, chunk, row.computed_tokens)
+            attention_ps += _give_chunk(state, here, row, chunk, need)
             chunks += 1
             new_tokens += chunk
         slot = row.next_prefill
@@ -278,35 +278,65 @@ def _continue_prefills(requests, words, prices, here, budget_tokens):
 
 
 @inner_kernel
-def _admit_waiting(requests, words, prices, here, budget_tokens, formed_ps):
+def _admit_waiting(state, here, budget_tokens, formed_ps):
     """Start waiting requests in order while sequences, tokens and blocks allow; return (chunks, tokens, time)."""
     chunks, new_tokens, attention_ps = 0, 0, 0
-    spare_blocks = _free_beside_decodes(words, here) - here.watermark_blocks
     most_running = here.max_sequences - here.late_finishes
     while here.waiting > 0 and here.running < most_running and new_tokens < budget_tokens:
         slot = here.first_waiting
-        row = requests[slot]
+        row = state.requests[slot]
         if not _is_seen(row, here, formed_ps):
             break
-        chunk = min(_prefill_left(row), here.long_prefill_tokens)
-        if here.chunked_prefill == 0 and chunk > budget_tokens - new_tokens:
+        chunk = _admit(state, here, row, budget_tokens - new_tokens)
+        if chunk == 0:
             break
-        chunk = min(chunk, budget_tokens - new_tokens)
-        need = _blocks(chunk, here)
-        if need > spare_blocks:
-            break
-        spare_blocks -= need
-        _pop_waiting(requests, here)
-        _append_running(requests, here, slot)
-        here.free_blocks -= need
-        here.prefilled_tokens += chunk
+        _pop_waiting(state.requests, here)
+        _append_running(state.requests, here, slot)
         if row.scheduled_ps == FAR:
             row.scheduled_ps = formed_ps
         row.chunk_tokens = chunk
-        attention_ps += prefill_ps(prices, here, chunk, 0)
+        here.prefilled_tokens += row.computed_tokens
+        need = max(0, _blocks(row.computed_tokens + chunk, here) - row.found_blocks)
+        attention_ps += _give_chunk(state, here, row, chunk, need)
         chunks += 1
         new_tokens += chunk
     return chunks, new_tokens, attention_ps
+
+
+@inner_kernel
+def _admit(state, here, row, budget_tokens):
+    """Return the first chunk of a waiting request, with what is cached of it in hold; 0 where it must wait."""
+    nodes, shared_blocks, part, own, queued_blocks = 0, 0, 0, 0, 0
+    if here.caching:
+        nodes, shared_blocks, part, own, queued_blocks = look_up(state, row, here)
+    found_blocks = shared_blocks + part + own
+    total_tokens = row.input_tokens + row.generated_tokens
+    found_tokens = min(found_blocks << here.block_shift, total_tokens)
+    computed_tokens = min(found_tokens, total_tokens - 1)
+    chunk = min(total_tokens - computed_tokens, here.long_prefill_tokens)
+    if here.chunked_prefill == 0 and chunk > budget_tokens:
+        return 0
+    chunk = min(chunk, budget_tokens)
+    need = max(0, _blocks(computed_tokens + chunk, here) - found_blocks)
+    if need + queued_blocks > _free_beside_decodes(state.words, here) - here.watermark_blocks:
+        return 0
+    if here.caching:
+        hold(state, row, here, nodes, part, own)
+    if row.scheduled_ps == FAR:
+        row.cached_tokens = min(found_tokens, row.input_tokens)
+    row.computed_tokens = computed_tokens
+    row.found_blocks = found_blocks
+    return chunk
+
+
+@inner_kernel
+def _give_chunk(state, here, row, chunk, need):
+    """Give a request in prefill its blocks for a chunk; return the chunk's attention time."""
+    take_blocks(state, here, need)
+    here.prefilled_tokens += chunk
+    if here.caching and row.held_nodes < row.contents:
+        share(state, row, here, row.computed_tokens + chunk)
+    return prefill_ps(state.prices, here, chunk, row.computed_tokens)
 
 
 @inner_kernel
@@ -315,7 +345,7 @@ def _end_step(state, here):
 
     Returns when the next step is formed: now, or when the ended step began where the scheduler is asynchronous.
     """
-    requests, words = state.requests, state.words
+    words = state.words
     outstanding, formed_ps = here.outstanding, here.end_ps
     if here.asynchronous:
         formed_ps = here.start_ps
@@ -324,16 +354,16 @@ def _end_step(state, here):
     here.busy_ps += here.end_ps - here.start_ps
     here.scheduled_steps += max(1, here.run_steps)
     if here.decoding > 0:
-        here.free_blocks -= _blocks_crossed(words, here, here.run_steps)
+        take_blocks(state, here, _blocks_crossed(words, here, here.run_steps))
         here.steps += here.run_steps
         here.context_tokens += here.run_steps * here.decoding
     free_blocks = here.free_blocks
-    while here.decoding > 0 and words[here.finishes_at] <= here.steps:
+    while here.decoding > 0 and words[here.finishes_at] >> KEY_SHIFT <= here.steps:
         slot = words[here.finishes_at + 1]
-        _stop_decoding(requests, words, here, slot, 0)
-        _finish(requests, here, slot)
+        _stop_decoding(state, here, slot, 0)
+        _finish(state, here, slot)
     if here.activity == MIXED_STEP:
-        _end_prefills(requests, words, here)
+        _end_prefills(state, here)
     if here.outstanding < outstanding:
         settle_load(words, state.lanes, here)
         if here.asynchronous:
@@ -343,28 +373,27 @@ def _end_step(state, here):
 
 
 @inner_kernel
-def _end_prefills(requests, words, here):
+def _end_prefills(state, here):
     """Move every request whose prefill is complete to decoding, with its next token out."""
     slot = here.first_prefill
     here.first_prefill = NONE
     here.last_prefill = NONE
     while slot != NONE:
-        row = requests[slot]
+        row = state.requests[slot]
         following = row.next_prefill
         row.computed_tokens += row.chunk_tokens
         row.chunk_tokens = 0
         if _prefill_left(row) > 0:
-            _append_prefill(requests, here, slot)
+            _append_prefill(state.requests, here, slot)
         else:
             here.prefilled_tokens -= row.computed_tokens
             if row.generated_tokens == 0:
                 row.first_token_ps = here.end_ps
             row.generated_tokens += 1
             if row.generated_tokens >= row.output_tokens:
-                here.free_blocks += _blocks(row.computed_tokens, here)
-                _finish(requests, here, slot)
+                _finish(state, here, slot)
             else:
-                _start_decoding(words, here, row, slot)
+                _start_decoding(state.words, here, row, slot)
         slot = following
 
 
@@ -374,54 +403,65 @@ def _start_decoding(words, here, row, slot):
     row.joined_step = here.steps
     here.context_tokens += row.computed_tokens
     words[here.crossings_at + _phase(row, here.block_shift)] += 1
-    _push_finish(words, here, here.steps + row.output_tokens - row.generated_tokens, slot)
+    last_step = here.steps + row.output_tokens - row.generated_tokens
+    _push_finish(words, here, (last_step << KEY_SHIFT) + row.number, slot)
     here.decoding += 1
 
 
 @inner_kernel
-def _stop_decoding(requests, words, here, slot, place):
-    """Take a decoding request, at `place` of the finish heap, out of the batch and give its blocks back."""
-    row = requests[slot]
+def _stop_decoding(state, here, slot, place):
+    """Take a decoding request, at `place` of the finish heap, out of the batch."""
+    row = state.requests[slot]
     decoded = here.steps - row.joined_step
-    words[here.crossings_at + _phase(row, here.block_shift)] -= 1
+    state.words[here.crossings_at + _phase(row, here.block_shift)] -= 1
     row.generated_tokens += decoded
     row.computed_tokens += decoded
     here.context_tokens -= row.computed_tokens
-    here.free_blocks += _blocks(row.computed_tokens, here)
-    _remove_finish(words, here, place)
+    _remove_finish(state.words, here, place)
     here.decoding -= 1
 
 
 @inner_kernel
-def _finish(requests, here, slot):
-    row = requests[slot]
+def _finish(state, here, slot):
+    row = state.requests[slot]
     row.status = FINISHED
     row.finish_ps = here.end_ps
     here.outstanding -= 1
-    _remove_running(requests, here, slot)
+    give_blocks(here, _own_blocks(row, here))
+    if row.held_nodes > 0:
+        leave_content(state, row, here)
+    _remove_running(state.requests, here, slot)
 
 
 @inner_kernel
-def _preempt(requests, words, here, slot):
-    """Put a running request back to the head of the queue; all its KV is lost and will be computed again."""
-    row = requests[slot]
+def _preempt(state, here, slot):
+    """Put a running request back to the head of the queue; its KV must be computed again, but for what stays cached."""
+    row = state.requests[slot]
     if row.status == DECODING:
         place = 0
-        while words[here.finishes_at + 2 * place + 1] != slot:
+        while state.words[here.finishes_at + 2 * place + 1] != slot:
             place += 1
-        _stop_decoding(requests, words, here, slot, place)
+        _stop_decoding(state, here, slot, place)
     else:
-        held = row.computed_tokens + row.chunk_tokens
-        here.free_blocks += _blocks(held, here)
-        here.prefilled_tokens -= held
-        _remove_prefill(requests, here, slot)
-    _remove_running(requests, here, slot)
+        here.prefilled_tokens -= row.computed_tokens
+        _remove_prefill(state.requests, here, slot)
+    full_blocks = max(0, (row.computed_tokens >> here.block_shift) - row.held_blocks)
+    give_blocks(here, _own_blocks(row, here) - full_blocks)
+    leave_own(state, row, here, slot, full_blocks)
+    if row.held_nodes > 0:
+        leave_content(state, row, here)
+    _remove_running(state.requests, here, slot)
     row.status = WAITING
     row.computed_tokens = 0
-    row.chunk_tokens = 0
     row.preemptions += 1
     here.preemptions += 1
-    _prepend_waiting(requests, here, slot)
+    _prepend_waiting(state.requests, here, slot)
+
+
+@inner_kernel
+def _own_blocks(row, here):
+    """Return the blocks that a request shares with none."""
+    return max(0, _blocks(row.computed_tokens, here) - row.held_blocks)
 
 
 @inner_kernel
@@ -525,41 +565,42 @@ def _remove_prefill(requests, here, slot):
         here.last_prefill = before
 
 
-# The heap of finishes: pairs of (step, slot) in the words of a lane; its size is the number of decoding requests.
+# The heap of finishes: pairs of (key, slot) in the words of a lane; its size is the number of decoding requests. A key
+# is the step at which a request ends, and its number, which decides between those of one step.
 
 
 @inner_kernel
-def _push_finish(words, here, step, slot):
-    place = _lift(words, here.finishes_at, here.decoding, step)
-    _put(words, here.finishes_at + 2 * place, step, slot)
+def _push_finish(words, here, key, slot):
+    place = _lift(words, here.finishes_at, here.decoding, key)
+    _put(words, here.finishes_at + 2 * place, key, slot)
 
 
 @inner_kernel
 def _remove_finish(words, here, place):
     heap, size = here.finishes_at, here.decoding - 1
-    step, slot = words[heap + 2 * size], words[heap + 2 * size + 1]
+    key, slot = words[heap + 2 * size], words[heap + 2 * size + 1]
     if place == size:
         return
-    place = _lift(words, heap, place, step)
+    place = _lift(words, heap, place, key)
     while True:
         child = 2 * place + 1
         if child >= size:
             break
         if child + 1 < size and words[heap + 2 * child + 2] < words[heap + 2 * child]:
             child += 1
-        if words[heap + 2 * child] >= step:
+        if words[heap + 2 * child] >= key:
             break
         _put(words, heap + 2 * place, words[heap + 2 * child], words[heap + 2 * child + 1])
         place = child
-    _put(words, heap + 2 * place, step, slot)
+    _put(words, heap + 2 * place, key, slot)
 
 
 @inner_kernel
-def _lift(words, heap, place, step):
-    """Move later entries down along the way to the root; return the place that `step` may take."""
+def _lift(words, heap, place, key):
+    """Move later entries down along the way to the root; return the place that `key` may take."""
     while place > 0:
         parent = (place - 1) >> 1
-        if words[heap + 2 * parent] <= step:
+        if words[heap + 2 * parent] <= key:
             break
         _put(words, heap + 2 * place, words[heap + 2 * parent], words[heap + 2 * parent + 1])
         place = parent
@@ -567,5 +608,5 @@ def _lift(words, heap, place, step):
 
 
 @inner_kernel
-def _put(words, at, step, slot):
-    words[at], words[at + 1] = step, slot
+def _put(words, at, key, slot):
+    words[at], words[at + 1] = key, slot

@@ -31,6 +31,14 @@ REQUEST = np.dtype(
         ("generated_tokens", "i4"),  # as of its last prefill
         ("computed_tokens", "i4"),  # as of its last prefill chunk
         ("chunk_tokens", "i4"),  # in the running step
+        ("contents_at", "i8"),  # its content blocks lie there in the contents of the run
+        ("contents", "i4"),
+        ("held_nodes", "i4"),  # of them, those it shares or could share
+        ("held_blocks", "i4"),
+        ("found_blocks", "i4"),  # in the cache when last admitted
+        ("own_node", "i4"),  # what it left behind when preempted, after so many shared nodes
+        ("own_after_nodes", "i4"),
+        ("cached_tokens", "i4"),  # found in the cache when first admitted
         ("next_waiting", "i4"),
         ("next_prefill", "i4"),
         ("previous_running", "i4"),
@@ -75,6 +83,10 @@ LANE = np.dtype(
         ("free_blocks", "i8"),
         ("late_blocks", "i8"),  # of them, those that an asynchronous scheduler does not know of yet
         ("late_finishes", "i8"),
+        ("caching", "i8"),
+        ("oldest_node", "i8"),  # queue of free blocks with content: the first to be taken
+        ("newest_node", "i8"),
+        ("plain_blocks", "i8"),  # free blocks after the newest node
         ("first_waiting", "i8"),
         ("last_waiting", "i8"),
         ("first_prefill", "i8"),
@@ -84,6 +96,21 @@ LANE = np.dtype(
         ("preemptions", "i8"),
         ("busy_ps", "i8"),
         ("assigned", "i8"),
+    ],
+    align=True,
+)
+
+NODE = np.dtype(
+    [
+        ("content", "i8"),  # a content block of the trace, or -1 - slot of a preempted request
+        ("blocks_before", "i8"),
+        ("lane", "i4"),
+        ("blocks", "i4"),  # what has not been taken again
+        ("whole_blocks", "i4"),
+        ("refs", "i4"),
+        ("previous", "i4"),
+        ("next", "i4"),
+        ("next_in_bucket", "i4"),
     ],
     align=True,
 )
@@ -98,6 +125,8 @@ CLOCK = np.dtype(
         ("lane_events", "i8"),
         ("events_at", "i8"),  # tournament of lanes by end_ps
         ("event_leaves", "i8"),
+        ("content_tokens", "i8"),  # in a content block of the trace
+        ("vacant_node", "i8"),
     ],
     align=True,
 )
@@ -115,6 +144,9 @@ class State(NamedTuple):
     coming: npt.NDArray[np.int32]  # slots of requests yet to arrive, in order
     words: npt.NDArray[np.int64]
     prices: npt.NDArray[np.int64]
+    nodes: npt.NDArray[Any]  # NODE each: cached content
+    buckets: npt.NDArray[np.int32]  # of the table from (lane, content) to node
+    contents: npt.NDArray[np.int64]  # content blocks of all requests, in order
 
 
 class Plan(NamedTuple):

@@ -14,7 +14,8 @@ from simulator.routing import ROUTERS
 from simulator.run import Run
 from simulator.state import lay_out
 from simulator.turnover import CHUNK_REQUESTS, blank, clear_out, take_in, with_room
-from traces import Trace
+from traces import Ragged, Trace
+from traces.statistics import block_ids
 
 FOREVER_PS = FAR - 1
 
@@ -69,7 +70,8 @@ class _Course:
 
     def __init__(self, trace: Trace, fleet: Fleet, fast_forward: bool) -> None:
         self.trace = trace
-        self.state, self.plan = lay_out(fleet, fast_forward=fast_forward)
+        self.contents_at, contents, content_tokens = _contents(trace)
+        self.state, self.plan = lay_out(fleet, contents, content_tokens, fast_forward=fast_forward)
         self.outcome = blank(len(trace))
         self.input_edges = np.asarray(fleet.input_edges, np.int64)
 
@@ -93,7 +95,7 @@ class _Course:
         self.state = with_room(self.state, rows.stop - rows.start)
         trace = self.trace
         arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
-        take_in(self.state, rows.start, *arrays, self.input_edges)
+        take_in(self.state, rows.start, *arrays, self.contents_at[rows.start : rows.stop + 1], self.input_edges)
 
     def _until(self, environment: simpy.Environment, end_ps: int) -> Generator[Any, Any, None]:
         """Let the data plane run to whatever SimPy has next, again and again up to an end."""
@@ -128,6 +130,14 @@ class _Course:
                     f"the router named lane {lane!r} for request {number}; the fleet has 0 to {lanes.size - 1}"
                 )
             advance(state, self.plan, arrival_ps, slot, lane)
+
+
+def _contents(trace: Trace) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return where each request's content blocks begin, the blocks of all, and their size in tokens."""
+    blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
+    if not isinstance(blocks, Ragged) or not isinstance(size, int):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), 1
+    return blocks.offsets, block_ids(trace, blocks), size
 
 
 def _plain(*columns: Any) -> Iterator[tuple[int, ...]]:

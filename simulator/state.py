@@ -7,15 +7,20 @@ import numpy.typing as npt
 
 from models.step import PRICED, pack
 from simulator.fleet import Fleet
-from simulator.layout import CLOCK, FAR, LANE, NONE, REQUEST, Plan, State
+from simulator.layout import CLOCK, FAR, LANE, NODE, NONE, REQUEST, Plan, State
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
 from simulator.tournament import tree_of
 
 Rows = npt.NDArray[Any]
 
 
-def lay_out(fleet: Fleet, *, fast_forward: bool = True) -> tuple[State, Plan]:
-    """Return the state before the first event, with no slot yet for requests, and what a planned router looks up."""
+def lay_out(
+    fleet: Fleet, contents: npt.NDArray[np.int64], content_tokens: int, *, fast_forward: bool = True
+) -> tuple[State, Plan]:
+    """Return the state before the first event, with no slot yet for requests, and what a planned router looks up.
+
+    contents are the content blocks of all requests in order, of so many tokens each.
+    """
     tables = list({id(pool.engine.table): pool.engine.table for pool in fleet.pools}.values())
     places, prices = pack(tables)
     by_table = {id(table): place for table, place in zip(tables, places, strict=True)}
@@ -27,8 +32,21 @@ def lay_out(fleet: Fleet, *, fast_forward: bool = True) -> tuple[State, Plan]:
     clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
     clock["event_leaves"] = _leaves(lanes.size)
     plan = Plan(_place_loads(words, fleet, lanes), fleet.share_matrix(), np.zeros(fleet.share_matrix().shape))
-    state = State(clock, np.zeros(0, REQUEST), lanes, np.zeros(0, np.int32), words.joined(), prices)
-    return state, plan
+    nodes = _nodes(lanes, contents.size)
+    clock["content_tokens"], clock["vacant_node"] = content_tokens, 0 if nodes.size else NONE
+    buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int32)
+    coming, rows = np.zeros(0, np.int32), np.zeros(0, REQUEST)
+    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents), plan
+
+
+def _nodes(lanes: Rows, contents: int) -> Rows:
+    """Return vacant nodes, enough for all content that lanes can hold or will see, each naming the next one."""
+    caching = lanes[lanes["caching"] > 0]
+    left_by_preempted = 2 * int(caching["max_sequences"].sum())
+    count = min(int(caching["total_blocks"].sum()), contents + left_by_preempted)
+    nodes = np.zeros(count, NODE)
+    nodes["next"] = np.append(np.arange(1, count), NONE)[:count]
+    return nodes
 
 
 class Words:
@@ -59,18 +77,28 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
             row[name] = place[name]
         row["pool"], row["stages"] = index, pool.engine.stages
         for name in (
-            *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill", "asynchronous"),
+            *(
+                "max_sequences",
+                "max_batched_tokens",
+                "long_prefill_tokens",
+                "chunked_prefill",
+                "asynchronous",
+                "caching",
+            ),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
         ):
             row[name] = getattr(limits, name)
         row["block_shift"] = (limits.block_tokens - 1).bit_length()
-        row["free_blocks"] = limits.total_blocks
+        row["free_blocks"] = row["plain_blocks"] = limits.total_blocks
         row["load"] = row["cost"] = pool.engine.lanes / pool.speed
         rows.append(row)
     lanes = np.concatenate(rows)
     lanes["number"] = np.arange(lanes.size)
     lanes["end_ps"] = FAR
-    for name in ("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running", "load_tree"):
+    for name in (
+        *("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running"),
+        *("oldest_node", "newest_node", "load_tree"),
+    ):
         lanes[name] = NONE
     return lanes
 

@@ -26,6 +26,7 @@ class Outcome(NamedTuple):
     first_token_ps: Int64
     finish_ps: Int64
     lane: Int32
+    cached_tokens: Int32
     preemptions: Int32
     status: npt.NDArray[np.int8]
 
@@ -33,8 +34,18 @@ class Outcome(NamedTuple):
 def blank(requests: int) -> Outcome:
     """Return the outcome before the first event."""
     queued_ps, scheduled_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(4))
-    lane, preemptions = np.full(requests, NONE, np.int32), np.zeros(requests, np.int32)
-    return Outcome(queued_ps, scheduled_ps, first_token_ps, finish_ps, lane, preemptions, np.zeros(requests, np.int8))
+    lane = np.full(requests, NONE, np.int32)
+    cached_tokens, preemptions = np.zeros(requests, np.int32), np.zeros(requests, np.int32)
+    return Outcome(
+        queued_ps,
+        scheduled_ps,
+        first_token_ps,
+        finish_ps,
+        lane,
+        cached_tokens,
+        preemptions,
+        np.zeros(requests, np.int8),
+    )
 
 
 def with_room(state: State, arrivals: int) -> State:
@@ -48,9 +59,10 @@ def with_room(state: State, arrivals: int) -> State:
 
 
 @kernel
-def take_in(state, first, arrival_ns, input_tokens, output_tokens, input_edges):
+def take_in(state, first, arrival_ns, input_tokens, output_tokens, contents_at, input_edges):
     """Give vacant slots to the next requests of a trace, whose numbers start at `first`.
 
+    contents_at holds where each request's content blocks begin, and where the last one's end; or nothing.
     One that has no token in or out still computes and emits one.
     """
     clock, requests, coming = state.clock[0], state.requests, state.coming
@@ -66,7 +78,12 @@ def take_in(state, first, arrival_ns, input_tokens, output_tokens, input_edges):
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
         row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
-        row.lane = NONE
+        row.lane = row.own_node = NONE
+        row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0
+        if contents_at.size > 0:
+            row.contents_at = contents_at[i]
+            most = (row.input_tokens + clock.content_tokens - 1) // clock.content_tokens
+            row.contents = min(most, contents_at[i + 1] - contents_at[i])
         row.status = WAITING
         coming[i] = slot
     clock.next_coming = 0
@@ -84,6 +101,7 @@ def clear_out(state, outcome):
             outcome.first_token_ps[row.number] = row.first_token_ps
             outcome.finish_ps[row.number] = row.finish_ps
             outcome.lane[row.number] = row.lane
+            outcome.cached_tokens[row.number] = row.cached_tokens
             outcome.preemptions[row.number] = row.preemptions
             outcome.status[row.number] = row.status
             row.status = VACANT

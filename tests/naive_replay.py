@@ -2,12 +2,13 @@
 
 
 class NaiveRequest:
-    def __init__(self, index, arrival_ps, input_tokens, output_tokens):
+    def __init__(self, index, arrival_ps, input_tokens, output_tokens, contents=()):
         self.index, self.arrival_ps = index, arrival_ps
         self.input_tokens, self.output_tokens = max(1, int(input_tokens)), max(1, int(output_tokens))
         self.generated, self.computed, self.chunk, self.preemptions = 0, 0, 0, 0
         self.first_token_ps = self.finish_ps = self.scheduled_ps = None
-        self.status, self.lane = "waiting", None
+        self.status, self.lane, self.cached_tokens = "waiting", None, 0
+        self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
 
     def prompt_left(self):
         return self.input_tokens + max(0, self.generated) - self.computed
@@ -15,33 +16,158 @@ class NaiveRequest:
     def is_decoding(self):
         return self.status == "decoding"
 
-    def blocks(self, block_tokens, more=0):
-        return -(-(self.computed + more) // block_tokens)
+
+class NaiveBlock:
+    def __init__(self):
+        self.key, self.users = None, 0
+
+
+class NaivePool:
+    """Blocks as vLLM keeps them: free ones in a queue, taken from its head, each still known by its content."""
+
+    def __init__(self, total):
+        self.queue, self.known = [NaiveBlock() for _ in range(total)], {}
+
+    def take(self, count):
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        for block in taken:
+            self.forget(block)
+            block.users = 1
+        return taken
+
+    def forget(self, block):
+        if block.key is not None:
+            del self.known[block.key]
+            block.key = None
+
+    def hold(self, block):
+        if block.users == 0:
+            self.queue.remove(block)
+        block.users += 1
+
+    def give_back(self, blocks):
+        for block in reversed(blocks):
+            block.users -= 1
+            if block.users == 0:
+                self.queue.append(block)
+
+    def name(self, blocks, key):
+        for place, block in enumerate(blocks):
+            block.key = (*key, place)
+            self.known[block.key] = block
+
+    def run(self, key):
+        """Return the known blocks of a key from its first on."""
+        found = []
+        while (*key, len(found)) in self.known:
+            found.append(self.known[*key, len(found)])
+        return found
 
 
 class NaiveLane:
     """One scheduler: vLLM v1's loop over a list of running and a list of waiting requests."""
 
-    def __init__(self, limits, table, engine, cost, stage_free_ps):
+    def __init__(self, limits, table, engine, cost, stage_free_ps, content_tokens):
         self.limits, self.table, self.engine, self.cost = limits, table, engine, cost
-        self.stage_free_ps = stage_free_ps
+        self.stage_free_ps, self.content_tokens = stage_free_ps, content_tokens
         self.waiting, self.running = [], []
         self.end_ps, self.start_ps = None, None
         self.late_blocks, self.late_finishes = 0, 0
+        self.pool = NaivePool(limits.total_blocks)
 
     def outstanding(self):
         return len(self.waiting) + len(self.running)
 
+    def blocks_for(self, tokens):
+        return -(-tokens // self.limits.block_tokens)
+
+    def lacks(self, request, tokens):
+        """Return the blocks that a running request still needs for so many tokens more."""
+        return max(0, self.blocks_for(request.computed + tokens) - len(request.blocks))
+
+    def unready(self):
+        """Return the blocks that decodes of this step are yet to take."""
+        return sum(self.lacks(r, 1) for r in self.running if r.is_decoding())
+
     def free_blocks(self):
-        used = sum(r.blocks(self.limits.block_tokens, r.chunk) for r in self.running)
-        return self.limits.total_blocks - used - self.late_blocks
+        return len(self.pool.queue) - self.late_blocks
 
     def kv_in_use(self):
         tokens = sum(r.computed + (r.chunk if not r.is_decoding() else 0) for r in self.running)
         return tokens / (self.limits.total_blocks * self.limits.block_tokens)
 
+    def node_blocks(self, request, place):
+        """Return the blocks that the content block at a place of a request takes, the last one perhaps fewer."""
+        size = self.content_tokens
+        end_tokens = min((place + 1) * size, request.input_tokens)
+        return self.blocks_for(end_tokens) - self.blocks_for(place * size)
+
+    def look_up(self, request):
+        """Return (shared whole content, part of the next, own leavings), each a list of blocks."""
+        shared, nodes = [], 0
+        for place, content in enumerate(request.contents):
+            found = self.pool.run(("shared", content))
+            if not found:
+                break
+            if len(found) < self.node_blocks(request, place):
+                return shared, nodes, found, []
+            shared += found
+            nodes += 1
+        own = self.pool.run(("own", request.index)) if nodes == request.left_after_nodes else []
+        return shared, nodes, [], own
+
+    def admit(self, request, budget):
+        """Return the request's first chunk, its cached blocks in hold; 0 where it must wait."""
+        limits, shared, nodes, part, own = self.limits, [], 0, [], []
+        if limits.caching:
+            shared, nodes, part, own = self.look_up(request)
+        found = [*shared, *part, *own]
+        total = request.input_tokens + request.generated
+        found_tokens = min(len(found) * limits.block_tokens, total)
+        computed = min(found_tokens, total - 1)
+        chunk = min(total - computed, limits.long_prefill_tokens)
+        if not limits.chunked_prefill and chunk > budget:
+            return 0
+        chunk = min(chunk, budget)
+        need = max(0, self.blocks_for(computed + chunk) - len(found))
+        queued = sum(block.users == 0 for block in found)
+        if need + queued > self.free_blocks() - self.unready() - limits.watermark_blocks:
+            return 0
+        for block in found:
+            self.pool.hold(block)
+        for block in [*part, *own]:
+            self.pool.forget(block)
+        for block in self.pool.run(("own", request.index)):
+            self.pool.forget(block)
+        request.blocks, request.computed, request.shared_nodes = found, computed, nodes
+        if request.scheduled_ps is None:
+            request.cached_tokens = min(found_tokens, request.input_tokens)
+        return chunk
+
+    def take(self, request, tokens):
+        """Give a running request the blocks for so many tokens more, and make its content known."""
+        request.blocks = request.blocks + self.pool.take(self.lacks(request, tokens))
+        while self.limits.caching and request.shared_nodes < len(request.contents):
+            place = request.shared_nodes
+            content = request.contents[place]
+            if request.computed + tokens < min((place + 1) * self.content_tokens, request.input_tokens):
+                break
+            if self.pool.run(("shared", content)):
+                request.contents = request.contents[:place]
+                break
+            first = self.blocks_for(place * self.content_tokens)
+            self.pool.name(request.blocks[first : first + self.node_blocks(request, place)], ("shared", content))
+            request.shared_nodes += 1
+
     def preempt_last(self):
         request = self.running.pop()
+        if self.limits.caching:
+            first = sum(self.node_blocks(request, place) for place in range(request.shared_nodes))
+            own = request.blocks[first : request.computed // self.limits.block_tokens]
+            self.pool.name(own, ("own", request.index))
+        request.left_after_nodes = request.shared_nodes
+        self.pool.give_back(request.blocks)
+        request.blocks, request.shared_nodes = [], 0
         request.computed = request.chunk = 0
         request.status = "waiting"
         request.preemptions += 1
@@ -62,39 +188,35 @@ class NaiveLane:
         return formed_ps == self.start_ps or request.arrival_ps < formed_ps or request.preemptions > 0
 
     def form_step(self, formed_ps):
-        limits, block, preempted = self.limits, self.limits.block_tokens, False
+        limits, preempted = self.limits, False
         for request in self.running:
             request.chunk = 0
+        while self.running and self.unready() > self.free_blocks():
+            self.preempt_last()
+            preempted = True
         for request in [r for r in self.running if r.is_decoding()]:
-            while request in self.running and self.free_blocks() < request.blocks(block, 1) - request.blocks(block):
-                self.preempt_last()
-                preempted = True
-            if request in self.running:
-                request.chunk = 1
+            request.chunk = 1
         budget = limits.max_batched_tokens - sum(r.chunk for r in self.running)
         for request in [r for r in self.running if not r.is_decoding()]:
             if request not in self.running:
                 continue
             chunk = min(request.prompt_left(), limits.long_prefill_tokens, budget)
-            while request in self.running and self.free_blocks() < request.blocks(block, chunk) - request.blocks(block):
+            while request in self.running and self.lacks(request, chunk) > self.free_blocks() - self.unready():
                 self.preempt_last()
                 preempted = True
             if request in self.running:
                 request.chunk = chunk
+                self.take(request, chunk)
                 budget -= chunk
         most_running = limits.max_sequences - self.late_finishes
         while not preempted and self.waiting and len(self.running) < most_running and budget > 0:
             request = self.waiting[0]
-            if not self.is_seen(request, formed_ps):
-                break
-            chunk = min(request.prompt_left(), limits.long_prefill_tokens)
-            if not limits.chunked_prefill and chunk > budget:
-                break
-            chunk = min(chunk, budget)
-            if -(-chunk // block) > self.free_blocks() - limits.watermark_blocks:
+            chunk = self.admit(request, budget) if self.is_seen(request, formed_ps) else 0
+            if chunk == 0:
                 break
             self.running.append(self.waiting.pop(0))
             request.status, request.chunk = "prefilling", chunk
+            self.take(request, chunk)
             if request.scheduled_ps is None:
                 request.scheduled_ps = formed_ps
             budget -= chunk
@@ -121,10 +243,14 @@ class NaiveLane:
         return price
 
     def end_step(self):
+        decodes = [request for request in self.running if request.is_decoding()]
+        for request in decodes:
+            self.take(request, 1)
+        free_blocks = len(self.pool.queue)
+        done = []
         for request in list(self.running):
-            was_decoding = request.is_decoding()
             request.computed += request.chunk
-            complete = request.chunk > 0 and (was_decoding or request.prompt_left() == 0)
+            complete = request.chunk > 0 and (request in decodes or request.prompt_left() == 0)
             request.chunk = 0
             if complete:
                 request.generated += 1
@@ -132,16 +258,18 @@ class NaiveLane:
                 if request.first_token_ps is None:
                     request.first_token_ps = self.end_ps
                 if request.generated >= request.output_tokens:
-                    request.status, request.finish_ps = "finished", self.end_ps
-                    self.running.remove(request)
-                    if self.limits.asynchronous:
-                        self.late_blocks += request.blocks(self.limits.block_tokens)
-                        self.late_finishes += 1
+                    done.append(request)
+        for request in sorted(done, key=lambda one: (0, one.index) if one in decodes else (1, 0)):
+            request.status, request.finish_ps = "finished", self.end_ps
+            self.running.remove(request)
+            self.pool.give_back(request.blocks)
+        if self.limits.asynchronous:
+            self.late_blocks, self.late_finishes = len(self.pool.queue) - free_blocks, len(done)
 
 
 def decode_ps(table, engine, beside, sequences, context):
     shift = int(table.cell_shift[engine])
-    cell = context // 2**shift
+    cell = min(context // 2**shift, table.decode_ps.shape[-1] - 1)
     low = int(table.decode_ps[engine, beside, sequences, cell])
     return low + int(table.decode_slope_ps[engine, beside, sequences, cell]) * (context - cell * 2**shift)
 
@@ -154,15 +282,17 @@ def prefill_ps(table, engine, chunk, past):
 def replay(trace, fleet):
     """Replay with one event a step; at equal times lanes go before arrivals, lower lanes first."""
     lanes, pools = [], []
+    contents, content_tokens = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens", 1)
     for pool_index, pool in enumerate(fleet.pools):
         for _ in range(pool.replicas):
             stage_free_ps = [0] * pool.engine.stages
             for _ in range(pool.engine.lanes):
                 cost = pool.engine.lanes / pool.speed
-                lanes.append(NaiveLane(pool.engine.limits, pool.engine.table, 0, cost, stage_free_ps))
+                limits = pool.engine.limits
+                lanes.append(NaiveLane(limits, pool.engine.table, 0, cost, stage_free_ps, content_tokens))
                 pools.append(pool_index)
     requests = [
-        NaiveRequest(i, int(a) * 1000, t, o)
+        NaiveRequest(i, int(a) * 1000, t, o, contents[i].tolist() if contents else ())
         for i, (a, t, o) in enumerate(zip(trace.arrival_ns, trace.input_tokens, trace.output_tokens, strict=True))
     ]
     coming, turn = list(requests), 0

@@ -7,6 +7,7 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import traces
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 from simulator.routing import ROUTERS
@@ -29,6 +30,7 @@ def random_case(seed: int):
             long_prefill_tokens=int(rng.choice([5, 1000])),
             max_context_tokens=total_blocks * block_tokens,
             asynchronous=bool(rng.random() < 0.4),
+            caching=bool(rng.random() < 0.6),
         )
         engine = toys.engine(
             bounds,
@@ -43,8 +45,19 @@ def random_case(seed: int):
         pools.append(Pool(engine, int(rng.integers(1, 4)), speed=float(rng.choice([1.0, 2.0]))))
     count = int(rng.integers(1, 80))
     gaps_s = rng.exponential(float(rng.choice([0.1, 2.0, 20.0])) * MS, count)
-    trace = toys.trace(np.cumsum(gaps_s), rng.integers(1, 60, count), rng.integers(1, 60, count))
+    inputs, outputs = rng.integers(1, 60, count), rng.integers(1, 60, count)
+    contents = [shared_content(rng, tokens) for tokens in inputs] if rng.random() < 0.5 else None
+    trace = toys.trace(np.cumsum(gaps_s), inputs, outputs, contents)
     return trace, Fleet(tuple(pools), str(rng.choice(list(ROUTERS))), input_edges=(0, 20))
+
+
+def shared_content(rng, tokens):
+    """Return the content blocks of a prompt: a path down a tree of few branches; a last, partial block by its size."""
+    path, blocks = 1, []
+    for place in range(0, tokens, 16):
+        path = 3 * path + int(rng.integers(0, 2))
+        blocks.append(100 * path + min(16, tokens - place))
+    return blocks
 
 
 def outcome(run):
@@ -54,7 +67,7 @@ def outcome(run):
 
 @pytest.mark.parametrize("block", range(10))
 def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(block):
-    preempted = rejected = 0
+    preempted = rejected = cached = 0
     for seed in range(20 * block, 20 * block + 20):
         trace, fleet = random_case(seed)
         fast, slow = replay(trace, fleet), replay(trace, fleet, fast_forward=False)
@@ -69,8 +82,11 @@ def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(bloc
             assert (row["lane"], row["scheduled_ps"]) == (twin.lane, twin.scheduled_ps), seed
             assert (row["first_token_ps"], row["finish_ps"]) == (twin.first_token_ps, twin.finish_ps), seed
             assert row["preemptions"] == twin.preemptions, seed
+            assert row["cached_tokens"] == twin.cached_tokens, seed
+            cached += twin.cached_tokens
             preempted += twin.preemptions
     assert preempted > 0, "the cases must be tight enough to preempt"
+    assert cached > 0, "the cases must share prompts"
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,3 +175,19 @@ def test_a_python_router_that_names_no_lane_is_told_so():
 def test_the_same_replay_twice_gives_the_same_bytes():
     trace, fleet = random_case(11)
     assert outcome(replay(trace, fleet)).tobytes() == outcome(replay(trace, fleet)).tobytes()
+
+
+def test_an_infinite_cache_finds_all_that_the_trace_repeats(shared):
+    trace = traces.read(shared / "traces" / "mooncake" / "conversation_trace.jsonl.gz")
+    bounds = toys.limits(
+        max_sequences=512,
+        max_batched_tokens=1 << 18,
+        block_tokens=16,
+        total_blocks=1 << 30,
+        max_context_tokens=1 << 20,
+        caching=True,
+    )
+    run = replay(trace, Fleet((Pool(toys.engine(bounds, cell_shift=28, step_ps=1), 1),)))
+    found = run.outcome.cached_tokens.sum() / trace.input_tokens.sum()
+    assert found == traces.statistics.prefix_reuse(trace)["token_hit_infinite"]
+    assert found == pytest.approx(0.374, abs=5e-4)

@@ -5,7 +5,7 @@ import numpy as np
 from models.engine import UNLIMITED_TOKENS, Limits
 from models.step import StepTable
 from simulator.fleet import Fleet, Pool, PricedEngine
-from traces.trace import Trace
+from traces.trace import Ragged, Trace
 
 PS_PER_MS = 1_000_000_000
 
@@ -63,7 +63,8 @@ def fleet(replicas: int = 1, router: str = "join-shortest-queue", **costs) -> Fl
     return Fleet((Pool(engine(**costs), replicas),), router)
 
 
-def trace(arrivals_s, inputs, outputs) -> Trace:
+def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16) -> Trace:
+    """A trace of so many tokens in and out; contents are the content blocks of each request."""
     arrival_ns = np.sort(np.rint(np.asarray(arrivals_s) * 1e9).astype(np.int64))
     return Trace(
         name="toy",
@@ -71,6 +72,11 @@ def trace(arrivals_s, inputs, outputs) -> Trace:
         input_tokens=np.broadcast_to(np.asarray(inputs, np.int32), arrival_ns.shape),
         output_tokens=np.broadcast_to(np.asarray(outputs, np.int32), arrival_ns.shape),
         status=np.zeros(arrival_ns.size, np.int8),
-        columns={},
-        metadata={},
+        columns={} if contents is None else {"prefix_blocks": ragged(contents)},
+        metadata={} if contents is None else {"block_tokens": content_tokens},
     )
+
+
+def ragged(rows) -> Ragged:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Ragged(offsets.astype(np.int64), np.array([value for row in rows for value in row], np.int64))

@@ -1,0 +1,223 @@
+"""Prefix caching: blocks keep what was computed in them until they are taken again, least recently freed first.
+
+Content is known in nodes: the blocks of one content block of the trace (its hash), or those that a preempted request
+left behind. Blocks that nobody refers to lie in a lane's queue in the order they came free, as a list of nodes, each
+with the number of blocks without content that lie before it. A request gives its blocks back last block first, so a
+node is taken from its end and its beginning stays of use. Two requests that compute the same content at the same time
+hold it twice, as in vLLM; a last, partial block is shared to the token.
+"""
+
+from models.compiled import inner_kernel
+from simulator.layout import NONE
+
+
+@inner_kernel
+def take_blocks(state, here, blocks):
+    """Take free blocks, the least recently freed first; what they held is forgotten."""
+    here.free_blocks -= blocks
+    while blocks > 0 and here.oldest_node != NONE:
+        node = here.oldest_node
+        row = state.nodes[node]
+        plain = min(blocks, row.blocks_before)
+        row.blocks_before -= plain
+        blocks -= plain
+        taken = min(blocks, row.blocks)
+        row.blocks -= taken
+        blocks -= taken
+        if row.blocks == 0:
+            _unlink(state.nodes, here, node)
+            _forget(state, node)
+    here.plain_blocks -= blocks
+
+
+@inner_kernel
+def give_blocks(here, blocks):
+    """Give back blocks whose content is of no more use."""
+    here.free_blocks += blocks
+    here.plain_blocks += blocks
+
+
+@inner_kernel
+def leave_content(state, row, here):
+    """Drop a request's hold on shared content, the last node first; what nobody else holds can be taken from now on."""
+    for place in range(row.held_nodes - 1, -1, -1):
+        node = find(state, here.number, state.contents[row.contents_at + place])
+        state.nodes[node].refs -= 1
+        if state.nodes[node].refs == 0:
+            _append(state.nodes, here, node)
+    row.held_nodes = 0
+    row.held_blocks = 0
+
+
+@inner_kernel
+def leave_own(state, row, here, slot, blocks):
+    """Give back a preempted request's own full blocks, which it may find again when it resumes."""
+    row.own_after_nodes = row.held_nodes
+    node = _vacant(state) if here.caching and blocks > 0 else NONE
+    row.own_node = node
+    if node == NONE:
+        give_blocks(here, blocks)
+        return
+    state.nodes[node].content = -1 - slot
+    state.nodes[node].blocks = blocks
+    _append(state.nodes, here, node)
+
+
+@inner_kernel
+def look_up(state, row, here):
+    """Return what of a request is in the lane's cache: (whole nodes, their blocks, part, own, blocks in queue).
+
+    part is what is left of a node that was partly taken, own what the request left when preempted: one of them is 0.
+    """
+    nodes, blocks, part, own, queued = 0, 0, 0, 0, 0
+    while nodes < row.contents and part == 0:
+        node = find(state, here.number, state.contents[row.contents_at + nodes])
+        if node == NONE:
+            break
+        found = state.nodes[node]
+        if found.refs == 0:
+            queued += found.blocks
+        if found.blocks < found.whole_blocks:
+            part = found.blocks
+        else:
+            nodes += 1
+            blocks += found.blocks
+    if row.own_node != NONE and part == 0 and nodes == row.own_after_nodes:
+        own = state.nodes[row.own_node].blocks
+        queued += own
+    return nodes, blocks, part, own, queued
+
+
+@inner_kernel
+def hold(state, row, here, nodes, part, own):
+    """Take hold of what `look_up` found; a node that was partly taken becomes the request's own."""
+    row.held_nodes, row.held_blocks = nodes, 0
+    for place in range(nodes):
+        node = find(state, here.number, state.contents[row.contents_at + place])
+        if state.nodes[node].refs == 0:
+            _take_from_queue(state.nodes, here, node)
+        state.nodes[node].refs += 1
+        row.held_blocks += state.nodes[node].blocks
+    if part > 0:
+        node = find(state, here.number, state.contents[row.contents_at + nodes])
+        _take_from_queue(state.nodes, here, node)
+        _forget(state, node)
+    if row.own_node != NONE:
+        node = row.own_node
+        if own > 0:
+            _take_from_queue(state.nodes, here, node)
+        else:
+            _leave_plain(state.nodes, here, node)
+        _forget(state, node)
+
+
+@inner_kernel
+def share(state, row, here, computed_tokens):
+    """Make known the content blocks that a request will have computed; where another did already, no more of them."""
+    size = state.clock[0].content_tokens
+    while row.held_nodes < row.contents:
+        end_tokens = min((row.held_nodes + 1) * size, row.input_tokens)
+        if computed_tokens < end_tokens:
+            return
+        content = state.contents[row.contents_at + row.held_nodes]
+        node = NONE
+        if find(state, here.number, content) == NONE:
+            node = _vacant(state)
+        if node == NONE:
+            row.contents = row.held_nodes
+            return
+        found = state.nodes[node]
+        found.content, found.lane, found.refs = content, here.number, 1
+        found.blocks = ((end_tokens + (1 << here.block_shift) - 1) >> here.block_shift) - row.held_blocks
+        found.whole_blocks = found.blocks
+        bucket = _bucket(state, here.number, content)
+        found.next_in_bucket = state.buckets[bucket]
+        state.buckets[bucket] = node
+        row.held_nodes += 1
+        row.held_blocks += found.blocks
+
+
+@inner_kernel
+def find(state, lane, content):
+    """Return the node of a content block in a lane's cache, or NONE."""
+    node = state.buckets[_bucket(state, lane, content)]
+    while node != NONE and (state.nodes[node].content != content or state.nodes[node].lane != lane):
+        node = state.nodes[node].next_in_bucket
+    return node
+
+
+@inner_kernel
+def _bucket(state, lane, content):
+    mixed = (content * 1_000_003 + lane) * -7_046_029_254_386_353_131
+    return (mixed >> 20) & (state.buckets.size - 1)
+
+
+@inner_kernel
+def _vacant(state):
+    """Return a node to write to, or NONE where all are in use."""
+    node = state.clock[0].vacant_node
+    if node != NONE:
+        state.clock[0].vacant_node = state.nodes[node].next
+    return node
+
+
+@inner_kernel
+def _forget(state, node):
+    """Take a node out of its bucket, or from the request that left it, and vacate it."""
+    row = state.nodes[node]
+    if row.content < 0:
+        state.requests[-1 - row.content].own_node = NONE
+    else:
+        bucket = _bucket(state, row.lane, row.content)
+        if state.buckets[bucket] == node:
+            state.buckets[bucket] = row.next_in_bucket
+        else:
+            other = state.buckets[bucket]
+            while state.nodes[other].next_in_bucket != node:
+                other = state.nodes[other].next_in_bucket
+            state.nodes[other].next_in_bucket = row.next_in_bucket
+    row.next = state.clock[0].vacant_node
+    state.clock[0].vacant_node = node
+
+
+@inner_kernel
+def _append(nodes, here, node):
+    row = nodes[node]
+    here.free_blocks += row.blocks
+    row.blocks_before = here.plain_blocks
+    here.plain_blocks = 0
+    row.previous, row.next = here.newest_node, NONE
+    if here.newest_node == NONE:
+        here.oldest_node = node
+    else:
+        nodes[here.newest_node].next = node
+    here.newest_node = node
+
+
+@inner_kernel
+def _unlink(nodes, here, node):
+    """Take a node out of the queue; the plain blocks before it stay where they are."""
+    row = nodes[node]
+    if row.next == NONE:
+        here.newest_node = row.previous
+        here.plain_blocks += row.blocks_before
+    else:
+        nodes[row.next].previous = row.previous
+        nodes[row.next].blocks_before += row.blocks_before
+    if row.previous == NONE:
+        here.oldest_node = row.next
+    else:
+        nodes[row.previous].next = row.next
+
+
+@inner_kernel
+def _take_from_queue(nodes, here, node):
+    here.free_blocks -= nodes[node].blocks
+    _unlink(nodes, here, node)
+
+
+@inner_kernel
+def _leave_plain(nodes, here, node):
+    """Take a node out of the queue and leave its blocks there, as blocks without content."""
+    nodes[node].blocks_before += nodes[node].blocks
+    _unlink(nodes, here, node)
