@@ -12,6 +12,7 @@ from simulator.fleet import Fleet
 from simulator.layout import FAR, NONE
 from simulator.routing import ROUTERS
 from simulator.run import Run
+from simulator.series import Sampler
 from simulator.state import lay_out
 from simulator.turnover import CHUNK_REQUESTS, blank, clear_out, take_in, with_room
 from traces import Ragged, Trace
@@ -49,20 +50,35 @@ def replay(
     router: Router | None = None,
     fast_forward: bool = True,
     chunk_requests: int = CHUNK_REQUESTS,
+    sample_s: float | None = None,
 ) -> Run:
     """Replay every request of a trace on a fleet until the last is finished or refused.
 
     `router` is a function (RequestView, FleetView) -> lane that replaces the fleet's built-in one. Requests enter the
     data plane so many at a time; the answer does not depend on how many.
+    With `sample_s` the pools are observed so often.
     Raises ValueError for an unknown built-in router or a router that names no lane.
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
     course = _Course(trace, fleet, fast_forward)
     environment = simpy.Environment(initial_time=0)
-    environment.process(course.run(environment, router, chunk_requests))
-    environment.run()
-    return Run(trace, fleet, course.outcome, course.state.lanes, course.state.clock)
+    course_run = environment.process(course.run(environment, router, chunk_requests))
+    sampler = Sampler(len(fleet.pools))
+    if sample_s is not None:
+        environment.process(_sample(environment, course, sampler, round(sample_s * PICOSECONDS_PER_SECOND)))
+    environment.run(until=course_run)
+    series = sampler.series() if sample_s is not None else None
+    return Run(trace, fleet, course.outcome, course.state.lanes, course.state.clock, series)
+
+
+def _sample(
+    environment: simpy.Environment, course: "_Course", sampler: Sampler, every_ps: int
+) -> Generator[Any, Any, None]:
+    """Observe the pools again and again; the data plane stops at each time for it."""
+    while True:
+        yield environment.timeout(every_ps)
+        sampler.take(course.state, environment.now)
 
 
 class _Course:
@@ -99,12 +115,18 @@ class _Course:
 
     def _until(self, environment: simpy.Environment, end_ps: int) -> Generator[Any, Any, None]:
         """Let the data plane run to whatever SimPy has next, again and again up to an end."""
+        if environment.now >= end_ps:  # a whole chunk that arrives at this very instant
+            advance(self.state, self.plan, int(environment.now), NONE, NONE)
         while environment.now < end_ps:
             horizon_ps = min(environment.peek(), end_ps)
             advance(self.state, self.plan, int(horizon_ps), NONE, NONE)
-            if horizon_ps == FOREVER_PS:
+            if end_ps == FOREVER_PS and self._is_over():
                 return
             yield environment.timeout(horizon_ps - environment.now)
+
+    def _is_over(self) -> bool:
+        """Say whether no lane has anything more to say."""
+        return bool((self.state.lanes["end_ps"] == FAR).all())
 
     def _ask(self, environment: simpy.Environment, router: Router) -> Generator[Any, Any, None]:
         """Ask a Python router at every arrival of the chunk, one crossing into compiled code each."""

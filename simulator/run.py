@@ -9,6 +9,7 @@ import numpy.typing as npt
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.fleet import Fleet
 from simulator.layout import FINISHED, REJECTED
+from simulator.series import Series
 from simulator.turnover import Outcome
 from traces import Trace
 
@@ -30,6 +31,7 @@ class Run:
     outcome: Outcome
     lanes: npt.NDArray[Any]
     clock: npt.NDArray[Any]
+    series: Series | None = None
 
     @property
     def ttft_s(self) -> Seconds:

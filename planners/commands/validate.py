@@ -10,7 +10,7 @@ from planners.commands.envelope import give
 from planners.commands.options import json_flag
 from planners.commands.tables import table
 
-KINDS = ("operators", "collectives")
+KINDS = ("operators", "collectives", "requests")
 
 
 @click.command()
@@ -34,8 +34,13 @@ def validate(kind: str, file: Path, predictions: Path | None, as_json: bool) -> 
 
 def _compare(kind: str, file: Path) -> tuple[Any, Any, dict[str, Any]]:
     from models.calibration import validation
+    from simulator.request_log import validate_requests
 
-    compare = {"operators": validation.validate_operators, "collectives": validation.validate_collectives}
+    compare = {
+        "operators": validation.validate_operators,
+        "collectives": validation.validate_collectives,
+        "requests": validate_requests,
+    }
     try:
         return compare[kind](file)
     except KeyError as error:
