@@ -160,3 +160,21 @@ def test_the_table_fits_the_screen(few_requests, tmp_path, columns, monkeypatch)
     monkeypatch.setenv("COLUMNS", columns)
     outcome = fleet(str(few_requests), *ONE_DEVICE, "-o", str(tmp_path))
     assert max(map(len, outcome.stdout.splitlines())) <= int(columns)
+
+
+def test_the_first_guess_is_arithmetic_on_the_data_sheet():
+    import toys
+
+    from models import device, llm, price
+    from planners.first_guess import device_seconds, first_guess
+
+    model, h100 = llm.load("llama-3.1-8b"), device.load("h100-sxm")
+    trace = toys.trace([0, 10], 1000, 1)  # two prompts of a thousand tokens in ten seconds
+    seconds = device_seconds(trace, model, h100, "bf16")
+    assert seconds == pytest.approx(2 * model.active_parameters * 2 * 1001 / h100.flops_per_s["bf16"])
+    guess = first_guess(trace, model, [h100])
+    assert (guess.replicas, guess.devices_per_replica) == (1, 1)
+    assert guess.usd_per_hour == price.load("h100-sxm").usd_per_hour
+    fp8_seconds = device_seconds(trace, model, h100, "fp8")
+    assert guess.usd_per_hour_floor == pytest.approx(fp8_seconds / 10 * guess.usd_per_hour)
+    assert first_guess(trace, llm.load("llama-3.1-405b"), [device.load("l4")]) is None

@@ -11,7 +11,9 @@ from planners.commands.envelope import give, note
 from planners.commands.options import Name, folder_option, json_flag, model_option, slo_option
 
 if TYPE_CHECKING:
+    from models.llm import Llm
     from planners.search import Progress
+    from traces import Trace
 
 PLAN_FILE = "plan.json"
 
@@ -54,6 +56,7 @@ def fleet(
     chosen = llm.load(model)
     names = None if devices is None else split_names(devices)
     requests = read_trace(trace)
+    _guess(requests, chosen, names)
     inputs = plan_file.inputs_of(requests, trace, model, slos, names, seed, analytic)
     try:
         plan = find_plan(requests, chosen, slos, names, seed=seed, analytic=analytic, progress=_tell)
@@ -85,6 +88,18 @@ def _write(folder: Path, text: str) -> Path:
     path = folder / PLAN_FILE
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _guess(requests: "Trace", llm: "Llm", names: tuple[str, ...] | None) -> None:
+    """Say at once what the data sheets alone let one expect: the plan takes longer."""
+    from planners.engines import devices_named
+    from planners.first_guess import first_guess
+
+    devices, _ = devices_named(names)
+    note(f"{requests.name}: {len(requests):,} requests in {requests.span_s:,.0f} s")
+    guess = first_guess(requests, llm, devices)
+    if guess is not None:
+        note(f"first guess: {guess.describe()}")
 
 
 def _tell(progress: "Progress") -> None:

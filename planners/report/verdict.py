@@ -24,7 +24,7 @@ def verdict(plan: Plan, trace: Trace, llm: Llm, slos: Sequence[Slo], written: Pa
         *_latencies(plan, slos),
         _line("Bottleneck", plan.bottleneck or "none: the smallest fleet there is has room to spare"),
         _line("Written", str(written)),
-        _line("Next", f"plan simulate TRACE --fleet {written}"),
+        _line("Next", f"plan export k8s {written} -o deploy   or, to hold it in CI: plan lock {written}"),
     ]
     return "\n".join(line for line in lines if line is not None)
 
