@@ -11,6 +11,7 @@ from numpy.random import Generator
 
 from traces.trace import NS_PER_S, Array
 
+FEW_EMPTY = 0.05
 WARM_UP_MEMORIES = 12  # a cluster older than this many decay times has 6e-6 of its requests to come
 
 
@@ -121,8 +122,10 @@ def batch(rate_per_s: float, mean_size: float, spread_s: float, duration_s: floa
 
 def _clusters(clusters_per_s: float, mean_size: float, decay_per_s: float, duration_s: float, rng: Generator) -> Array:
     warm_up_s = WARM_UP_MEMORIES / decay_per_s
-    starts_s = rng.uniform(-warm_up_s, duration_s, rng.poisson(clusters_per_s * (duration_s + warm_up_s)))
-    sizes = rng.geometric(1 / (1 + mean_size), len(starts_s)) - 1
+    rows = 0 if mean_size >= FEW_EMPTY else 1  # where most clusters are empty, only the others are drawn
+    some = mean_size / (1 + mean_size) if rows else 1.0
+    starts_s = rng.uniform(-warm_up_s, duration_s, rng.poisson(some * clusters_per_s * (duration_s + warm_up_s)))
+    sizes = rng.geometric(1 / (1 + mean_size), len(starts_s)) - 1 + rows
     requests_s = np.repeat(starts_s, sizes)
     return _inside(requests_s + rng.exponential(1 / decay_per_s, len(requests_s)), duration_s)
 

@@ -31,14 +31,31 @@ def idc_of_memories(windows_s: Array, amplitudes: tuple[float, ...], decays_per_
     return curve
 
 
-def idc_windows_s(trace: Trace, fraction_of_span: float = 0.1, per_decade: int = 6) -> Array:
-    """Return windows from 0.1 s to a fraction of the span, equally spaced in their logarithm."""
+def idc_windows_s(trace: Trace, fraction_of_span: float = 1 / 30, per_decade: int = 6) -> Array:
+    """Return windows from 0.1 s to a fraction of the span, equally spaced in their logarithm.
+
+    A variance from n windows is uncertain by sqrt(2 / (n - 1)): a quarter at 30, half at 10.
+    """
     longest = max(trace.span_s * fraction_of_span, 0.2)
     return np.geomspace(0.1, longest, max(int(per_decade * np.log10(longest / 0.1)), 4))
 
 
+def expected_idc(
+    windows_s: Array, span_s: float, amplitudes: tuple[float, ...], decays_per_s: tuple[float, ...]
+) -> Array:
+    """Return what `statistics.idc` finds on average in a Cox process seen for span_s: less than its dispersion.
+
+    The variance of n windows is taken about their own mean, which wanders too: (n IDC(w) - IDC(n w)) / (n - 1).
+    """
+    counts = np.maximum(np.floor(span_s / np.asarray(windows_s)), 2)
+    whole = idc_of_memories(counts * windows_s, amplitudes, decays_per_s)
+    within: Array = (counts * idc_of_memories(windows_s, amplitudes, decays_per_s) - whole) / (counts - 1)
+    return within
+
+
 def fit_idc(trace: Trace, memories: int = 1) -> IdcFit:
-    """Return the Cox law of one or more exponential memories whose dispersion curve is nearest in logarithm.
+    """Return the Cox law of one or more exponential memories whose dispersion curve, as seen in so short a time, is
+    nearest in logarithm.
 
     Raises ValueError where the trace is too short for a curve.
     """
@@ -50,18 +67,26 @@ def fit_idc(trace: Trace, memories: int = 1) -> IdcFit:
     if known.sum() < 2 * memories + 1:
         raise ValueError(f"trace {trace.name!r} is too short to fit {memories} memories: {int(known.sum())} windows")
     windows_s, target = windows_s[known], np.log(curve[known])
+    low = np.log([LEAST_AMPLITUDE] * memories + [LEAST_DECAYS / trace.span_s] * memories)
+    high = np.log([MOST_AMPLITUDE] * memories + [MOST_DECAY_PER_S] * memories)
 
     def error(logs: Array) -> Array:
         parameters = np.exp(logs)
-        fitted = idc_of_memories(windows_s, tuple(parameters[:memories]), tuple(parameters[memories:]))
-        return np.asarray(np.log(fitted) - target)
+        amplitudes, decays = tuple(parameters[:memories]), tuple(parameters[memories:])
+        fitted = expected_idc(windows_s, trace.span_s, amplitudes, decays)
+        return np.asarray(np.log(np.maximum(fitted, 1e-9)) - target)
 
-    fits = [least_squares(error, start) for start in _starts(windows_s, target, memories)]
+    starts = [np.clip(start, low + 1e-6, high - 1e-6) for start in _starts(windows_s, target, memories)]
+    fits = [least_squares(error, start, bounds=(low, high)) for start in starts]
     best = min(fits, key=lambda fit: fit.cost)
     order = np.argsort(-best.x[memories:])
     amplitudes, decays = np.exp(best.x[:memories])[order], np.exp(best.x[memories:])[order]
     log_rmse = float(np.sqrt(np.mean(best.fun**2)))
     return IdcFit(trace.rate_per_s, tuple(amplitudes.tolist()), tuple(decays.tolist()), log_rmse)
+
+
+LEAST_AMPLITUDE, MOST_AMPLITUDE = 1e-4, 1e5
+LEAST_DECAYS, MOST_DECAY_PER_S = 0.3, 100.0  # a memory much longer than the trace cannot be told from a trend
 
 
 def _starts(windows_s: Array, log_idc: Array, memories: int) -> list[Array]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traces.errors import BadTrace
-from traces.source import Source
+from traces.source import PARQUET_MAGIC, Source
 from traces.table import Table, normal
 from traces.trace import (
     CORE_DTYPES,
@@ -95,6 +95,16 @@ def read_window(path: str | Path, start_s: float, end_s: float | None = None) ->
     part = _trace(about, file.read_row_groups(groups))
     before = _sessions_before(file, groups[0])
     return sliced(part, start_s, end_s, before)
+
+
+def is_ours(path: str | Path) -> bool:
+    """Return whether a file is a Parquet trace that we wrote."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        if file.read(4) != PARQUET_MAGIC:
+            return False
+    return KEY in (_opened(str(path), path).metadata.metadata or {})
 
 
 ROW_GROUP_ROWS = 131_072

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ RESTARTS = (
     "time restarts here: two files glued together? "
     "restarts='append' puts the parts end to end, restarts='sort' lays them over each other"
 )
+LARGE_BYTES = 64 << 20
 SAMPLE = Path(__file__).parent / "samples" / "chat.csv.gz"
 
 
@@ -88,6 +90,8 @@ def read(
             "max_bad_fraction": max_bad_fraction,
         },
     )  # fmt: skip
+    if _is_large_text(path):
+        return _by_blocks(path, format, strict, options)
     source = load(path)
     found = _parquet(source) if source.content.startswith(PARQUET_MAGIC) else table_of(source)
     if isinstance(found, Trace):
@@ -246,6 +250,27 @@ def _trace(about: About, columns: dict[str, Column], arrivals: Arrivals) -> Trac
     forced = about.options.time_unit is not None
     warnings = [*about.layout.notes, *about.table.about.get("notes", ()), *doubts(trace, about.table.file, forced)]
     return replace(trace, metadata=metadata | {"warnings": warnings})
+
+
+def _is_large_text(path: str | Path) -> bool:
+    if not Path(path).is_file() or Path(path).stat().st_size < LARGE_BYTES:
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(4) != PARQUET_MAGIC
+
+
+def _by_blocks(path: str | Path, format: str | None, strict: bool, options: Options) -> Trace:
+    """The trace of a file too large for its text to be held: by way of Parquet on disk, if it can be streamed."""
+    from traces.streaming import stream_to_parquet
+
+    with TemporaryDirectory() as folder:
+        beside = Path(folder) / "trace.parquet"
+        if stream_to_parquet(Path(path), beside, format, options) is None:
+            source = load(path)
+            return from_table(source, renamed_columns(table_of(source), options.rename), format, options)
+        trace = _parquet(load(beside))
+        assert isinstance(trace, Trace)
+        return trace
 
 
 def _parquet(source: Source) -> Trace | Table:

@@ -4,9 +4,10 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -132,6 +133,36 @@ def read_lengths(file: str, text: str) -> tuple[LengthTables, ...]:
         if tables:
             found.append(LengthTables(_number(file, 1, [start], 0), tables))
     return tuple(sorted(found, key=lambda each: each.start_s))
+
+
+def describe_pool(clients: Sequence[Client]) -> dict[str, Any]:
+    """Return what a pool promises, under the names of a trace's statistics: rows are windows, the gap CV is the median
+    weighted by rate, and dispersion is not known before requests are made."""
+    step_s = window_s(tuple(clients))
+    windows = [window for client in clients for window in client.windows]
+    starts = [window.start_s for window in windows]
+    span_s = max(starts) - min(starts) + step_s if starts else 0.0
+    expected = sum(window.rate_per_s for window in windows) * step_s
+    return {
+        "format": "servegen",
+        "rows": len(windows),
+        "clients": len(clients),
+        "clients_with_lengths": sum(bool(client.lengths) for client in clients),
+        "active_window_fraction": sum(bool(window.pattern) for window in windows) / max(len(windows), 1),
+        "span_s": span_s,
+        "rate_per_s": expected / span_s if span_s else None,
+        "iat_cv": _weighted_median([(window.cv, window.rate_per_s) for window in windows if window.pattern]),
+        "idc": {},
+        "prefix": None,
+        "dropped": {},
+        "warnings": [HINT],
+    }
+
+
+def _weighted_median(pairs: list[tuple[float, float]]) -> float | None:
+    ordered = sorted(pairs)
+    weights = np.cumsum([weight for _, weight in ordered])
+    return ordered[int(np.searchsorted(weights, weights[-1] / 2))][0] if len(ordered) and weights[-1] > 0 else None
 
 
 def window_s(clients: tuple[Client, ...]) -> float:

@@ -63,7 +63,7 @@ def import_to_parquet(
     target = Path(target)
     beside = target.with_name(target.name + ".part")
     try:
-        report = _streamed(Path(path), beside, format, options) or _whole(path, beside, format, strict, wishes)
+        report = stream_to_parquet(Path(path), beside, format, options) or _whole(path, beside, format, strict, wishes)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
@@ -106,8 +106,8 @@ def _whole(path: str | Path, target: Path, format: str | None, strict: bool, wis
     return ImportReport(target, read, kept, dropped, trace.span_s, tuple(warnings), metadata)
 
 
-def _streamed(path: Path, target: Path, format: str | None, options: Options) -> ImportReport | None:
-    """The report of an import in blocks, or None where the file needs the whole."""
+def stream_to_parquet(path: Path, target: Path, format: str | None, options: Options) -> ImportReport | None:
+    """Write a file in blocks and return the report, or None where the file needs the whole."""
     if options.restarts != "error":
         return None
     try:

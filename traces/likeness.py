@@ -1,0 +1,409 @@
+"""Another trace like this one: the law its arrivals follow, found on the first two thirds, judged on the last."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+
+from traces.arrival_laws import ARRIVAL_LAWS
+from traces.fit import fit_idc, idc_windows_s
+from traces.generate import build, generate
+from traces.length_laws import fit_lengths
+from traces.statistics import FEWEST_WINDOWS, counts, iat_cv, idc, idc_curve, quantum_s, rank_correlation
+from traces.trace import NS_PER_S, Array, Trace
+from traces.transform import dequantise, slice_time
+
+HELD_OUT = 1 / 3
+FEWEST_REQUESTS = 60
+SEEDS = 8
+PROFILE_BINS = 12
+SIGNIFICANCE = 0.01
+WINDOWS_S = (1.0, 10.0, 60.0)
+GOOD = {"idc_log_error": 0.3, "gap_ks": 0.05, "cv_log_error": 0.3, "length_ks": 0.05, "rank_difference": 0.1}
+PARAMETER_COST = 0.01  # what a parameter more must improve the misfit by
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A law, its parameters, how they were fitted, and how far traces made by it are from the trace: less is nearer."""
+
+    fit: str
+    law: str
+    parameters: dict[str, Any]
+    misfit: float
+    idc_log_rmse: float
+    gap_ks: float
+    cv_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What was found: the law, its parameters with 90 % intervals, the other candidates, and how it stands up.
+
+    poisson has the test of a constant rate: the smallest p-value, and whether it is rejected. held_out compares the
+    law with time it was not fitted to; verdict is good, doubtful or bad by the thresholds beside it.
+    """
+
+    law: str
+    parameters: dict[str, Any]
+    intervals: dict[str, Any]
+    candidates: tuple[Candidate, ...]
+    poisson: dict[str, Any]
+    fitted_on: dict[str, Any]
+    held_out: dict[str, Any]
+    lengths: dict[str, Any]
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=lambda: dict(GOOD))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        return asdict(self)
+
+    def words(self) -> str:
+        """Return the finding for people."""
+        held = self.held_out
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in self.parameters.items())
+        windows = "; ".join(
+            f"{window} s: {_short(held['idc_predicted'][window])} [{_short(low)}, {_short(high)}], "
+            f"found {_short(held['idc'][window])}"
+            for window, (low, high) in held["idc_interval"].items()
+        )
+        rejected = "rejected" if self.poisson["rejected"] else "accepted"
+        return (
+            f"law: {self.law} ({shown})\nPoisson: {rejected}, smallest p-value {self.poisson['p_value']:.2g}\n"
+            f"dispersion on held-out time, predicted [90 %]: {windows}\n"
+            f"verdict: {self.verdict}" + "".join(f"\n  {reason}" for reason in self.reasons)
+        )
+
+    def generate(self, duration_s: float, seed: int, lengths: Trace, name: str = "generated") -> Trace:
+        """Return a trace by this law, its lengths drawn in pairs from another trace."""
+        return generate(self.law, self.parameters, lengths, duration_s, seed, name)
+
+
+def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
+    """Return the law that the arrivals of a trace follow, fitted on its first two thirds and judged on the rest.
+
+    Times on a coarse clock are spread over its steps first. Raises ValueError where there are too few requests.
+    """
+    if len(trace) < FEWEST_REQUESTS or trace.span_s <= 0:
+        raise ValueError(f"trace {trace.name!r} has {len(trace)} requests in {trace.span_s:.6g} s: too few to fit")
+    smooth = _spread(trace, seed)
+    cut_s = (smooth.arrival_ns[0] / NS_PER_S) + smooth.span_s * (1 - HELD_OUT)
+    fitted, held = slice_time(smooth, 0.0, cut_s), slice_time(smooth, cut_s)
+    poisson = poisson_test(fitted)
+    candidates = sorted(_candidates(fitted, seed), key=lambda each: each.misfit)
+    if not poisson["rejected"]:
+        candidates.sort(key=lambda each: (each.law != "poisson", each.misfit))
+    best = candidates[0]
+    found = judged(best.law, best.parameters, fitted, held, seed)
+    lengths = _lengths(fitted, held)
+    reasons, verdict = _verdict(found, lengths)
+    about = {
+        "requests": len(fitted),
+        "span_s": fitted.span_s,
+        "rate_per_s": fitted.rate_per_s,
+        "iat_cv": iat_cv(fitted),
+    }
+    about["idc"] = _idcs(fitted)
+    about["dequantised_s"] = quantum_s(trace) if smooth is not trace else None
+    intervals = _intervals(best.fit, fitted, seed)
+    return Likeness(
+        best.law, best.parameters, intervals, tuple(candidates), poisson, about, found, lengths, verdict, reasons
+    )
+
+
+def poisson_test(trace: Trace) -> dict[str, Any]:
+    """Return the p-values of a constant-rate Poisson stream and whether it is rejected at 1 % after Bonferroni.
+
+    Tests: counts in windows by their dispersion, (n - 1) IDC being chi-square, both ends; gaps against the exponential
+    by Kolmogorov and Smirnov (the rate being estimated, the p-value is conservative).
+    """
+    from scipy import stats
+
+    found = {}
+    for window_s in _test_windows_s(trace):
+        value, windows = idc(trace, window_s), int(trace.span_s / window_s)
+        if value is not None:
+            tail = stats.chi2.cdf((windows - 1) * value, windows - 1)
+            found[f"idc_{window_s:g}_s"] = float(2 * min(tail, 1 - tail))
+    gaps = np.diff(trace.arrival_ns) / NS_PER_S
+    found["gaps_ks"] = float(stats.kstest(gaps, "expon", args=(0, gaps.mean())).pvalue)
+    smallest = min(found.values())
+    threshold = SIGNIFICANCE / len(found)
+    return {"p_value": smallest, "threshold": threshold, "rejected": smallest < threshold, "tests": found}
+
+
+def judged(law: str, parameters: Mapping[str, Any], fitted: Trace, held: Trace, seed: int) -> dict[str, Any]:
+    """Return how a law compares with held-out time: predictions are means over traces made as long as it is, with the
+    5th and 95th percentile over them; errors are of logarithms."""
+    made = [_made(law, parameters, held.span_s, seed + number) for number in range(4 * SEEDS)]
+    windows_s = _fit_windows_s(held)
+    curve, predicted = idc_curve(held, windows_s), _mean_curve(made, windows_s)
+    cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
+    values = {
+        f"{window:g}": [found for each in made if (found := idc(each, window)) is not None] for window in WINDOWS_S
+    }
+    return {
+        "requests": len(held),
+        "span_s": held.span_s,
+        "rate_per_s": held.rate_per_s,
+        "rate_predicted_per_s": float(np.mean([len(each) for each in made]) / held.span_s),
+        "idc": _idcs(held),
+        "idc_predicted": {window: float(np.mean(found)) if found else None for window, found in values.items()},
+        "idc_interval": {window: _interval(found) for window, found in values.items()},
+        "idc_log_error": float(np.nanmax(np.abs(np.log(predicted) - np.log(curve)))) if len(windows_s) else None,
+        "idc_log_error_fitted": _curve_error(law, parameters, fitted, seed),
+        "iat_cv": iat_cv(held),
+        "iat_cv_predicted": float(np.mean(cvs)) if cvs else None,
+        "cv_log_error": _log_ratio(float(np.mean(cvs)) if cvs else None, iat_cv(held)),
+        "gap_ks": _gap_ks(held, made),
+        "rescaled_gap_ks": _rescaled_ks(law, parameters, held),
+        "count_correlation_1_s": [_correlation(held), float(np.mean([_correlation(each) for each in made]))],
+    }
+
+
+def _spread(trace: Trace, seed: int) -> Trace:
+    step_s = quantum_s(trace)
+    zero = float(np.mean(np.diff(trace.arrival_ns) == 0))
+    return dequantise(trace, seed, step_s) if step_s >= 0.01 and zero >= 0.05 else trace
+
+
+def _candidates(trace: Trace, seed: int) -> list[Candidate]:
+    found = []
+    for name, fit in FITS.items():
+        parameters = fit(trace)
+        if parameters is not None:
+            found.append(_candidate(name, parameters, trace, seed))
+    return found
+
+
+def _candidate(name: str, parameters: dict[str, Any], trace: Trace, seed: int) -> Candidate:
+    law = LAW_OF.get(name, name)
+    made = [_made(law, parameters, trace.span_s, seed + 1000 + number) for number in range(SEEDS)]
+    windows_s = _fit_windows_s(trace)
+    curves = np.log(_mean_curve(made, windows_s)) - np.log(idc_curve(trace, windows_s))
+    log_rmse = float(np.sqrt(np.nanmean(curves**2))) if len(windows_s) else 0.0
+    gap_ks = _gap_ks(trace, made)
+    cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
+    ratio = float(np.mean(cvs)) / (iat_cv(trace) or 1.0) if cvs else None
+    count = sum(np.size(value) for value in parameters.values() if not isinstance(value, str))
+    misfit = log_rmse + gap_ks + (abs(log(ratio)) if ratio else 1.0) + PARAMETER_COST * count
+    return Candidate(name, law, parameters, misfit, log_rmse, gap_ks, ratio)
+
+
+def _fit_poisson(trace: Trace) -> dict[str, Any]:
+    return {"rate_per_s": trace.rate_per_s}
+
+
+def _renewal(family: str) -> Callable[[Trace], dict[str, Any] | None]:
+    def fit(trace: Trace) -> dict[str, Any] | None:
+        cv = iat_cv(trace)
+        return None if not cv else {"rate_per_s": trace.rate_per_s, "cv": cv, "family": family}
+
+    return fit
+
+
+def _fit_nhpp(trace: Trace) -> dict[str, Any]:
+    """Rates in equal stretches, read as the rate at their middles."""
+    bins = min(PROFILE_BINS, max(len(trace) // 50, 2))
+    start, width_s = trace.arrival_ns[0] / NS_PER_S, trace.span_s / bins
+    arrived, _ = np.histogram(trace.arrival_ns / NS_PER_S - start, bins, (0.0, trace.span_s))
+    middles = (np.arange(bins) + 0.5) * width_s
+    return {"times_s": tuple(middles.tolist()), "rates_per_s": tuple((arrived / width_s).tolist())}
+
+
+def _fit_cox(memories: int) -> Callable[[Trace], dict[str, Any] | None]:
+    def fit(trace: Trace) -> dict[str, Any] | None:
+        try:
+            found = fit_idc(trace, memories)
+        except ValueError:
+            return None
+        names = {"amplitudes": found.amplitudes, "decays_per_s": found.decays_per_s}
+        return {"rate_per_s": trace.rate_per_s, **names}
+
+    return fit
+
+
+def _fit_mmpp(trace: Trace) -> dict[str, Any] | None:
+    """Two states from mean, variance and decay of the rate: one silent, or, where the rate varies little, symmetric."""
+    cox = _fit_cox(1)(trace)
+    if cox is None:
+        return None
+    rate, amplitude, decay = trace.rate_per_s, cox["amplitudes"][0], cox["decays_per_s"][0]
+    variance = amplitude * rate * decay / 2
+    if variance < rate**2:
+        deviation = sqrt(variance)
+        return {"rates_per_s": (rate + deviation, rate - deviation), "mean_stays_s": (2 / decay, 2 / decay)}
+    on = rate**2 / (variance + rate**2)
+    return {"rates_per_s": (rate / on, 0.0), "mean_stays_s": (1 / (decay * (1 - on)), 1 / (decay * on))}
+
+
+def _fit_hawkes(trace: Trace) -> dict[str, Any] | None:
+    """Branching and decay from the same curve: A = n (2 - n) / (1 - n)^2, k = decay (1 - n)."""
+    cox = _fit_cox(1)(trace)
+    if cox is None:
+        return None
+    branching = 1 - 1 / sqrt(1 + cox["amplitudes"][0])
+    if branching > 0.97:
+        return None
+    return {
+        "rate_per_s": trace.rate_per_s,
+        "branching": branching,
+        "decay_per_s": cox["decays_per_s"][0] / (1 - branching),
+    }
+
+
+FITS: dict[str, Callable[[Trace], dict[str, Any] | None]] = {
+    "poisson": _fit_poisson,
+    "gamma": _renewal("gamma"),
+    "weibull": _renewal("weibull"),
+    "lognormal": _renewal("lognormal"),
+    "nhpp": _fit_nhpp,
+    "cox": _fit_cox(1),
+    "cox2": _fit_cox(2),
+    "mmpp": _fit_mmpp,
+    "hawkes": _fit_hawkes,
+}
+LAW_OF = {"gamma": "renewal", "weibull": "renewal", "lognormal": "renewal", "cox2": "cox"}
+
+
+def _made(law: str, parameters: Mapping[str, Any], duration_s: float, seed: int) -> Trace:
+    times = ARRIVAL_LAWS[law](duration_s=duration_s, rng=np.random.default_rng(seed), **parameters)
+    ones = np.ones(len(times), np.int32)
+    return build(law, times, ones, ones, {}, seed)
+
+
+def _fit_windows_s(trace: Trace) -> Array:
+    windows_s: Array = idc_windows_s(trace)
+    return windows_s[windows_s * FEWEST_WINDOWS <= trace.span_s]
+
+
+def _mean_curve(made: list[Trace], windows_s: Array) -> Array:
+    curves = np.array([idc_curve(each, windows_s) for each in made])
+    known = np.isfinite(curves)
+    sums = np.where(known, curves, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: Array = sums / known.sum(axis=0)
+    return means
+
+
+def _curve_error(law: str, parameters: Mapping[str, Any], trace: Trace, seed: int) -> float | None:
+    windows_s = _fit_windows_s(trace)
+    made = [_made(law, parameters, trace.span_s, seed + 2000 + number) for number in range(SEEDS)]
+    if not len(windows_s):
+        return None
+    return float(np.nanmax(np.abs(np.log(_mean_curve(made, windows_s)) - np.log(idc_curve(trace, windows_s)))))
+
+
+def _test_windows_s(trace: Trace) -> list[float]:
+    return [window for window in (0.1, *WINDOWS_S) if window * FEWEST_WINDOWS <= trace.span_s]
+
+
+def _idcs(trace: Trace) -> dict[str, float | None]:
+    return {f"{window:g}": idc(trace, window) for window in WINDOWS_S}
+
+
+def _interval(values: list[float]) -> list[float]:
+    return [float(each) for each in np.quantile(values, [0.05, 0.95])] if values else [float("nan")] * 2
+
+
+def _gap_ks(trace: Trace, made: list[Trace]) -> float:
+    """The largest difference between the distributions of gaps, each relative to its mean."""
+    real = np.diff(trace.arrival_ns) / NS_PER_S
+    pooled = [np.diff(each.arrival_ns) / NS_PER_S for each in made if len(each) > 2]
+    if not pooled or not len(real):
+        return 1.0
+    return ks_distance(real / real.mean(), np.concatenate([each / each.mean() for each in pooled if each.any()]))
+
+
+def ks_distance(first: Array, second: Array) -> float:
+    """Return the largest difference between two empirical distribution functions."""
+    first, second = np.sort(first), np.sort(second)
+    edges = np.concatenate([first, second])
+    shares = [np.searchsorted(each, edges, side="right") / len(each) for each in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def wasserstein_distance(first: Array, second: Array) -> float:
+    """Return the mean distance between equal quantiles of two samples."""
+    quantiles = np.linspace(0.0, 1.0, 1001)
+    return float(np.mean(np.abs(np.quantile(first, quantiles) - np.quantile(second, quantiles))))
+
+
+def _rescaled_ks(law: str, parameters: Mapping[str, Any], held: Trace) -> float | None:
+    """Gaps rescaled by the law's own rate against Exp(1), where the law's rate does not depend on the unseen."""
+    if law != "poisson":
+        return None
+    gaps = np.sort(np.diff(held.arrival_ns) / NS_PER_S * parameters["rate_per_s"])
+    shares = np.arange(1, len(gaps) + 1) / len(gaps)
+    return float(np.abs(shares - (1 - np.exp(-gaps))).max())
+
+
+def _correlation(trace: Trace) -> float:
+    """The correlation of counts in one second with those in the next."""
+    found = counts(trace, 1.0)
+    if len(found) < 3 or found[:-1].std() == 0 or found[1:].std() == 0:
+        return 0.0
+    return float(np.corrcoef(found[:-1], found[1:])[0, 1])
+
+
+def _lengths(fitted: Trace, held: Trace) -> dict[str, Any]:
+    """How the lengths drawn from fitted time compare with those of held-out time."""
+    found: dict[str, Any] = {}
+    for name in ("input_tokens", "output_tokens"):
+        first, second = getattr(fitted, name), getattr(held, name)
+        tails = np.quantile(first, [0.99, 0.999]), np.quantile(second, [0.99, 0.999])
+        found[name] = {
+            "ks": ks_distance(first, second),
+            "wasserstein": wasserstein_distance(first, second),
+            "p99": [float(tails[0][0]), float(tails[1][0])],
+            "p99.9": [float(tails[0][1]), float(tails[1][1])],
+        }
+    ranks = [rank_correlation(each.input_tokens, each.output_tokens) for each in (fitted, held)]
+    known = [each for each in ranks if each is not None]
+    found["rank_correlation"] = ranks
+    found["rank_difference"] = abs(known[0] - known[1]) if len(known) == 2 else None
+    found["law"] = "pairs drawn from the trace; a table of quantiles with a copula where it must not be shown"
+    found["quantiles"] = asdict(fit_lengths(fitted))
+    return found
+
+
+def _intervals(name: str, trace: Trace, seed: int, resamples: int = 20) -> dict[str, Any]:
+    """5th and 95th percentile of each parameter over traces put together from twelfths of the time drawn anew."""
+    from traces.transform import resample
+
+    block_s = max(trace.span_s / 12, 1.0)
+    values: dict[str, list[Any]] = {}
+    for number in range(resamples):
+        try:
+            drawn = resample(trace, seed + 3000 + number, block_s)
+        except ValueError:
+            return {}
+        for parameter, value in (FITS[name](drawn) or {}).items():
+            if not isinstance(value, str):
+                values.setdefault(parameter, []).append(value)
+    return {each: np.quantile(np.array(found), [0.05, 0.95], axis=0).T.tolist() for each, found in values.items()}
+
+
+def _log_ratio(first: float | None, second: float | None) -> float | None:
+    return abs(log(first / second)) if first and second else None
+
+
+def _verdict(held: Mapping[str, Any], lengths: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    ks = max(lengths[name]["ks"] for name in ("input_tokens", "output_tokens"))
+    found = {name: held[name] for name in ("idc_log_error", "gap_ks", "cv_log_error")}
+    found |= {"length_ks": ks, "rank_difference": lengths["rank_difference"]}
+    over = {name: value for name, value in found.items() if value is not None and value > GOOD[name]}
+    reasons = tuple(f"{name} {value:.3g}, good up to {GOOD[name]:g}" for name, value in over.items())
+    if not over:
+        return reasons, "good"
+    return reasons, "bad" if any(value > 3 * GOOD[name] for name, value in over.items()) else "doubtful"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_short, value)) + ")"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
