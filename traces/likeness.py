@@ -101,7 +101,7 @@ def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
     found = judged(best.law, best.parameters, fitted, held, seed)
     lengths = _lengths(fitted, held)
     reasons, verdict = _verdict(found, lengths)
-    about = {
+    about: dict[str, Any] = {
         "requests": len(fitted),
         "span_s": fitted.span_s,
         "rate_per_s": fitted.rate_per_s,
