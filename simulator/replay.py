@@ -1,6 +1,6 @@
 """Replays a trace on a fleet: SimPy orders what decides, the data plane runs what merely happens."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from simulator.routing import ROUTERS
 from simulator.run import Run
 from simulator.series import Sampler
 from simulator.state import lay_out
-from simulator.turnover import CHUNK_REQUESTS, blank, clear_out, take_in, with_room
+from simulator.turnover import CHUNK_REQUESTS, Chunk, Outcome, blank, clear_out, take_in, with_room
 from traces import Ragged, Trace
 from traces.statistics import block_ids
 
@@ -43,6 +43,17 @@ class FleetView(NamedTuple):
 Router = Callable[[RequestView, FleetView], int]
 
 
+class Contents(NamedTuple):
+    """The content blocks of all requests in order, so many tokens each, and where each request's begin."""
+
+    offsets: np.ndarray
+    blocks: np.ndarray
+    tokens: int
+
+
+NO_CONTENTS = Contents(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
+
+
 def replay(
     trace: Trace,
     fleet: Fleet,
@@ -61,19 +72,23 @@ def replay(
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
-    course = _Course(trace, fleet, fast_forward)
+    contents = _contents(trace)
+    course = Course(fleet, contents, fast_forward)
+    ledger = Ledger(0, blank(len(trace)))
+    chunks = ((chunk, ledger) for chunk in _chunks(trace, contents, chunk_requests))
     environment = simpy.Environment(initial_time=0)
-    course_run = environment.process(course.run(environment, router, chunk_requests))
+    course_run = environment.process(course.run(environment, chunks, router))
     sampler = Sampler(len(fleet.pools))
     if sample_s is not None:
         environment.process(_sample(environment, course, sampler, round(sample_s * PICOSECONDS_PER_SECOND)))
     environment.run(until=course_run)
+    clear_out(course.state, ledger.outcome, ledger.first)
     series = sampler.series() if sample_s is not None else None
-    return Run(trace, fleet, course.outcome, course.state.lanes, course.state.clock, series)
+    return Run(trace, fleet, ledger.outcome, course.state.lanes, course.state.clock, series)
 
 
 def _sample(
-    environment: simpy.Environment, course: "_Course", sampler: Sampler, every_ps: int
+    environment: simpy.Environment, course: "Course", sampler: Sampler, every_ps: int
 ) -> Generator[Any, Any, None]:
     """Observe the pools again and again; the data plane stops at each time for it."""
     while True:
@@ -81,37 +96,39 @@ def _sample(
         sampler.take(course.state, environment.now)
 
 
-class _Course:
-    """One replay under way."""
+class Ledger(NamedTuple):
+    """Where the outcomes of requests are written: those of an outcome's first row and on."""
 
-    def __init__(self, trace: Trace, fleet: Fleet, fast_forward: bool) -> None:
-        self.trace = trace
-        self.contents_at, contents, content_tokens = _contents(trace)
-        self.state, self.plan = lay_out(fleet, contents, content_tokens, fast_forward=fast_forward)
-        self.outcome = blank(len(trace))
+    first: int
+    outcome: Outcome
+
+
+class Course:
+    """One replay under way: chunks of requests in, their outcomes out."""
+
+    def __init__(self, fleet: Fleet, contents: Contents, fast_forward: bool = True) -> None:
+        self.state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward)
         self.input_edges = np.asarray(fleet.input_edges, np.int64)
 
     def run(
-        self, environment: simpy.Environment, router: Router | None, chunk_requests: int
+        self,
+        environment: simpy.Environment,
+        chunks: Iterable[tuple[Chunk, Ledger]],
+        router: Router | None = None,
     ) -> Generator[Any, Any, None]:
-        """Take requests in by chunks, let their events happen in order with all that SimPy has, to the end."""
-        for first in range(0, len(self.trace), chunk_requests):
-            rows = slice(first, min(first + chunk_requests, len(self.trace)))
-            self._take_in(rows)
+        """Take requests in by chunks, let their events happen in order with all that SimPy has, to the end.
+
+        Each chunk comes with the ledger for what is done when it is taken in; the last ledger takes the rest.
+        """
+        for chunk, ledger in chunks:
+            clear_out(self.state, ledger.outcome, ledger.first)
+            self.state = with_room(self.state, chunk.arrival_ns.size)
+            take_in(self.state, chunk, self.input_edges)
             if router is None:
-                last_ps = int(self.trace.arrival_ns[rows][-1]) * PICOSECONDS_PER_NANOSECOND
-                yield from self._until(environment, last_ps)
+                yield from self._until(environment, int(chunk.arrival_ns[-1]) * PICOSECONDS_PER_NANOSECOND)
             else:
                 yield from self._ask(environment, router)
         yield from self._until(environment, FOREVER_PS)
-        clear_out(self.state, self.outcome)
-
-    def _take_in(self, rows: slice) -> None:
-        clear_out(self.state, self.outcome)
-        self.state = with_room(self.state, rows.stop - rows.start)
-        trace = self.trace
-        arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
-        take_in(self.state, rows.start, *arrays, self.contents_at[rows.start : rows.stop + 1], self.input_edges)
 
     def _until(self, environment: simpy.Environment, end_ps: int) -> Generator[Any, Any, None]:
         """Let the data plane run to whatever SimPy has next, again and again up to an end."""
@@ -154,12 +171,18 @@ class _Course:
             advance(state, self.plan, arrival_ps, slot, lane)
 
 
-def _contents(trace: Trace) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return where each request's content blocks begin, the blocks of all, and their size in tokens."""
+def _contents(trace: Trace) -> Contents:
     blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
     if not isinstance(blocks, Ragged) or not isinstance(size, int):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), 1
-    return blocks.offsets, block_ids(trace, blocks), size
+        return NO_CONTENTS
+    return Contents(blocks.offsets, block_ids(trace, blocks), size)
+
+
+def _chunks(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
+    for first in range(0, len(trace), size):
+        rows = slice(first, min(first + size, len(trace)))
+        arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
+        yield Chunk(first, *arrays, contents.offsets[first : rows.stop + 1])
 
 
 def _plain(*columns: Any) -> Iterator[tuple[int, ...]]:

@@ -18,6 +18,19 @@ Int32 = npt.NDArray[np.int32]
 CHUNK_REQUESTS = 8192
 
 
+class Chunk(NamedTuple):
+    """Requests that follow each other in a trace, the first of them its row `first`.
+
+    contents_at holds where each one's content blocks begin, and where the last one's end; or nothing.
+    """
+
+    first: int
+    arrival_ns: Int64
+    input_tokens: Int32
+    output_tokens: Int32
+    contents_at: Int64
+
+
 class Outcome(NamedTuple):
     """What became of every request of a trace, in its order; times since its start, FAR where they never came."""
 
@@ -59,49 +72,46 @@ def with_room(state: State, arrivals: int) -> State:
 
 
 @kernel
-def take_in(state, first, arrival_ns, input_tokens, output_tokens, contents_at, input_edges):
-    """Give vacant slots to the next requests of a trace, whose numbers start at `first`.
-
-    contents_at holds where each request's content blocks begin, and where the last one's end; or nothing.
-    One that has no token in or out still computes and emits one.
-    """
+def take_in(state, chunk, input_edges):
+    """Give vacant slots to the next requests; one that has no token in or out still computes and emits one."""
     clock, requests, coming = state.clock[0], state.requests, state.coming
     slot = 0
-    for i in range(arrival_ns.size):
+    for i in range(chunk.arrival_ns.size):
         while requests[slot].status != VACANT:
             slot += 1
         row = requests[slot]
-        row.number = first + i
-        row.arrival_ps = arrival_ns[i] * PICOSECONDS_PER_NANOSECOND
-        row.input_tokens = max(1, input_tokens[i])
-        row.output_tokens = max(1, output_tokens[i])
+        row.number = chunk.first + i
+        row.arrival_ps = chunk.arrival_ns[i] * PICOSECONDS_PER_NANOSECOND
+        row.input_tokens = max(1, chunk.input_tokens[i])
+        row.output_tokens = max(1, chunk.output_tokens[i])
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
         row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = row.own_node = NONE
         row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0
-        if contents_at.size > 0:
-            row.contents_at = contents_at[i]
+        if chunk.contents_at.size > 0:
+            row.contents_at = chunk.contents_at[i]
             most = (row.input_tokens + clock.content_tokens - 1) // clock.content_tokens
-            row.contents = min(most, contents_at[i + 1] - contents_at[i])
+            row.contents = min(most, chunk.contents_at[i + 1] - chunk.contents_at[i])
         row.status = WAITING
         coming[i] = slot
     clock.next_coming = 0
-    clock.coming = arrival_ns.size
+    clock.coming = chunk.arrival_ns.size
 
 
 @kernel
-def clear_out(state, outcome):
-    """Write down the outcome of every request that is done, and vacate its slot."""
+def clear_out(state, outcome, first):
+    """Write down the outcome of every request that is done, from number `first` on, and vacate its slot."""
     for slot in range(state.requests.size):
         row = state.requests[slot]
         if row.status == FINISHED or row.status == REJECTED:
-            outcome.queued_ps[row.number] = row.queued_ps
-            outcome.scheduled_ps[row.number] = row.scheduled_ps
-            outcome.first_token_ps[row.number] = row.first_token_ps
-            outcome.finish_ps[row.number] = row.finish_ps
-            outcome.lane[row.number] = row.lane
-            outcome.cached_tokens[row.number] = row.cached_tokens
-            outcome.preemptions[row.number] = row.preemptions
-            outcome.status[row.number] = row.status
+            place = row.number - first
+            outcome.queued_ps[place] = row.queued_ps
+            outcome.scheduled_ps[place] = row.scheduled_ps
+            outcome.first_token_ps[place] = row.first_token_ps
+            outcome.finish_ps[place] = row.finish_ps
+            outcome.lane[place] = row.lane
+            outcome.cached_tokens[place] = row.cached_tokens
+            outcome.preemptions[place] = row.preemptions
+            outcome.status[place] = row.status
             row.status = VACANT

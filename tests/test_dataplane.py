@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import traces
+import traces.parquet
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 from simulator.routing import ROUTERS
+from simulator.stream import replay_blocks
+from traces.trace import take
 
 MS = 1e-3
 
@@ -191,3 +194,26 @@ def test_an_infinite_cache_finds_all_that_the_trace_repeats(shared):
     found = run.outcome.cached_tokens.sum() / trace.input_tokens.sum()
     assert found == traces.statistics.prefix_reuse(trace)["token_hit_infinite"]
     assert found == pytest.approx(0.374, abs=5e-4)
+
+
+@pytest.mark.parametrize("block", [113, 10_000])
+def test_a_streamed_replay_equals_one_of_the_whole_trace(tmp_path, block):
+    rng = np.random.default_rng(3)
+    trace = toys.trace(
+        np.cumsum(rng.exponential(0.002, 20_000)), rng.integers(1, 60, 20_000), rng.integers(1, 9, 20_000)
+    )
+    blocks = (take(trace, slice(start, start + block)) for start in range(0, len(trace), block))
+    whole, streamed = replay(trace, toys.fleet(3)), replay_blocks(blocks, toys.fleet(3))
+    assert streamed.requests == len(trace)
+    assert np.array_equal(streamed.columns["ttft_s"], whole.ttft_s)
+    assert np.array_equal(streamed.columns["tpot_s"], whole.tpot_s, equal_nan=True)
+
+
+def test_a_trace_file_is_replayed_row_group_by_row_group(tmp_path):
+    rng = np.random.default_rng(4)
+    count = 3 * traces.parquet.ROW_GROUP_ROWS // 2
+    trace = toys.trace(np.cumsum(rng.exponential(0.002, count)), 9, rng.integers(1, 9, count))
+    path = tmp_path / "long.parquet"
+    traces.write(trace, path)
+    streamed = replay_blocks(traces.parquet.read_blocks(path), toys.fleet(3))
+    assert np.array_equal(streamed.columns["ttft_s"], replay(trace, toys.fleet(3)).ttft_s)
