@@ -146,29 +146,31 @@ class Course:
         return bool((self.state.lanes["end_ps"] == FAR).all())
 
     def _ask(self, environment: simpy.Environment, router: Router) -> Generator[Any, Any, None]:
-        """Ask a Python router at every arrival of the chunk, one crossing into compiled code each."""
-        state, lanes = self.state, self.state.lanes
+        """Ask a Python router at every arrival of the chunk, one crossing into compiled code each.
+
+        SimPy is only troubled where it has something of its own to do before the next arrival.
+        """
+        state, plan = self.state, self.plan
         slots = state.coming[: int(state.clock["coming"][0])]
         coming = state.requests[slots]
         state.clock["coming"] = 0
-        live = {name: lanes[name] for name in ("outstanding", "waiting", "running", "pool")}
-        live |= {
-            "kv_tokens": lanes["context_tokens"],
-            "kv_capacity_tokens": lanes["total_blocks"] << lanes["block_shift"],
-        }
-        for slot, number, arrival_ps, input_tokens in _plain(
-            slots, coming["number"], coming["arrival_ps"], coming["input_tokens"]
-        ):
-            advance(state, self.plan, arrival_ps, NONE, NONE)
-            yield environment.timeout(arrival_ps - environment.now)
-            lane = router(
-                RequestView(number, input_tokens), FleetView(now_s=arrival_ps / PICOSECONDS_PER_SECOND, **live)
-            )
-            if not 0 <= lane < lanes.size:
-                raise ValueError(
-                    f"the router named lane {lane!r} for request {number}; the fleet has 0 to {lanes.size - 1}"
-                )
-            advance(state, self.plan, arrival_ps, slot, lane)
+        arrivals_ps = coming["arrival_ps"].tolist()
+        rows = zip(slots.tolist(), coming["number"].tolist(), arrivals_ps, coming["input_tokens"].tolist(), strict=True)
+        live, lanes, reached_ps = _live(state.lanes), state.lanes.size, -1
+        for (slot, number, arrival_ps, input_tokens), next_ps in zip(rows, [*arrivals_ps[1:], -1], strict=True):
+            if reached_ps < arrival_ps:
+                yield from self._until(environment, arrival_ps)
+            lane = router(RequestView(number, input_tokens), FleetView(arrival_ps / PICOSECONDS_PER_SECOND, *live))
+            if not 0 <= lane < lanes:
+                raise ValueError(f"the router named lane {lane!r} for request {number}; the fleet has 0 to {lanes - 1}")
+            reached_ps = next_ps if next_ps < environment.peek() else arrival_ps
+            advance(state, plan, max(reached_ps, arrival_ps), slot, lane)
+
+
+def _live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return what FleetView shows after now_s, as views of the lanes, which stay true as the run goes on."""
+    shown = [lanes[name] for name in ("outstanding", "waiting", "running", "context_tokens")]
+    return (*shown, lanes["total_blocks"] << lanes["block_shift"], lanes["pool"])
 
 
 def _contents(trace: Trace) -> Contents:
@@ -183,8 +185,3 @@ def _chunks(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
         rows = slice(first, min(first + size, len(trace)))
         arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
         yield Chunk(first, *arrays, contents.offsets[first : rows.stop + 1])
-
-
-def _plain(*columns: Any) -> Iterator[tuple[int, ...]]:
-    """Return rows of plain integers."""
-    return zip(*(column.tolist() for column in columns), strict=True)

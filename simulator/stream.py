@@ -60,7 +60,9 @@ class _Window:
                 rows = _slice(block, start, start + CHUNK_REQUESTS)
                 self._close_done()
                 self.rows.append(rows)
-                outcome = Outcome._make(map(np.concatenate, zip(self.ledger.outcome, blank(len(rows)), strict=True)))
+                outcome = Outcome._make(
+                    np.concatenate(two) for two in zip(self.ledger.outcome, blank(len(rows)), strict=True)
+                )
                 self.ledger = Ledger(self.ledger.first, outcome)
                 yield (
                     Chunk(first, rows.arrival_ns, rows.input_tokens, rows.output_tokens, np.zeros(0, np.int64)),
@@ -90,3 +92,8 @@ class _Window:
 def _slice(trace: Trace, start: int, stop: int) -> Trace:
     arrays = (trace.input_tokens[start:stop], trace.output_tokens[start:stop], trace.status[start:stop])
     return Trace(trace.name, trace.arrival_ns[start:stop], *arrays)
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    columns: Any = zip(first, second, strict=True)
+    return Outcome._make(np.concatenate(pair) for pair in columns)

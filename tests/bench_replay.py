@@ -7,14 +7,18 @@ import argparse
 import resource
 import time
 
+import numba
 import numpy as np
+import simpy
 import toys
 
+import simulator.replay
 import traces
 from models.engine import UNLIMITED_TOKENS, Limits
 from simulator.fleet import Fleet, Pool, PricedEngine
-from simulator.replay import replay
+from simulator.replay import FleetView, RequestView, replay
 from simulator.routing import ROUTERS
+from simulator.run import Run
 from traces import transform
 from traces.trace import Trace
 
@@ -48,7 +52,7 @@ def workload(path: str | None, requests: int, replicas: int) -> Trace:
     return Trace(long.name, arrival_ns, **columns)
 
 
-def measured(trace: Trace, fleet: Fleet, **options: object) -> tuple[float, object]:
+def measured(trace: Trace, fleet: Fleet, **options: object) -> tuple[float, Run]:
     """Return the CPU seconds of a replay and its run."""
     start = time.process_time()
     run = replay(trace, fleet, **options)  # type: ignore[arg-type]
@@ -60,8 +64,72 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
+@numba.njit(cache=False)
+def bare_loop(step_ends_ps: np.ndarray, lanes: int) -> int:
+    """Walk as many step ends as a replay did, each the earliest of all lanes': what no replay can be faster than."""
+    ends = step_ends_ps[:lanes].copy()
+    total = 0
+    for i in range(lanes, step_ends_ps.size):
+        lane = 0
+        for other in range(1, lanes):
+            if ends[other] < ends[lane]:
+                lane = other
+        total ^= ends[lane]
+        ends[lane] += step_ends_ps[i]
+    return total
+
+
+def bare_cpu_s(events: int, lanes: int) -> float:
+    """Return the CPU seconds of the bare loop for so many events."""
+    gaps = np.random.default_rng(0).integers(1, 1_000_000, events + lanes)
+    bare_loop(gaps[: 2 * lanes], lanes)
+    start = time.process_time()
+    bare_loop(gaps, lanes)
+    return time.process_time() - start
+
+
+def shortest_queue(request: RequestView, view: FleetView) -> int:
+    """Route in Python."""
+    return int(view.outstanding.argmin())
+
+
+def crossings(trace: Trace, fleet: Fleet, **options: object) -> tuple[int, int]:
+    """Return how often a replay enters the data plane, and how many events SimPy handles."""
+    entered, handled = [0], [0]
+    advance, step = simulator.replay.advance, simpy.Environment.step
+
+    def counted_advance(*arguments: object) -> None:
+        entered[0] += 1
+        advance(*arguments)
+
+    def counted_step(environment: simpy.Environment) -> None:
+        handled[0] += 1
+        step(environment)
+
+    simulator.replay.advance, simpy.Environment.step = counted_advance, counted_step
+    try:
+        replay(trace, fleet, **options)  # type: ignore[arg-type]
+    finally:
+        simulator.replay.advance, simpy.Environment.step = advance, step
+    return entered[0], handled[0]
+
+
+def report(name: str, replicas: int, trace: Trace, cpu_s: float, run: Run) -> None:
+    """Print one line, and hold the events a request to what they should be."""
+    events = int(run.clock["lane_events"][0])
+    steps = int(run.lanes["scheduled_steps"].sum())
+    ratio = bare_cpu_s(events + len(trace), replicas) / cpu_s
+    print(
+        f"{name:20s} {replicas:5d} replicas {len(trace):9d} requests {len(trace) / cpu_s:10.0f} per CPU s"
+        f" {events / len(trace):5.2f} lane events and {steps / len(trace):6.2f} steps a request"
+        f" {ratio:5.2f} of a bare loop, peak {peak_megabytes():.0f} MB",
+        flush=True,
+    )
+    assert events < 4 * len(trace), "between two changes of its batch a lane steps in one event"
+
+
 def main() -> None:
-    """Print one line per router and fleet size."""
+    """Print one line per router and fleet size, then what a router in Python costs, then the crossings."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--replicas", default="1,8,64")
@@ -70,19 +138,23 @@ def main() -> None:
     chosen = parser.parse_args()
     priced = engine()
     replay(workload(chosen.trace, 100, 1), Fleet((Pool(priced, 1),)))
+    sizes = [int(text) for text in chosen.replicas.split(",")]
     for router in chosen.routers.split(","):
         assert router in ROUTERS, router
-        for replicas in map(int, chosen.replicas.split(",")):
+        for replicas in sizes:
             trace = workload(chosen.trace, chosen.requests, replicas)
-            cpu_s, run = measured(trace, Fleet((Pool(priced, replicas),), router))
-            events = int(run.clock["lane_events"][0]) / len(trace)
-            steps = int(run.lanes["scheduled_steps"].sum()) / len(trace)
-            print(
-                f"{router:20s} {replicas:5d} replicas {len(trace):9d} requests {len(trace) / cpu_s:10.0f} per CPU s"
-                f" {events:5.2f} lane events and {steps:6.2f} steps a request"
-                f" busy {np.mean(run.busy_fraction()):.2f} peak {peak_megabytes():.0f} MB"
-            )
-            assert events < 4, "between two changes of its batch a lane steps in one event"
+            report(router, replicas, trace, *measured(trace, Fleet((Pool(priced, replicas),), router)))
+    trace = workload(chosen.trace, min(chosen.requests, 100_000), 8)
+    fleet = Fleet((Pool(priced, 8),))
+    report("router in Python", 8, trace, *measured(trace, fleet, router=shortest_queue))
+    entered, handled = crossings(trace, fleet)
+    asked, asked_handled = crossings(trace, fleet, router=shortest_queue)
+    print(f"built-in router: {entered} crossings, {handled} SimPy events for {len(trace)} requests")
+    print(f"router in Python: {asked} crossings, {asked_handled} SimPy events for {len(trace)} requests")
+    assert entered <= len(trace) / 8192 + 2
+    assert handled <= len(trace) / 8192 + 4
+    assert asked <= 1.01 * len(trace) + 2
+    assert asked_handled <= 0.01 * len(trace) + 4
 
 
 if __name__ == "__main__":
