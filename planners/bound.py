@@ -53,11 +53,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One window: power [engine] of a replica, demand, and relief: (how many requests, what each takes out at most).
+    """One window, from the arrival of its first request to its end: power [engine] of a replica, demand, and relief.
 
-    Rows of one family share the misses allowed.
+    relief is (how many requests, what each takes out at most); rows of one family share the misses allowed.
     """
 
+    first: int
+    end_s: float
     power: Array
     demand: float
     relief: tuple[tuple[int, float], ...]
@@ -99,13 +101,18 @@ def windows_of(market: Market) -> Windows:
     return Windows(tuple(row for row in rows if row.demand > 0), False)
 
 
-def rigorous_usd_per_hour(market: Market, windows: Windows | None = None, *, fewest_replicas: int = 1) -> float:
+def rigorous_usd_per_hour(
+    market: Market, windows: Windows | None = None, fails_alone: npt.NDArray[np.bool_] | None = None
+) -> float:
     """Return the bound; infinite where not even idle engines keep the promises but for the allowed misses.
 
-    fewest_replicas is what the caller knows any fleet that survives to have at least.
+    fails_alone [engine] says of which engines one replica by itself is known to break a promise.
     """
     windows = windows or windows_of(market)
-    return math.inf if windows.is_hopeless else _cheapest_usd(market.usd_per_hour, windows.rows, fewest_replicas)
+    if windows.is_hopeless:
+        return math.inf
+    fails = np.zeros(market.usd_per_hour.size, bool) if fails_alone is None else fails_alone
+    return _cheapest_usd(market.usd_per_hour, windows.rows, fails)
 
 
 def _misses(relief: tuple[tuple[int, float], ...], lacking: float) -> float:
@@ -221,7 +228,7 @@ def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed
     cheapest, costs = cheapest[served], costs[:, served]
     rates = (costs / cheapest).min(axis=1, initial=np.inf)
     power = cost.usd * (end_s - float(part.arrival_s[first])) / rates
-    return Row(power, float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
+    return Row(first, end_s, power, float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
 
 
 def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:
@@ -234,7 +241,7 @@ def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:
     return tuple(relief)
 
 
-def _cheapest_usd(usd: Array, rows: Sequence[Row], fewest_replicas: int) -> float:
+def _cheapest_usd(usd: Array, rows: Sequence[Row], fails_alone: npt.NDArray[np.bool_]) -> float:
     """Return the least that replicas meeting every row cost, or the best bound on it that the solver proves."""
     library = mathopt()
     model = library.Model()
@@ -250,7 +257,9 @@ def _cheapest_usd(usd: Array, rows: Sequence[Row], fewest_replicas: int) -> floa
     for family, counts in missed.items():
         if counts:
             model.add_linear_constraint(sum(counts) <= allowed[family])
-    model.add_linear_constraint(sum(replicas) >= fewest_replicas)
+    model.add_linear_constraint(
+        sum((1 if fails else 2) * n for n, fails in zip(replicas, fails_alone, strict=True)) >= 2
+    )
     model.minimize(sum(float(price) * count for price, count in zip(usd, replicas, strict=True)))
     found = solve(model, node_limit=NODES)
     return math.inf if found is None else (1 - TOLERANCE) * float(found.best_objective_bound())

@@ -7,7 +7,7 @@ afterwards fleets near the best one, and where there are few enough all fleets t
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +19,10 @@ from planners.demand import Market
 from planners.mix import Demand
 from planners.rehearsal import ROUTERS, Candidate, Verdict
 from simulator.run import Run
+from traces import Trace
 
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Replicas = tuple[int, ...]  # of each engine
 
 ROUNDS = 40
@@ -35,10 +37,13 @@ MOST_ADDED = 2
 class Hunt:
     """One search on one market: the verdicts so far, what pools were seen to carry, and the cheapest survivors."""
 
-    def __init__(self, market: Market, windows: Windows, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, market: Market, windows: Windows, tell: Callable[[str], None], siblings: Sequence[Trace] = ()
+    ) -> None:
         self.market = market
         self.windows = windows
         self.tell = tell
+        self.siblings = siblings
         self.engines = undominated(market)
         self.verdicts: dict[Candidate, Verdict] = {}
         self.tried: dict[Replicas, bool] = {}
@@ -48,6 +53,7 @@ class Hunt:
         self.best_run: Run | None = None
         self.best_single: Verdict | None = None
         self.rounds = 0
+        self.conditional_usd = 0.0
         self.is_exhausted = False
 
     def single_engines(self) -> None:
@@ -63,8 +69,10 @@ class Hunt:
         for _ in range(ROUNDS):
             proposal = self._proposal()
             if proposal is None:
+                self.conditional_usd = math.inf
                 return
             self.rounds += 1
+            self.conditional_usd = self._cost(proposal[0])
             chosen = rehearsal.candidate(*proposal)
             verdict, run = self.attempt(chosen)
             if not verdict.survives:
@@ -72,7 +80,7 @@ class Hunt:
 
     def refine(self) -> None:
         """Replay the neighbours of the best fleet, and all cheaper fleets where they are few, until none survives."""
-        effort = EFFORT_REQUESTS // len(self.market.trace)
+        effort = EFFORT_REQUESTS // (len(self.market.trace) * (1 + len(self.siblings)))
         while self.best is not None and effort > 0:
             before, spent = self.best, len(self.verdicts)
             self._first_survivor(self._neighbours(before), min(NEIGHBOURS, effort))
@@ -104,8 +112,7 @@ class Hunt:
 
     def attempt(self, chosen: Candidate) -> tuple[Verdict, Run]:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
-        run = rehearsal.rehearse(self.market, chosen)
-        verdict = rehearsal.judge(self.market, chosen, run)
+        verdict, run = rehearsal.judge(self.market, chosen, self.siblings)
         self.verdicts[chosen] = verdict
         if verdict.survives:
             if _is_cheaper(verdict, self.best):
@@ -123,6 +130,23 @@ class Hunt:
             if other == engine and size >= count
         ]
         return min([float(count), *known])
+
+    def fails_alone(self) -> Bools:
+        """Return which engines [engine] are certain not to survive as one replica.
+
+        With one lane all routers are alike, so that its replay decides; with more, only too little power does.
+        """
+        fails = np.zeros(len(self.market.offers), bool)
+        for engine, offer in enumerate(self.market.offers):
+            if offer.usd_per_hour < self._ceiling_usd():
+                one = np.zeros(len(self.market.offers))
+                one[engine] = 1
+                fails[engine] = not self.windows.may_survive(one)
+                if not fails[engine] and offer.priced.lanes == 1:
+                    chosen = self._alone(engine, 1)
+                    verdict = self.verdicts.get(chosen) or rehearsal.judge(self.market, chosen)[0]
+                    fails[engine] = not verdict.survives
+        return fails
 
     def cheaper_failure(self) -> Verdict | None:
         """Return the fleet that fails by least of those that cost less than the best; of equal ones the cheapest."""
@@ -254,7 +278,9 @@ class Hunt:
                 shares = np.array([row[pool] for row in chosen.shares])
                 load = self.market.demand.load[engine]
                 carried = float((shares[shares > 0] * load[shares > 0]).sum())
-                fraction = rehearsal.largest_fraction(self.market, engine, count, rehearsal.pool_rows(run, pool))
+                fraction = rehearsal.largest_fraction(
+                    self.market, engine, count, run.trace, rehearsal.pool_rows(run, pool)
+                )
                 self._cut(engine, count, min(fraction, 1 - CAUTION) * carried)
 
     def _cut(self, engine: int, count: int, carried: float) -> None:
@@ -343,7 +369,7 @@ class Hunt:
     def _reach(self, engine: int) -> float:
         if engine not in self.reaches:
             everyone = np.arange(len(self.market.trace))
-            self.reaches[engine] = rehearsal.largest_fraction(self.market, engine, 1, everyone)
+            self.reaches[engine] = rehearsal.largest_fraction(self.market, engine, 1, self.market.trace, everyone)
         return self.reaches[engine]
 
     def _is_in_failed(self, replicas: Replicas) -> bool:

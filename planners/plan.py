@@ -56,10 +56,20 @@ class PromiseKept:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfSample:
+    """On how many resampled siblings of the trace, which the search never saw, the plan kept every promise."""
+
+    siblings: int
+    passed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The cheapest fleet found, how requests are routed to it, and how sure that is.
 
-    usd_per_hour_bound is rigorous: no fleet of the offered engines under any router costs less. latency_s, attainment
+    usd_per_hour_bound is rigorous: no fleet of the offered engines under any router costs less. The conditional bound
+    holds for fleets routed like this one, and where not all of them were replayed, for what the search learned of
+    their pools: it is no proof. latency_s, attainment
     and requests are those of the rehearsal on the whole trace; empty where the plan is analytic, not rehearsed.
     shares[bucket][pool] are the fractions of each bucket of prompt lengths, as in simulator.fleet.Fleet.
     """
@@ -80,6 +90,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     effort: Mapping[str, int] = field(default_factory=dict)
     is_rehearsed: bool = True
+    conditional_usd_per_hour: float | None = None
+    out_of_sample: OutOfSample | None = None
+    explain: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -113,6 +126,9 @@ class Plan:
                 "notes": self.notes,
                 "effort": self.effort,
                 "is_rehearsed": self.is_rehearsed,
+                "bounds": {"rigorous": self.usd_per_hour_bound, "conditional": self.conditional_usd_per_hour},
+                "out_of_sample": self.out_of_sample and asdict(self.out_of_sample),
+                "explain": self.explain,
             }
         )
         return values
@@ -137,6 +153,9 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         notes=tuple(result["notes"]),
         effort=result["effort"],
         is_rehearsed=result["is_rehearsed"],
+        conditional_usd_per_hour=result["bounds"]["conditional"],
+        out_of_sample=result["out_of_sample"] and OutOfSample(**result["out_of_sample"]),
+        explain=result["explain"],
     )
 
 

@@ -1,7 +1,7 @@
 """The rehearsal: replays the whole trace on a candidate fleet, says what broke and where, and probes single pools."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -59,17 +59,29 @@ def fleet_of(market: Market, chosen: Candidate) -> Fleet:
     return Fleet(tuple(pools), chosen.router, market.input_edges, chosen.shares)
 
 
-def rehearse(market: Market, chosen: Candidate) -> Run:
-    """Return the replay of the market's trace on the candidate."""
+def rehearse(market: Market, chosen: Candidate, trace: Trace | None = None) -> Run:
+    """Return the replay of a trace, by default the market's, on the candidate."""
     from simulator.replay import replay
 
-    return replay(market.trace, fleet_of(market, chosen))
+    return replay(market.trace if trace is None else trace, fleet_of(market, chosen))
 
 
-def judge(market: Market, chosen: Candidate, run: Run) -> Verdict:
-    """Return what a run says of the candidate."""
+def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = ()) -> tuple[Verdict, Run]:
+    """Return what replays of the trace, then of its siblings until one fails, say of the candidate, and the last run.
+
+    Of a candidate that survives all, the run returned is that of the trace itself.
+    """
     cost = sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)
-    return Verdict(chosen, cost, strain(run, market.slos), failure(run, market.slos))
+    first = rehearse(market, chosen)
+    worst, words = strain(first, market.slos), failure(first, market.slos)
+    for number, sibling in enumerate(siblings, 1):
+        if words:
+            break
+        run = rehearse(market, chosen, sibling)
+        worst, words = max(worst, strain(run, market.slos)), failure(run, market.slos)
+        if words:
+            return Verdict(chosen, cost, worst, f"on resampled sibling {number}, {words}"), run
+    return Verdict(chosen, cost, worst, words), first
 
 
 def failure(run: Run, slos: Sequence[Slo]) -> str:
@@ -96,8 +108,8 @@ def pool_strain(run: Run, pool: int, slos: Sequence[Slo]) -> float:
     return worst
 
 
-def largest_fraction(market: Market, engine: int, count: int, rows: npt.NDArray[np.int64]) -> float:
-    """Return the largest fraction of some requests that so many replicas of an engine serve within the promises.
+def largest_fraction(market: Market, engine: int, count: int, trace: Trace, rows: npt.NDArray[np.int64]) -> float:
+    """Return the largest fraction of a trace's rows that so many replicas of an engine serve within the promises.
 
     Found by halving, PROBES times; every thinning takes requests evenly in time within each size bucket.
     """
@@ -109,33 +121,23 @@ def largest_fraction(market: Market, engine: int, count: int, rows: npt.NDArray[
     low, high = 0.0, 1.0
     for _ in range(PROBES):
         middle = (low + high) / 2
-        kept = rows[thinned(market, rows, middle)]
-        if kept.size == 0 or strain(replay(take(market.trace, kept), fleet), market.slos) <= 1.0:
+        kept = rows[thinned(market, trace, rows, middle)]
+        if kept.size == 0 or strain(replay(take(trace, kept), fleet), market.slos) <= 1.0:
             low = middle
         else:
             high = middle
     return low
 
 
-def thinned(market: Market, rows: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
+def thinned(market: Market, trace: Trace, rows: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Return which of some requests a router keeps that takes an even fraction of each size bucket."""
-    bucket = np.searchsorted(market.input_edges, np.maximum(market.trace.input_tokens[rows], 1), side="right") - 1
+    bucket = np.searchsorted(market.input_edges, np.maximum(trace.input_tokens[rows], 1), side="right") - 1
     kept = np.zeros(rows.size, bool)
     for number in range(len(market.input_edges)):
         places = np.flatnonzero(bucket == number)
         due = np.floor(fraction * np.arange(places.size + 1) + 0.5)
         kept[places] = np.diff(due) > 0
     return kept
-
-
-def with_router(chosen: Candidate, router: str) -> Candidate:
-    """Return the candidate under another router."""
-    return replace(chosen, router=router)
-
-
-def same_trace(market: Market, trace: Trace) -> Market:
-    """Return the market with another trace to replay; loads and buckets stay those it was planned on."""
-    return replace(market, trace=trace)
 
 
 def _speed(market: Market, engine: int) -> float:

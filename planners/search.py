@@ -1,8 +1,9 @@
 """Find the cheapest fleet that keeps its promises on a trace: offers, mix, rehearsal, plan."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +12,23 @@ from planners import mix, rehearsal
 from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
 from planners.engines import Offer, devices_named, offers_for
+from planners.explain import explain
 from planners.hunt import Hunt, undominated
 from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
 from planners.mix import Demand
-from planners.plan import Outcome, Plan, PlannedPool, PromiseKept
+from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept, rounded
 from planners.rehearsal import Candidate, Verdict
-from planners.slo import Slo, limit_s, value_s
+from planners.slo import Slo, holds, limit_s, value_s
 from simulator.run import Run
 from traces import Trace
 
 __all__ = ["Infeasible", "Progress", "find_plan"]
+
+
+TRAINING = 4  # siblings that the search sees
+BLOCK_S = 60.0
+FEWEST_BLOCKS = 20
+SEEDS_APART = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,14 @@ def find_plan(
     offers: Sequence[Offer] | None = None,
     progress: Listener | None = None,
     analytic: bool = False,
+    siblings: int = 0,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
-    analytic=True stops before the rehearsal. Raises Infeasible with the reasons that bind, ValueError for bad input.
+    analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
+    trace, and is then tried on so many others that the search never saw. Raises Infeasible with the reasons that bind,
+    ValueError for bad input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
@@ -70,12 +81,26 @@ def find_plan(
     tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
     if analytic:
         return sketch
-    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)))
+    training = siblings_of(trace, range(1, TRAINING + 1), seed) if siblings else ()
+    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)), training)
     hunt.single_engines()
     hunt.mixes()
     hunt.refine()
     hunt.shrink()
-    return _plan(hunt, bound_usd, notes)
+    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, hunt.fails_alone()))
+    fresh = siblings_of(trace, range(TRAINING + 1, TRAINING + 1 + siblings), seed)
+    return _plan(hunt, bound_usd, notes, fresh)
+
+
+def siblings_of(trace: Trace, numbers: Sequence[int], seed: int) -> tuple[Trace, ...]:
+    """Return resampled siblings of a trace: blocks of it in random order, so that its bursts stay; one for each number.
+
+    Blocks are of BLOCK_S, or shorter where the trace has fewer than FEWEST_BLOCKS of those.
+    """
+    from traces import transform
+
+    block_s = min(BLOCK_S, trace.span_s / FEWEST_BLOCKS)
+    return tuple(transform.resample(trace, SEEDS_APART * seed + number, block_s) for number in numbers)
 
 
 def fluid_mix(market: Market) -> mix.Mix | None:
@@ -124,7 +149,7 @@ def _sketch(market: Market, fluid: mix.Mix, bound_usd: float, notes: tuple[str, 
     )
 
 
-def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...]) -> Plan:
+def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[Trace]) -> Plan:
     market, best, run = hunt.market, hunt.best, hunt.best_run
     if best is None or run is None:
         raise nothing_survived(hunt.verdicts.values())
@@ -146,7 +171,23 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...]) -> Plan:
         bottleneck=_bottleneck(market, best.candidate, run),
         notes=notes,
         effort={"engines": len(market.offers), "fleets_rehearsed": len(hunt.verdicts), "mixes_proposed": hunt.rounds},
+        conditional_usd_per_hour=best.usd_per_hour
+        if hunt.is_exhausted
+        else min(hunt.conditional_usd, best.usd_per_hour),
+        out_of_sample=_out_of_sample(market, best.candidate, fresh) if fresh else None,
+        explain=_explanation(hunt, best),
     )
+
+
+def _out_of_sample(market: Market, chosen: Candidate, fresh: Sequence[Trace]) -> OutOfSample:
+    passed = [holds(rehearsal.rehearse(market, chosen, sibling), market.slos) for sibling in fresh]
+    return OutOfSample(len(passed), sum(passed))
+
+
+def _explanation(hunt: Hunt, best: Verdict) -> Mapping[str, Any]:
+    used = [engine for engine, _ in best.candidate.pools]
+    result: Mapping[str, Any] = rounded(explain(hunt.market, hunt.windows, best.usd_per_hour, used).result())
+    return result
 
 
 def _pools(market: Market, chosen: Candidate, run: Run | None = None) -> tuple[PlannedPool, ...]:

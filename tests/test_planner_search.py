@@ -14,7 +14,7 @@ from planners import plan as plans
 from planners.bound import windows_of
 from planners.demand import survey
 from planners.hunt import Hunt
-from planners.search import Infeasible, find_plan
+from planners.search import Infeasible, find_plan, siblings_of
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
@@ -154,3 +154,35 @@ def test_the_contract_of_the_answer_is_kept():
     keys = {"device", "replicas", "tp", "pp", "dp", "ep", "dtype", "role", "usd_per_hour"}
     assert all(keys <= set(pool) for pool in result["pools"])
     assert 0 <= result["gap"] < 1
+
+
+def test_siblings_keep_the_traces_size_and_bursts_and_are_not_the_trace():
+    trace = planner_toys.bursty_trace(4, 600)
+    first, second = siblings_of(trace, (1, 2), seed=0)
+    assert [len(first), len(second)] == pytest.approx([600, 600], rel=0.3)
+    assert first.arrival_ns.tolist() != second.arrival_ns.tolist() != trace.arrival_ns.tolist()
+    assert siblings_of(trace, (1,), seed=0)[0].arrival_ns.tolist() == first.arrival_ns.tolist()
+
+
+def test_a_plan_with_siblings_costs_no_less_and_says_how_often_it_held_out_of_sample():
+    _, alone = plan_of(1)
+    trace, robust = plan_of(1, siblings=5)
+    assert robust.usd_per_hour >= alone.usd_per_hour
+    assert robust.out_of_sample.siblings == 5
+    held = [
+        holds(replay(sibling, robust.fleet()), planner_toys.promises())
+        for sibling in siblings_of(trace, range(5, 10), seed=0)
+    ]
+    assert robust.out_of_sample.passed == sum(held)
+    for sibling in siblings_of(trace, range(1, 5), seed=0):
+        assert holds(replay(sibling, robust.fleet()), planner_toys.promises())
+
+
+def test_shadow_prices_add_up_to_the_plans_cost_and_rivals_are_worth_less_than_they_cost():
+    trace, plan = plan_of(0)
+    shadows = plan.explain["shadow_prices"]
+    total = sum(row["requests_per_s"] * row["usd_per_hour_per_request_per_s"] for row in shadows)
+    assert total == pytest.approx(plan.usd_per_hour, rel=1e-3)
+    assert all(row["worth_usd_per_hour"] <= row["usd_per_hour"] * (1 + 1e-5) for row in plan.explain["rivals"])
+    assert all(0 <= row["start_s"] <= trace.span_s for row in plan.explain["moments"])
+    assert plan.usd_per_hour_bound <= plan.conditional_usd_per_hour <= plan.usd_per_hour

@@ -1,0 +1,155 @@
+"""Why a plan is as it is: which promise and which moments bind, what demand costs at the margin, what else was near."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from planners.bound import Windows
+from planners.demand import Market
+from traces.trace import NS_PER_S
+
+Array = npt.NDArray[np.float64]
+
+MOMENTS = 3
+RIVALS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What one more request per second of a bucket of prompt lengths adds to the cost [USD/h]."""
+
+    from_tokens: int
+    requests_per_s: float
+    usd_per_hour_per_request_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """An engine that was not chosen, its price, and the price at which it would be worth a place [USD/h, replica]."""
+
+    name: str
+    usd_per_hour: float
+    worth_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A window of the trace in which the bound needs the most replicas: its start and length, and what it costs."""
+
+    start_s: float
+    length_s: float
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Shadow prices of demand, rivals and their reduced costs, and the moments that bind."""
+
+    shadows: tuple[Shadow, ...]
+    rivals: tuple[Rival, ...]
+    moments: tuple[Moment, ...]
+
+    def result(self) -> Mapping[str, Any]:
+        """Return what plan.json says."""
+        return {
+            "shadow_prices": [
+                {
+                    "from_tokens": shadow.from_tokens,
+                    "requests_per_s": shadow.requests_per_s,
+                    "usd_per_hour_per_request_per_s": shadow.usd_per_hour_per_request_per_s,
+                }
+                for shadow in self.shadows
+            ],
+            "rivals": [
+                {
+                    "engine": rival.name,
+                    "usd_per_hour": rival.usd_per_hour,
+                    "worth_usd_per_hour": rival.worth_usd_per_hour,
+                }
+                for rival in self.rivals
+            ],
+            "moments": [
+                {"start_s": moment.start_s, "length_s": moment.length_s, "usd_per_hour": moment.usd_per_hour}
+                for moment in self.moments
+            ],
+        }
+
+
+def explain(market: Market, windows: Windows, plan_usd_per_hour: float, used: Sequence[int]) -> Explanation:
+    """Return the reasons for a plan that uses some engines.
+
+    Prices come from the linear programme of divisible replicas, scaled so that they add up to what the plan costs: so
+    each bucket bears its share of the room that bursts and whole replicas take.
+    """
+    shadow, fluid_usd = _shadow_prices(market)
+    scale = plan_usd_per_hour / fluid_usd if fluid_usd > 0 else 1.0
+    return Explanation(
+        shadows=_shadows(market, shadow * scale),
+        rivals=_rivals(market, shadow, used),
+        moments=_moments(market, windows),
+    )
+
+
+def _shadow_prices(market: Market) -> tuple[Array, float]:
+    """Return what each whole bucket costs at the margin were replicas divisible and never idle, and their sum."""
+    from scipy.optimize import linprog
+
+    demand, usd = market.demand, market.usd_per_hour
+    usable = np.isfinite(demand.load) & (demand.lost <= demand.allowed[:, None, None]).all(axis=0)
+    places = np.argwhere(usable)
+    cost = usd[places[:, 0]] * demand.load[usable]
+    carried = np.zeros((demand.load.shape[1], len(places)))
+    carried[places[:, 1], np.arange(len(places))] = 1.0
+    lost = np.array([losses[usable] for losses in demand.lost])
+    found = linprog(cost, lost, demand.allowed, carried, np.ones(carried.shape[0]), method="highs")
+    if found.status != 0:
+        return np.zeros(carried.shape[0]), 0.0
+    return np.asarray(found.eqlin.marginals), float(found.fun)
+
+
+def _shadows(market: Market, price: Array) -> tuple[Shadow, ...]:
+    trace = market.trace
+    bucket = np.searchsorted(market.input_edges, np.maximum(trace.input_tokens, 1), side="right") - 1
+    rate = np.bincount(bucket, minlength=len(market.input_edges)) / market.horizon_s
+    return tuple(
+        Shadow(edge, float(rate[number]), float(price[number] / rate[number]))
+        for number, edge in enumerate(market.input_edges)
+        if rate[number] > 0
+    )
+
+
+def _rivals(market: Market, price: Array, used: Sequence[int]) -> tuple[Rival, ...]:
+    """Return the engines closest to a place: worth is what a busy replica saves at the shadow prices."""
+    rivals = []
+    for engine, offer in enumerate(market.offers):
+        load = market.demand.load[engine]
+        useful = np.isfinite(load) & (load > 0)
+        if engine not in used and useful.any():
+            rivals.append(Rival(offer.short_name, offer.usd_per_hour, float((price[useful] / load[useful]).max())))
+    rivals.sort(key=lambda rival: (-rival.worth_usd_per_hour / rival.usd_per_hour, rival.name))
+    return tuple(rivals[:RIVALS])
+
+
+def _moments(market: Market, windows: Windows) -> tuple[Moment, ...]:
+    """Return the windows that by themselves, every miss allowed spent on them, need the dearest fleet."""
+    usd, arrival_s = market.usd_per_hour, market.trace.arrival_ns / NS_PER_S
+    moments = []
+    for row in windows.rows:
+        per_usd = float((row.power / usd).max())
+        left = row.demand - _most_relief(row.relief, row.allowed)
+        if per_usd > 0 and left > 0:
+            start_s = float(arrival_s[row.first])
+            moments.append(Moment(start_s, row.end_s - start_s, left / per_usd))
+    moments.sort(key=lambda moment: (-moment.usd_per_hour, moment.start_s))
+    return tuple(moments[:MOMENTS])
+
+
+def _most_relief(relief: tuple[tuple[int, float], ...], allowed: float) -> float:
+    taken = 0.0
+    for count, each in relief:
+        part = min(count, allowed)
+        taken, allowed = taken + part * each, allowed - part
+    return taken
