@@ -13,6 +13,8 @@ COMMANDS = {
     "calibrate": ("planners.commands.calibrate:calibrate", "Fit the cost model to benchmark files."),
     "validate": ("planners.commands.validate:validate", "Compare predictions with measurements."),
     "whatif": ("planners.commands.whatif:whatif", "Plan again under other rates, prices, promises and devices."),
+    "lock": ("planners.commands.lock:lock", "Lock the decision of a plan in plan.lock.json."),
+    "check": ("planners.commands.check:check", "Check locked decisions against today's; 3 means drift."),
     "export": ("planners.commands.export:export", "Write a plan as Kubernetes objects, Helm values or command lines."),
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),

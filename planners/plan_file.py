@@ -86,7 +86,7 @@ def parse(path: str | Path, text: str) -> SavedPlan:
         raise ValueError(f'{path}:1:1: not a plan.json; expected "schema": "{SCHEMA}" and a "result" with "pools"')
     try:
         inputs = content["inputs"]
-        model = llm.load(_beside(path, inputs["model"]))
+        model = llm.load(find_beside(path, inputs["model"]))
         return SavedPlan(from_result(content["result"], model), model, parse_all(inputs["slo"]), inputs)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}:1:1: not a whole plan.json: {error} is missing or of the wrong kind") from None
@@ -97,10 +97,10 @@ def read_trace(inputs: Mapping[str, Any], beside: str | Path) -> "Trace":
     import traces
 
     path = inputs["trace"]["path"]
-    return traces.sample() if path is None else traces.read(_beside(beside, path))
+    return traces.sample() if path is None else traces.read(find_beside(beside, path))
 
 
-def _beside(file: str | Path, name: str) -> str:
-    """Return a path as given where it exists from here, else as seen from a file's folder where that exists."""
+def find_beside(file: str | Path, name: str) -> str:
+    """Return a path as given where it exists from here, else as seen from another file's folder where that exists."""
     seen = Path(file).parent / name
     return str(seen) if not Path(name).exists() and seen.exists() else name
