@@ -49,9 +49,9 @@ def junit(found: Findings, lock_file: str, fail_on: Sequence[str] = FAILING) -> 
     for name, each in found.items():
         about = {"classname": f"plan.{name}", "file": lock_file}
         if not each:
-            ElementTree.SubElement(suite, "testcase", name="as locked", **about)
+            ElementTree.SubElement(suite, "testcase", about | {"name": "as locked"})
         for finding in each:
-            case = ElementTree.SubElement(suite, "testcase", name=finding.what, **about)
+            case = ElementTree.SubElement(suite, "testcase", about | {"name": finding.what})
             if finding.kind in fail_on:
                 ElementTree.SubElement(case, "failure", type=finding.kind, message=finding.words)
             else:
