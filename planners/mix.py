@@ -17,8 +17,6 @@ Array = npt.NDArray[np.float64]
 
 ONE_BY_ONE = 16
 SIZE_RATIO = 1.08
-BOUND_NODES = 20_000
-STRONG_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,44 +96,6 @@ def cheapest_mix(
     if found is None:
         return None
     return _tie_broken(model, cost, usd_per_hour, demand, take, shares, found)
-
-
-def lower_bound_usd_per_hour(
-    usd_per_hour: Array, load: Array, kept: Array, requests: Array, heaviest: Array, allowed: float
-) -> float:
-    """Return a proven lower bound on the cost of any mix that serves the groups but for the allowed misses.
-
-    load [engine, group] in replicas for all of a group's work, kept [engine, group] the share of that work the engine
-    can serve within the promises; requests [group], of which `allowed` in all may be given up; heaviest [group] is the
-    largest request's work over the mean. Integer replicas, every pool busy without a pause: no router does better.
-    """
-    library = mathopt()
-    model = library.Model()
-    engines, groups = load.shape
-    replicas = [model.add_integer_variable(lb=0) for _ in range(engines)]
-    given_up = [model.add_variable(lb=0, ub=float(count)) for count in requests]
-    shares = {
-        (engine, group): model.add_variable(lb=0, ub=float(kept[engine, group]))
-        for engine in range(engines)
-        for group in range(groups)
-        if kept[engine, group] > 0
-    }
-    for engine in range(engines):
-        used = _used(shares, engine, groups)
-        model.add_linear_constraint(
-            sum(load[engine, group] * shares[engine, group] for group in used) <= replicas[engine]
-        )
-    if len(shares) <= STRONG_ROWS:
-        for (engine, group), share in shares.items():
-            model.add_linear_constraint(share <= float(kept[engine, group]) * replicas[engine])
-    for group in range(groups):
-        carried = sum(shares[engine, group] for engine in range(engines) if (engine, group) in shares)
-        model.add_linear_constraint(carried + float(heaviest[group] / requests[group]) * given_up[group] >= 1)
-    model.add_linear_constraint(sum(given_up) <= allowed)
-    model.add_linear_constraint(sum(replicas) >= 1)
-    model.minimize(sum(float(usd) * count for usd, count in zip(usd_per_hour, replicas, strict=True)))
-    found = solve(model, node_limit=BOUND_NODES)
-    return float("inf") if found is None else float(found.best_objective_bound())
 
 
 def balanced_shares(demand: Demand, capacity: Sequence[float]) -> Array | None:

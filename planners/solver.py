@@ -18,14 +18,14 @@ def mathopt() -> Any:
     return mathopt
 
 
-def solve(model: Any, *, node_limit: int | None = None) -> Any | None:
+def solve(model: Any, *, node_limit: int | None = None, relative_gap: float = RELATIVE_GAP) -> Any | None:
     """Return the result of a MathOpt model, or None where it has no solution.
 
     One thread, no time limit: the same model gives the same result. RuntimeError where the solver fails.
     """
     library = mathopt()
     parameters = library.SolveParameters(
-        relative_gap_tolerance=RELATIVE_GAP, absolute_gap_tolerance=0.0, random_seed=0, node_limit=node_limit
+        relative_gap_tolerance=relative_gap, absolute_gap_tolerance=0.0, random_seed=0, node_limit=node_limit
     )
     try:
         with _silent_stdout():
