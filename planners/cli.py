@@ -15,6 +15,7 @@ COMMANDS = {
     "whatif": ("planners.commands.whatif:whatif", "Plan again under other rates, prices, promises and devices."),
     "lock": ("planners.commands.lock:lock", "Lock the decision of a plan in plan.lock.json."),
     "check": ("planners.commands.check:check", "Check locked decisions against today's; 3 means drift."),
+    "report": ("planners.commands.report:report", "Write an offline HTML page about a plan."),
     "export": ("planners.commands.export:export", "Write a plan as Kubernetes objects, Helm values or command lines."),
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),

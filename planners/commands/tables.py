@@ -62,4 +62,4 @@ def seconds(value: float | None) -> str:
         return "-"
     if value == float("inf"):
         return "never"
-    return f"{value:.3g} s" if value >= 100 else f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"

@@ -54,7 +54,10 @@ def _fleets(plan: Plan) -> str:
     rows.append([">", fleet_name(plan.pools), f"{plan.usd_per_hour:.2f}", verdict])
     rows.extend(_other(plan, plan.single_device, "best of a single device: "))
     rows.extend(_other(plan, plan.cheaper, "cheaper, but "))
-    rows.append(["", "lower bound, any router", f"{plan.usd_per_hour_bound:.2f}", f"gap {plan.gap:.1%}"])
+    if plan.conditional_usd_per_hour is not None:
+        conditional = f"{plan.conditional_usd_per_hour:.2f}"
+        rows.append(["", "lower bound, routed like this", conditional, "by what the search learned; no proof"])
+    rows.append(["", "lower bound, any router", f"{plan.usd_per_hour_bound:.2f}", f"proven; gap {plan.gap:.1%}"])
     return table(rows, right=[2])
 
 
