@@ -1,7 +1,7 @@
 """Another trace like this one: the law its arrivals follow, found on the first two thirds, judged on the last."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import log, sqrt
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from traces.arrival_laws import ARRIVAL_LAWS
 from traces.fit import fit_idc, idc_windows_s
-from traces.generate import build, generate
+from traces.generate import CLOCK_NS, build, generate
 from traces.length_laws import fit_lengths
 from traces.statistics import FEWEST_WINDOWS, counts, iat_cv, idc, idc_curve, quantum_s, rank_correlation
 from traces.trace import NS_PER_S, Array, Trace
@@ -23,6 +23,7 @@ SIGNIFICANCE = 0.01
 WINDOWS_S = (1.0, 10.0, 60.0)
 GOOD = {"idc_log_error": 0.3, "gap_ks": 0.05, "cv_log_error": 0.3, "length_ks": 0.05, "rank_difference": 0.1}
 PARAMETER_COST = 0.01  # what a parameter more must improve the misfit by
+DRIFT_WINDOWS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,37 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """The slow rate of a trace by windows, and the law of its arrivals once time is counted in expected requests."""
+
+    window_s: float
+    rates_per_s: tuple[float, ...]
+    law: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Likeness:
     """What was found: the law, its parameters with 90 % intervals, the other candidates, and how it stands up.
 
-    poisson has the test of a constant rate: the smallest p-value, and whether it is rejected. held_out compares the
-    law with time it was not fitted to; verdict is good, doubtful or bad by the thresholds beside it.
+    The law is chosen and judged with judged_parameters, fitted on two thirds of the time; parameters are those of the
+    same law fitted on all of it, for making more. poisson has the test of a constant rate: the smallest p-value, and
+    whether it is rejected. held_out compares the law with time it was not fitted to. drift compares the dispersion of
+    tokens in thirtieths of the span with what law and shuffled lengths give; where it is more, profile has the slow
+    rate to follow. verdict is good, doubtful or bad by the thresholds beside it.
     """
 
     law: str
     parameters: dict[str, Any]
+    judged_parameters: dict[str, Any]
     intervals: dict[str, Any]
     candidates: tuple[Candidate, ...]
     poisson: dict[str, Any]
     fitted_on: dict[str, Any]
     held_out: dict[str, Any]
     lengths: dict[str, Any]
+    drift: dict[str, Any]
+    profile: "Profile | None"
     verdict: str
     reasons: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(GOOD))
@@ -79,8 +96,14 @@ class Likeness:
         )
 
     def generate(self, duration_s: float, seed: int, lengths: Trace, name: str = "generated") -> Trace:
-        """Return a trace by this law, its lengths drawn in pairs from another trace."""
-        return generate(self.law, self.parameters, lengths, duration_s, seed, name)
+        """Return a trace by this law, its lengths drawn in pairs from the trace that was fitted.
+
+        Where rate and lengths drift together, slow rate and lengths follow the time of day of the fitted trace, over
+        and over; the law makes the rest.
+        """
+        if self.profile is None:
+            return generate(self.law, self.parameters, lengths, duration_s, seed, name)
+        return along(self.profile, lengths, duration_s, seed, name)
 
 
 def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
@@ -109,10 +132,77 @@ def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
     }
     about["idc"] = _idcs(fitted)
     about["dequantised_s"] = quantum_s(trace) if smooth is not trace else None
-    intervals = _intervals(best.fit, fitted, seed)
+    whole = FITS[best.fit](smooth) or best.parameters
+    intervals = _intervals(best.fit, smooth, seed)
+    drift = _drift(best.law, whole, smooth, seed)
     return Likeness(
-        best.law, best.parameters, intervals, tuple(candidates), poisson, about, found, lengths, verdict, reasons
-    )
+        law=best.law, parameters=whole, judged_parameters=best.parameters, intervals=intervals,
+        candidates=tuple(candidates), poisson=poisson, fitted_on=about, held_out=found, lengths=lengths, drift=drift,
+        profile=_profile(smooth, seed) if drift["drifts"] else None, verdict=verdict, reasons=reasons,
+    )  # fmt: skip
+
+
+def along(profile: Profile, source: Trace, duration_s: float, seed: int, name: str = "generated") -> Trace:
+    """Return requests whose slow rate is a profile's, repeated as need be, with lengths from the same window of the
+    source; within windows they follow the profile's law. Counts are not forced."""
+    rng = np.random.default_rng(seed)
+    clock_s, counted_s = _clocks(profile, duration_s)
+    times = ARRIVAL_LAWS[profile.law](duration_s=float(counted_s[-1]), rng=rng, **profile.parameters) / NS_PER_S
+    times = np.interp(times, counted_s, clock_s)
+    times = times[times < duration_s]
+    if not len(times):
+        raise ValueError(f"{profile.law} along a profile makes no arrival in {duration_s} s")
+    begin_ns = int(source.arrival_ns[0])
+    edges = begin_ns + np.round(np.arange(len(profile.rates_per_s) + 1) * profile.window_s * NS_PER_S)
+    bounds = np.searchsorted(source.arrival_ns, edges)
+    bounds[-1] = len(source)
+    windows = (times // profile.window_s).astype(np.int64) % len(profile.rates_per_s)
+    first, last = bounds[windows], np.maximum(bounds[windows + 1], bounds[windows] + 1)
+    rows = np.minimum(first + (rng.random(len(times)) * (last - first)).astype(np.int64), len(source) - 1)
+    about = {"arrivals": profile.law, "along": source.identity, "window_s": profile.window_s, "duration_s": duration_s}
+    arrival_ns = np.round(times * NS_PER_S).astype(np.int64) // CLOCK_NS * CLOCK_NS
+    return build(name, arrival_ns, source.input_tokens[rows], source.output_tokens[rows], about, seed)
+
+
+def _clocks(profile: Profile, duration_s: float) -> tuple[Array, Array]:
+    """Clock time and the time at which the profile's mean rate would have made as many requests, at window edges."""
+    rates = np.asarray(profile.rates_per_s)
+    windows = int(np.ceil(duration_s / profile.window_s))
+    relative = np.resize(np.maximum(rates, LEAST_RATE * rates.mean()) / rates.mean(), windows)
+    clock_s = np.arange(windows + 1) * profile.window_s
+    return clock_s, np.concatenate([[0.0], np.cumsum(relative * profile.window_s)])
+
+
+LEAST_RATE = 1e-3
+
+
+def _profile(trace: Trace, seed: int) -> Profile:
+    """The slow rate in thirtieths of the span, and the law that fits best once it is taken out."""
+    window_s = trace.span_s / DRIFT_WINDOWS
+    times_s = (trace.arrival_ns - trace.arrival_ns[0]) / NS_PER_S
+    found, _ = np.histogram(times_s, DRIFT_WINDOWS, (0.0, trace.span_s))
+    slow = Profile(window_s, tuple((found / window_s).tolist()), "poisson", {})
+    clock_s, counted_s = _clocks(slow, trace.span_s)
+    steady_ns = np.round(np.interp(times_s, clock_s, counted_s) * NS_PER_S).astype(np.int64)
+    steady = replace(trace, arrival_ns=np.maximum.accumulate(steady_ns))
+    best = min(_candidates(steady, seed), key=lambda each: each.misfit)
+    return replace(slow, law=best.law, parameters=best.parameters)
+
+
+def _drift(law: str, parameters: Mapping[str, Any], trace: Trace, seed: int) -> dict[str, Any]:
+    """Whether tokens come in slower waves than the law with lengths drawn at random makes them."""
+    found = _work_dispersion(trace)
+    made = [generate(law, parameters, trace, trace.span_s, seed + 4000 + number) for number in range(4 * SEEDS)]
+    expected = [_work_dispersion(each) for each in made]
+    highest = float(np.quantile(expected, 0.95))
+    return {"dispersion": found, "expected": float(np.mean(expected)), "highest": highest, "drifts": found > highest}
+
+
+def _work_dispersion(trace: Trace) -> float:
+    """The squared coefficient of variation of tokens in thirtieths of the span."""
+    tokens = trace.input_tokens.astype(np.float64) + trace.output_tokens
+    sums, _ = np.histogram(trace.arrival_ns, DRIFT_WINDOWS, weights=tokens)
+    return float(sums.var(ddof=1) / sums.mean() ** 2) if sums.any() else 0.0
 
 
 def poisson_test(trace: Trace) -> dict[str, Any]:
@@ -189,8 +279,7 @@ def _candidate(name: str, parameters: dict[str, Any], trace: Trace, seed: int) -
     gap_ks = _gap_ks(trace, made)
     cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
     ratio = float(np.mean(cvs)) / (iat_cv(trace) or 1.0) if cvs else None
-    count = sum(np.size(value) for value in parameters.values() if not isinstance(value, str))
-    misfit = log_rmse + gap_ks + (abs(log(ratio)) if ratio else 1.0) + PARAMETER_COST * count
+    misfit = log_rmse + gap_ks + (abs(log(ratio)) if ratio else 1.0) + PARAMETER_COST * len(parameters)
     return Candidate(name, law, parameters, misfit, log_rmse, gap_ks, ratio)
 
 
@@ -267,7 +356,12 @@ FITS: dict[str, Callable[[Trace], dict[str, Any] | None]] = {
     "mmpp": _fit_mmpp,
     "hawkes": _fit_hawkes,
 }
-LAW_OF = {"gamma": "renewal", "weibull": "renewal", "lognormal": "renewal", "cox2": "cox"}
+LAW_OF = {
+    "gamma": "renewal",
+    "weibull": "renewal",
+    "lognormal": "renewal",
+    "cox2": "cox",
+}
 
 
 def _made(law: str, parameters: Mapping[str, Any], duration_s: float, seed: int) -> Trace:

@@ -389,19 +389,36 @@ def _setting(text: str) -> tuple[str, Any]:
 
 @traces.command("fit")
 @click.argument("file")
+@click.option(
+    "--fleet", "fleet", metavar="FILE", help="plan.json or fleet.yaml: compare p99 TTFT of real and made on it."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @reading_options
 @json_flag
-def fit(file: str, seed: int, as_json: bool, **options: Any) -> None:
+def fit(file: str, fleet: str | None, seed: int, as_json: bool, **options: Any) -> None:
     """Find the arrival law that FILE follows, and judge it on time it was not fitted to."""
     from traces.likeness import fit_trace
 
     started_s = process_time()
     trace = read_file(file, options)
     found = fit_trace(trace, seed)
+    result, words = found.as_dict(), found.words()
+    if fleet is not None:
+        result["ttft"] = _ttft(trace, [found.generate(trace.span_s, seed + each, trace) for each in range(12)], fleet)
+        words += "".join(f"\np99 TTFT at {each['load']:.0%} load: real {quantity(each['real_ttft_p99_s'])} s, "
+                         f"made {quantity(each['made_ttft_p99_s'])} s" for each in result["ttft"])  # fmt: skip
     timings = {"cpu_s": process_time() - started_s}
-    answer = Answer("traces fit", {"file": file, "seed": seed, **changed(options)}, found.as_dict(), (), timings)
-    give(answer, as_json, found.words())
+    inputs = {"file": file, "fleet": fleet, "seed": seed, **changed(options)}
+    give(Answer("traces fit", inputs, result, (), timings), as_json, words)
+
+
+def _ttft(trace: "Trace", made: "list[Trace]", fleet: str) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from planners import fleet_file
+    from planners.resemblance import resemblances
+
+    return [asdict(each) for each in resemblances(trace, made, fleet_file.read(fleet).fleet)]
 
 
 @traces.command("fetch")
