@@ -11,7 +11,21 @@ from traces.writing import write
 
 __all__ = ["FORMATS", "BadTrace", "Labels", "Ragged", "Status", "Trace", "read", "sample", "write"]
 
-ROOMS = ("anonymise", "arrival_laws", "fit", "generate", "length_laws", "statistics", "transform")
+ROOMS = (
+    *(
+        "anonymise",
+        "arrival_laws",
+        "fetch",
+        "fit",
+        "generate",
+        "length_laws",
+        "likeness",
+        "parquet",
+        "plots",
+        "servegen",
+    ),
+    *("sessions", "statistics", "streaming", "transform"),
+)
 
 
 def __getattr__(name: str) -> ModuleType:

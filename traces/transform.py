@@ -25,7 +25,7 @@ def thin(trace: Trace, keep_fraction: float, seed: int, by: str | None = "auto")
     kept = np.random.default_rng(seed).random(int(groups.max()) + 1) < keep_fraction
     rows = np.flatnonzero(kept[groups])
     _check(len(rows) > 0, f"keep_fraction {keep_fraction} keeps none of {len(trace)} requests")
-    return _recorded(take(trace, rows), "thin", {"keep_fraction": keep_fraction, "by": by}, seed)
+    return recorded(take(trace, rows), "thin", {"keep_fraction": keep_fraction, "by": by}, seed)
 
 
 def amplify(trace: Trace, factor: float, seed: int, jitter_s: float | None = None, by: str | None = "auto") -> Trace:
@@ -47,7 +47,7 @@ def amplify(trace: Trace, factor: float, seed: int, jitter_s: float | None = Non
         part = take(copied(trace, copy), rows)
         moved_ns = part.arrival_ns + moves_ns[groups[rows]]
         parts.append(with_arrivals(part, _reflected(moved_ns, int(trace.arrival_ns[-1]))))
-    return _recorded(merge(parts), "amplify", {"factor": factor, "jitter_s": jitter_s, "by": by}, seed)
+    return recorded(merge(parts), "amplify", {"factor": factor, "jitter_s": jitter_s, "by": by}, seed)
 
 
 def scale_rate(trace: Trace, factor: float, seed: int, jitter_s: float | None = None, by: str | None = "auto") -> Trace:
@@ -68,7 +68,7 @@ def time_scale(trace: Trace, factor: float) -> Trace:
     if isinstance(delays, np.ndarray):
         columns["release_delay_ns"] = np.where(delays < 0, delays, np.round(delays / factor).astype(np.int64))
     scaled = np.round(trace.arrival_ns / factor).astype(np.int64)
-    return _recorded(replace(trace, arrival_ns=scaled, columns=columns), "time_scale", {"factor": factor})
+    return recorded(replace(trace, arrival_ns=scaled, columns=columns), "time_scale", {"factor": factor})
 
 
 def superpose(trace: Trace, copies: int, seed: int) -> Trace:
@@ -83,7 +83,7 @@ def superpose(trace: Trace, copies: int, seed: int) -> Trace:
     for copy in range(1, copies):
         turned = (trace.arrival_ns + int(rng.integers(period_ns))) % period_ns
         parts.append(with_arrivals(copied(trace, copy), turned))
-    return _recorded(merge(parts), "superpose", {"copies": copies}, seed)
+    return recorded(merge(parts), "superpose", {"copies": copies}, seed)
 
 
 def mix(traces: Sequence[Trace], seed: int, weights: Sequence[float] | None = None) -> Trace:
@@ -96,7 +96,7 @@ def mix(traces: Sequence[Trace], seed: int, weights: Sequence[float] | None = No
     stride = max(map(_highest_block, parts)) + 1
     apart = [_named_apart(part, row, stride) for row, part in enumerate(parts)]
     about = {"weights": list(weights), "of": [each.identity for each in traces]}
-    return _recorded(merge(apart), "mix", about, seed)
+    return recorded(merge(apart), "mix", about, seed)
 
 
 def restamp_poisson(trace: Trace, seed: int) -> Trace:
@@ -104,7 +104,7 @@ def restamp_poisson(trace: Trace, seed: int) -> Trace:
     this destroys the bursts that decide how much hardware is needed."""
     first, last = int(trace.arrival_ns[0]), int(trace.arrival_ns[-1])
     times = np.sort(np.random.default_rng(seed).integers(first, last + 1, len(trace)))
-    return _recorded(replace(trace, arrival_ns=times), "restamp_poisson", {}, seed)
+    return recorded(replace(trace, arrival_ns=times), "restamp_poisson", {}, seed)
 
 
 def slice_time(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
@@ -127,7 +127,7 @@ def sliced(trace: Trace, start_s: float, end_s: float | None, sessions_before: f
     metadata = {**part.metadata, "t0_ns": t0_ns + start_ns if isinstance(t0_ns, int) else None, "warm_from_s": start_s}
     metadata["left_censored_sessions"] = _sessions_cut(trace, int(first), int(last), sessions_before)
     moved = replace(part, arrival_ns=part.arrival_ns - start_ns, metadata=metadata)
-    return _recorded(moved, "slice_time", {"start_s": start_s, "end_s": end_s})
+    return recorded(moved, "slice_time", {"start_s": start_s, "end_s": end_s})
 
 
 def repeat(trace: Trace, copies: int) -> Trace:
@@ -144,7 +144,7 @@ def repeat(trace: Trace, copies: int) -> Trace:
     seam = float(np.mean(trace.arrival_ns >= other_edge) / np.mean(trace.arrival_ns <= edge))
     joined = merge(parts)
     joined = replace(joined, metadata={**joined.metadata, "seam_rate_ratio": seam})
-    return _recorded(joined, "repeat", {"copies": copies})
+    return recorded(joined, "repeat", {"copies": copies})
 
 
 def resample(trace: Trace, seed: int, block_s: float = 60.0) -> Trace:
@@ -161,21 +161,21 @@ def resample(trace: Trace, seed: int, block_s: float = 60.0) -> Trace:
         part = take(copied(trace, place), np.arange(first, last))
         parts.append(replace(part, arrival_ns=part.arrival_ns + (place - block) * block_ns))
     _check(any(map(len, parts)), "the blocks drawn hold no request")
-    return _recorded(merge(parts), "resample", {"block_s": block_s}, seed)
+    return recorded(merge(parts), "resample", {"block_s": block_s}, seed)
 
 
 def dequantise(trace: Trace, seed: int, quantum_s: float | None = None) -> Trace:
     """Return each arrival moved by a uniform part of the clock's step: IDC(w) unchanged for windows above the step."""
     step_s = clock_step_s(trace) if quantum_s is None else quantum_s
     moves_ns = np.round(np.random.default_rng(seed).uniform(0.0, step_s, len(trace)) * NS_PER_S).astype(np.int64)
-    return _recorded(with_arrivals(trace, trace.arrival_ns + moves_ns), "dequantise", {"quantum_s": step_s}, seed)
+    return recorded(with_arrivals(trace, trace.arrival_ns + moves_ns), "dequantise", {"quantum_s": step_s}, seed)
 
 
 def filter_rows(trace: Trace, keep: Callable[[Trace], Array], because: str) -> Trace:
     """Return the rows for which keep(trace), bool[n], is true; `because` names the rule in the chain."""
     rows = np.flatnonzero(keep(trace))
     _check(len(rows) > 0, f"{because!r} keeps none of {len(trace)} requests")
-    return _recorded(take(trace, rows), "filter_rows", {"because": because})
+    return recorded(take(trace, rows), "filter_rows", {"because": because})
 
 
 def scale_lengths(
@@ -192,7 +192,7 @@ def scale_lengths(
         columns=kept,
     )
     about = {"input_factor": input_factor, "output_factor": output_factor, "most_output_tokens": most_output_tokens}
-    return _recorded(changed, "scale_lengths", about)
+    return recorded(changed, "scale_lengths", about)
 
 
 def clamp(trace: Trace, most_input_tokens: int | None = None, most_output_tokens: int | None = None) -> Trace:
@@ -203,14 +203,14 @@ def clamp(trace: Trace, most_input_tokens: int | None = None, most_output_tokens
     blocks, size = columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
     if isinstance(blocks, Ragged) and isinstance(size, int) and "input_tokens" in cut:
         columns["prefix_blocks"] = blocks.heads(-(-cut["input_tokens"].astype(np.int64) // size))
-    return _recorded(replace(trace, columns=columns, **cut), "clamp", limits)
+    return recorded(replace(trace, columns=columns, **cut), "clamp", limits)
 
 
 def shift(trace: Trace, by_s: float) -> Trace:
     """Return the trace moved later by by_s >= 0: its first arrival no longer at zero."""
     _check(by_s >= 0, f"by_s {by_s} is below 0")
     moved = trace.arrival_ns + round(by_s * NS_PER_S)
-    return _recorded(replace(trace, arrival_ns=moved), "shift", {"by_s": by_s})
+    return recorded(replace(trace, arrival_ns=moved), "shift", {"by_s": by_s})
 
 
 def inject_burst(trace: Trace, start_s: float, length_s: float, factor: float, seed: int) -> Trace:
@@ -227,7 +227,7 @@ def inject_burst(trace: Trace, start_s: float, length_s: float, factor: float, s
     times = rng.integers(bounds_ns[0], min(bounds_ns[1], int(trace.arrival_ns[-1]) + 1), len(rows))
     added = with_arrivals(take(copied(trace, 1), rows), times)
     about = {"start_s": start_s, "length_s": length_s, "factor": factor}
-    return _recorded(merge([trace, added]), "inject_burst", about, seed)
+    return recorded(merge([trace, added]), "inject_burst", about, seed)
 
 
 def spread_sessions(trace: Trace, span_s: float, seed: int) -> Trace:
@@ -240,7 +240,7 @@ def spread_sessions(trace: Trace, span_s: float, seed: int) -> Trace:
     starts_ns = np.random.default_rng(seed).integers(0, round(span_s * NS_PER_S), len(sessions.names) + 1)
     starts_ns[-1] = 0  # where rows without a session look
     moved = with_arrivals(trace, trace.arrival_ns + starts_ns[sessions.codes])
-    return _recorded(moved, "spread_sessions", {"span_s": span_s}, seed)
+    return recorded(moved, "spread_sessions", {"span_s": span_s}, seed)
 
 
 def sessionise(trace: Trace, gap_s: float, by: str) -> Trace:
@@ -266,10 +266,11 @@ def sessionise(trace: Trace, gap_s: float, by: str) -> Trace:
     sessions = Labels(dense, tuple(str(number) for number in range(len(first_seen))))
     columns = {**trace.columns, "session_id": sessions, "turn": np.where(known, turns, MISSING)}
     made = replace(trace, columns=columns, metadata={**trace.metadata, "sessions": "inferred"})
-    return _recorded(made, "sessionise", {"gap_s": gap_s, "by": by})
+    return recorded(made, "sessionise", {"gap_s": gap_s, "by": by})
 
 
-def _recorded(trace: Trace, operation: str, parameters: Mapping[str, object], seed: int | None = None) -> Trace:
+def recorded(trace: Trace, operation: str, parameters: Mapping[str, object], seed: int | None = None) -> Trace:
+    """Return the trace with one more operation in its chain."""
     step: dict[str, object] = {"operation": operation, "parameters": dict(parameters)}
     step |= {} if seed is None else {"seed": seed}
     return replace(trace, metadata={**trace.metadata, "chain": [*trace.chain, step]})

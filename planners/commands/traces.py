@@ -302,6 +302,7 @@ def anonymise_file(file: str, keep: tuple[str, ...], token_step: int, out: str, 
 )
 @click.option("--like", metavar="FILE", help="Fit this trace and make another like it.")
 @click.option("--pool", metavar="PATH", help="A ServeGen pool of clients.")
+@click.option("--spec", metavar="FILE.toml", help="Conversations, agents or a closed loop, with prefixes and adapters.")
 @click.option("--profile", metavar="FILE.csv", help="Requests per minute, hour or day.")
 @click.option("--service", metavar="NAME", help="Which service of the profile.")
 @click.option("--lengths-from", metavar="FILE", help="Draw pairs of lengths from this trace.")
@@ -314,10 +315,10 @@ def anonymise_file(file: str, keep: tuple[str, ...], token_step: int, out: str, 
 @click.option("-o", "--out", required=True, metavar="FILE", help="Where the trace goes.")
 @json_flag
 def synth(out: str, as_json: bool, **options: Any) -> None:
-    """Make a trace: by a law, like another, from a pool of clients, or along a profile of rates."""
-    ways = [name for name in ("law", "like", "pool", "profile") if options[name]]
+    """Make a trace: by a law, like another, from a pool of clients, along a profile, or as a specification says."""
+    ways = [name for name in SYNTHS if options[name]]
     if len(ways) != 1:
-        raise click.UsageError("name one of --law, --like, --pool, --profile")
+        raise click.UsageError(f"name one of {', '.join(f'--{name}' for name in SYNTHS)}")
     made = SYNTHS[ways[0]](options)
     inputs = {name: value for name, value in options.items() if value not in (None, ())}
     _written("traces synth", inputs, made, out, as_json)
@@ -367,11 +368,20 @@ def _by_likeness(options: Mapping[str, Any]) -> "Trace":
     return found
 
 
+def _by_spec(options: Mapping[str, Any]) -> "Trace":
+    import tomllib
+
+    from traces.sessions import from_spec
+
+    return from_spec(tomllib.loads(Path(options["spec"]).read_text()), options["seed"])
+
+
 SYNTHS: dict[str, Callable[[Mapping[str, Any]], "Trace"]] = {
     "law": _by_law,
     "like": _by_likeness,
     "pool": _by_pool,
     "profile": _by_profile,
+    "spec": _by_spec,
 }
 
 
