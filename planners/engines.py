@@ -28,6 +28,7 @@ class Offer:
     usd_per_hour: float
     price: Price | None = None
     is_cautious: bool = False  # its steps are kept short enough for TPOT
+    is_spot: bool = False  # cheaper, and may be taken away
 
     @property
     def name(self) -> str:
@@ -90,20 +91,25 @@ def legal_engines(
 
 
 def offers_for(
-    llm: Llm, devices: Sequence[Device], *, context_tokens: int = 1, tpot_limit_s: float = math.inf
+    llm: Llm,
+    devices: Sequence[Device],
+    *,
+    context_tokens: int = 1,
+    tpot_limit_s: float = math.inf,
+    kinds: Sequence[str] = ("on-demand",),
 ) -> tuple[Offer, ...]:
-    """Return every legal engine at its price, and a cautious twin of those whose largest steps are over the TPOT limit.
+    """Return every legal engine at its prices, and a cautious twin where its largest steps are over the limit.
 
     A cautious engine takes the largest power of two of tokens a step that alone stays within the limit.
     """
-    offers = []
+    offers: list[Offer] = []
     for engine in legal_engines(llm, devices, context_tokens=context_tokens):
         bold = offer(engine)
-        offers.append(bold)
+        offers += _at_prices(bold, kinds)
         cautious = _cautious_tokens(bold, tpot_limit_s)
         if cautious is not None:
             settings = replace(engine.settings, max_num_batched_tokens=cautious)
-            offers.append(replace(offer(replace(engine, settings=settings)), is_cautious=True))
+            offers += _at_prices(replace(offer(replace(engine, settings=settings)), is_cautious=True), kinds)
     return tuple(offers)
 
 
@@ -118,6 +124,19 @@ def offer(engine: Engine) -> Offer:
     tokens = engine.settings.max_num_batched_tokens
     name = engine.name if tokens == default else f"{engine.name}/{tokens}"
     return Offer(replace(priced(engine), name=name), listed.usd_per_hour * engine.devices, listed)
+
+
+def _at_prices(one: Offer, kinds: Sequence[str]) -> list[Offer]:
+    """Return an on-demand offer at each kind of price that its device has; a spot pool is named so."""
+    engine, offers = one.priced.engine, []
+    for kind in kinds:
+        listed = price.load(engine.device.name, kind) if engine else None
+        if engine is not None and listed is not None:
+            cost, is_spot = listed.usd_per_hour * engine.devices, kind == "spot"
+            name = f"{one.name}/spot" if is_spot else one.name
+            found = replace(one.priced, name=name)
+            offers.append(replace(one, priced=found, usd_per_hour=cost, price=listed, is_spot=is_spot))
+    return offers
 
 
 def _cautious_tokens(bold: Offer, tpot_limit_s: float) -> int | None:

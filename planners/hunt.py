@@ -16,6 +16,7 @@ import numpy.typing as npt
 from planners import mix, rehearsal
 from planners.bound import Windows
 from planners.demand import Market
+from planners.limits import Limits, keeps
 from planners.mix import Demand
 from planners.rehearsal import ROUTERS, Candidate, Verdict
 from simulator.run import Run
@@ -38,12 +39,19 @@ class Hunt:
     """One search on one market: the verdicts so far, what pools were seen to carry, and the cheapest survivors."""
 
     def __init__(
-        self, market: Market, windows: Windows, tell: Callable[[str], None], siblings: Sequence[Trace] = ()
+        self,
+        market: Market,
+        windows: Windows,
+        tell: Callable[[str], None],
+        siblings: Sequence[Trace] = (),
+        limits: Limits | None = None,
     ) -> None:
         self.market = market
         self.windows = windows
         self.tell = tell
         self.siblings = siblings
+        self.limits = limits or Limits()
+        self.rows = self.limits.rows(market)
         self.engines = undominated(market)
         self.verdicts: dict[Candidate, Verdict] = {}
         self.tried: dict[Replicas, bool] = {}
@@ -112,15 +120,34 @@ class Hunt:
 
     def attempt(self, chosen: Candidate) -> tuple[Verdict, Run]:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
-        verdict, run = rehearsal.judge(self.market, chosen, self.siblings)
+        verdict, run = self._judge(chosen)
         self.verdicts[chosen] = verdict
-        if verdict.survives:
+        if verdict.survives and keeps(self.rows, self._replicas(chosen)):
             if _is_cheaper(verdict, self.best):
                 self.best, self.best_run = verdict, run
                 self.tell(f"{describe(self.market, chosen)} survives at ${verdict.usd_per_hour:.2f}/h")
             if self._is_single_device(chosen) and _is_cheaper(verdict, self.best_single):
                 self.best_single = verdict
         return verdict, run
+
+    def _judge(self, chosen: Candidate) -> tuple[Verdict, Run]:
+        """Rehearse a candidate, and what is left of it after every failure that it has to survive."""
+        verdict, run = rehearsal.judge(self.market, chosen, self.siblings)
+        if verdict.survives:
+            for left in self.limits.degraded(chosen):
+                if not left.pools:
+                    return replace(verdict, strain=math.inf, fails="nothing is left when replicas fail"), run
+                worse, its_run = rehearsal.judge(self.market, left, self.siblings)
+                if not worse.survives:
+                    words = f"when only {describe(self.market, left)} are left, {worse.fails}"
+                    return replace(verdict, strain=worse.strain, fails=words), its_run
+        return verdict, run
+
+    def _replicas(self, chosen: Candidate) -> Replicas:
+        replicas = [0] * len(self.market.offers)
+        for engine, count in chosen.pools:
+            replicas[engine] = count
+        return tuple(replicas)
 
     def capacity(self, engine: int, count: int) -> float:
         """Return the load that a pool is believed to carry: its replicas, less what was seen to break one."""
@@ -164,8 +191,10 @@ class Hunt:
         """Find the fewest replicas of one engine that survive, if they cost less than the best fleet."""
         usd = float(self.market.usd_per_hour[engine])
         low = fewest - 1  # as good as seen to fail
-        high = self._most_cheaper(usd)
-        if high is None:
+        cheaper = self._most_cheaper(usd)
+        most = min(self._most_allowed(engine), math.inf if cheaper is None else cheaper)
+        high = fewest if math.isinf(most) else math.floor(most)
+        if math.isinf(most):
             low, high = self._gallop(engine, fewest)
         elif high <= low or not self._engine_survives(engine, high):
             return
@@ -201,6 +230,11 @@ class Hunt:
             return None
         return math.ceil(self.best.usd_per_hour * (1 - CHEAPER_BY) / usd) - 1
 
+    def _most_allowed(self, engine: int) -> float:
+        """Return the most replicas of an engine that limits without credits for others leave."""
+        mosts = [row.most / row.weights[engine] for row in self.rows if min(row.weights) >= 0 < row.weights[engine]]
+        return min(mosts, default=math.inf)
+
     def _ceiling_usd(self) -> float:
         return math.inf if self.best is None else self.best.usd_per_hour * (1 - CHEAPER_BY)
 
@@ -219,6 +253,7 @@ class Hunt:
             [{n: self.capacity(engine, n) for n in counts} for engine, counts in zip(engines, sizes, strict=True)],
             below_usd_per_hour=None if math.isinf(ceiling) else ceiling,
             excluded=[tuple(replicas.get(engine, 0) for engine in engines) for replicas in failed],
+            limits=[replace(row, weights=tuple(row.weights[engine] for engine in engines)) for row in self.rows],
         )
         if found is None:
             return None
@@ -234,7 +269,8 @@ class Hunt:
         load: Array = self.market.demand.load[engine]
         enough = max(1, math.ceil(2 * float(load[np.isfinite(load)].sum())))
         most = self._most_cheaper(float(self.market.usd_per_hour[engine]))
-        return enough if most is None else min(most, enough)
+        most = enough if most is None else min(most, enough)
+        return max(1, min(most, math.floor(min(self._most_allowed(engine), most))))
 
     def _balanced_shares(self, replicas: Replicas) -> Array | None:
         """Return the shares [engine, bucket] that fill the pools alike; None where they cannot carry every bucket."""
@@ -271,6 +307,8 @@ class Hunt:
 
     def _learn(self, chosen: Candidate, run: Run) -> None:
         """Find what each pool that broke would have carried of its own requests, and cut off more than that."""
+        if len(run.fleet.pools) != len(chosen.pools):  # it broke when a whole pool failed: no pool of it is to blame
+            return
         strains = [rehearsal.pool_strain(run, pool, self.market.slos) for pool in range(len(chosen.pools))]
         worst = max(strains)
         for pool, (engine, count) in enumerate(chosen.pools):
@@ -305,9 +343,7 @@ class Hunt:
 
     def _neighbours(self, best: Verdict) -> Iterator[Replicas]:
         """Yield the cheaper fleets that differ by a replica or two removed and up to MOST_ADDED added, best first."""
-        base = np.zeros(len(self.market.offers), np.int64)
-        for engine, count in best.candidate.pools:
-            base[engine] = count
+        base = np.array(self._replicas(best.candidate))
         found: set[Replicas] = set()
         used = [engine for engine, _ in best.candidate.pools]
         removals = [
@@ -324,20 +360,18 @@ class Hunt:
                 near = base.copy()
                 np.subtract.at(near, list(removed), 1)
                 np.add.at(near, list(added), 1)
-                if near.min() >= 0 and near.any() and self._cost(near) < self._ceiling_usd():
+                is_fleet = near.min() >= 0 and near.any()
+                if is_fleet and self._cost(near) < self._ceiling_usd() and keeps(self.rows, near):
                     found.add(tuple(near.tolist()))
         untried = [near for near in found if near not in self.tried and not self._is_in_failed(near)]
         hopeful = [near for near in untried if self.windows.may_survive(near)]
         yield from sorted(hopeful, key=lambda near: (-self._promise(near), near))
 
     def _one_less(self, best: Verdict) -> Iterator[Replicas]:
-        replicas = [0] * len(self.market.offers)
-        for engine, count in best.candidate.pools:
-            replicas[engine] = count
         for engine, _ in best.candidate.pools:
-            fewer = replicas.copy()
+            fewer = list(self._replicas(best.candidate))
             fewer[engine] -= 1
-            if any(fewer):
+            if any(fewer) and keeps(self.rows, fewer):
                 yield tuple(fewer)
 
     def _cheaper_fleets(self) -> Iterator[Replicas]:
@@ -350,7 +384,7 @@ class Hunt:
             if place == len(self.engines):
                 if next(looked) > MOST_FLEETS:
                     yield from itertools.repeat(tuple(counts))  # too many: the caller stops counting
-                if any(counts) and self.windows.may_survive(counts):
+                if any(counts) and keeps(self.rows, counts) and self.windows.may_survive(counts):
                     yield tuple(counts)
                 return
             engine = self.engines[place]

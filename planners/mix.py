@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from planners.fluid import Limit
 from planners.solver import mathopt, solve
 
 Array = npt.NDArray[np.float64]
@@ -56,12 +57,13 @@ def cheapest_mix(
     *,
     below_usd_per_hour: float | None = None,
     excluded: Sequence[tuple[int, ...]] = (),
+    limits: Sequence[Limit] = (),
 ) -> Mix | None:
     """Return the cheapest mix whose pools carry their load; None where there is none.
 
     usd_per_hour [engine] is per replica; capacity[engine] says, for each pool size on offer, the load it carries;
-    the cost stays under below_usd_per_hour; a mix contained in an excluded one is not taken. Among equally cheap
-    mixes the one with the least load, then the fewest replicas of later engines, is returned.
+    the cost stays under below_usd_per_hour; a mix contained in an excluded one is not taken, nor one over a limit.
+    Among equally cheap mixes the one with the least load, then the fewest replicas of later engines, is returned.
     """
     library = mathopt()
     model = library.Model()
@@ -84,6 +86,11 @@ def cheapest_mix(
         if not larger:
             return None
         model.add_linear_constraint(sum(larger) >= 1)
+    for limit in limits:
+        counted = [
+            limit.weights[engine] * size * take[engine][size] for engine in range(engines) for size in take[engine]
+        ]
+        model.add_linear_constraint(sum(counted) <= limit.most)
     cost = sum(
         float(usd_per_hour[engine]) * size * chosen
         for engine in range(engines)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
 from planners.engines import Offer, devices_named, offers_for
 from planners.explain import explain
-from planners.hunt import Hunt, undominated
+from planners.fluid import least_relaxation
+from planners.hunt import Hunt, describe, undominated
 from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
+from planners.limits import Limits, overruns
 from planners.mix import Demand
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept, rounded
 from planners.rehearsal import Candidate, Verdict
@@ -54,13 +56,16 @@ def find_plan(
     progress: Listener | None = None,
     analytic: bool = False,
     siblings: int = 0,
+    limits: Limits | None = None,
+    kinds: Sequence[str] = ("on-demand",),
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
     analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
-    trace, and is then tried on so many others that the search never saw. Raises Infeasible with the reasons that bind,
-    ValueError for bad input.
+    trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
+    prices to choose from, "on-demand" and "spot". Raises Infeasible with the reasons that bind, ValueError for bad
+    input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
@@ -69,7 +74,7 @@ def find_plan(
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
-        offers, notes = _offers(llm, devices, slos)
+        offers, notes = _offers(llm, devices, slos, kinds)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     market = survey(trace, slos, offers)
     fluid = fluid_mix(market)
@@ -82,14 +87,41 @@ def find_plan(
     if analytic:
         return sketch
     training = siblings_of(trace, range(1, TRAINING + 1), seed) if siblings else ()
-    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)), training)
+    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)), training, limits)
+    _search(hunt)
+    if hunt.best is None and hunt.rows:
+        raise _too_limited(hunt)
+    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, hunt.fails_alone()))
+    fresh = siblings_of(trace, range(TRAINING + 1, TRAINING + 1 + siblings), seed)
+    return _plan(hunt, bound_usd, notes, fresh)
+
+
+def _search(hunt: Hunt) -> None:
     hunt.single_engines()
     hunt.mixes()
     hunt.refine()
     hunt.shrink()
-    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, hunt.fails_alone()))
-    fresh = siblings_of(trace, range(TRAINING + 1, TRAINING + 1 + siblings), seed)
-    return _plan(hunt, bound_usd, notes, fresh)
+
+
+def _too_limited(hunt: Hunt) -> Infeasible:
+    """Return what would have to give for the cheapest fleet there is without the limits, or, if less, for any mix."""
+    unlimited = Hunt(hunt.market, hunt.windows, hunt.tell, hunt.siblings, replace(Limits(), spare=hunt.limits.spare))
+    _search(unlimited)
+    if unlimited.best is None:
+        return nothing_survived(unlimited.verdicts.values())
+    chosen = unlimited.best.candidate
+    replicas = [dict(chosen.pools).get(engine, 0) for engine in range(len(hunt.market.offers))]
+    needs = f"without limits {describe(hunt.market, chosen)} at ${unlimited.best.usd_per_hour:.2f}/h keeps the promises"
+    reasons = [f"no fleet within the limits keeps the promises; {needs}", *overruns(hunt.rows, replicas)]
+    scale = unlimited.best.usd_per_hour / max(_fluid_usd(hunt.market), 1e-9)
+    least = least_relaxation(hunt.market.usd_per_hour, hunt.market.demand.load * scale, hunt.rows)
+    reasons += [f"the fewest limits to raise, by estimate: {row.name}, by {row.by:.3g}" for row in least or ()]
+    return Infeasible(tuple(reasons))
+
+
+def _fluid_usd(market: Market) -> float:
+    """Return what the load costs were replicas divisible and never idle."""
+    return float(np.min(market.demand.load * market.usd_per_hour[:, None], axis=0).sum())
 
 
 def siblings_of(trace: Trace, numbers: Sequence[int], seed: int) -> tuple[Trace, ...]:
@@ -122,9 +154,11 @@ def fluid_mix(market: Market) -> mix.Mix | None:
     return mix.Mix(tuple(replicas), shares, found.usd_per_hour)
 
 
-def _offers(llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo]) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
+def _offers(
+    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], kinds: Sequence[str] = ("on-demand",)
+) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     chosen, notes = devices_named(devices)
-    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"))
+    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"), kinds=kinds)
     if not offers:
         raise nothing_fits(llm, chosen)
     return offers, notes

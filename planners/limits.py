@@ -1,0 +1,114 @@
+"""What a fleet may be: devices that can be had, a budget, power, vendors, spot capacity, and replicas that may fail."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from planners.demand import Market
+from planners.engines import Offer
+from planners.fluid import Limit
+from planners.rehearsal import Candidate
+
+Array = npt.NDArray[np.float64]
+
+SLACK = 1e-9  # relative
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on the whole fleet; those left out do not bind.
+
+    devices_at_most: by device name, how many can be had. power_w_at_most counts the devices' TDP.
+    vendor_share_at_least: by vendor, a fraction of the cost. spot_share_at_most: the fraction of the fleet's capacity,
+    each replica counted by what it carries of the trace, that may be spot. spare: so many replicas of any pools may
+    fail together and every promise still holds.
+    """
+
+    devices_at_most: Mapping[str, int] = field(default_factory=dict)
+    usd_per_hour_at_most: float = math.inf
+    power_w_at_most: float = math.inf
+    vendor_share_at_least: Mapping[str, float] = field(default_factory=dict)
+    spot_share_at_most: float = 1.0
+    spare: int = 0
+
+    def rows(self, market: Market) -> tuple[Limit, ...]:
+        """Return the limits as rows over replicas [engine] of a market; ValueError where a limit cannot be counted."""
+        return tuple(self._rows(market))
+
+    def _rows(self, market: Market) -> Iterator[Limit]:
+        offers = market.offers
+        devices = [offer.priced.engine.devices if offer.priced.engine else 1 for offer in offers]
+        for name, most in sorted(self.devices_at_most.items()):
+            weights = [count * (offer.device_name == name) for count, offer in zip(devices, offers, strict=True)]
+            yield _limit(f"at most {most} x {name}", weights, most)
+        if math.isfinite(self.usd_per_hour_at_most):
+            yield _limit(f"at most {self.usd_per_hour_at_most:g} USD/h", market.usd_per_hour, self.usd_per_hour_at_most)
+        if math.isfinite(self.power_w_at_most):
+            watts = [_tdp_w(offer) for offer in offers]
+            yield _limit(f"at most {self.power_w_at_most:g} W of TDP", watts, self.power_w_at_most)
+        for vendor, least in sorted(self.vendor_share_at_least.items()):
+            own = np.array([_vendor(offer).lower() == vendor.lower() for offer in offers])
+            yield _limit(f"at least {least:.0%} of the cost from {vendor}", market.usd_per_hour * (least - own), 0.0)
+        if self.spot_share_at_most < 1.0:
+            spot = np.array([offer.is_spot for offer in offers])
+            with np.errstate(divide="ignore"):
+                carried = np.where(np.isfinite(market.load), 1 / market.load, 0.0)
+            share = self.spot_share_at_most
+            yield _limit(f"at most {share:.0%} of the capacity on spot", carried * (spot - share), 0.0)
+
+    def degraded(self, chosen: Candidate) -> Iterator[Candidate]:
+        """Yield what is left of a candidate when `spare` replicas fail, for every choice of their pools."""
+        if self.spare:
+            counts = [count for _, count in chosen.pools]
+            for failed in itertools.combinations_with_replacement(range(len(counts)), self.spare):
+                left = [count - failed.count(pool) for pool, count in enumerate(counts)]
+                if min(left) >= 0:
+                    yield _left_over(chosen, left)
+
+
+def keeps(rows: Sequence[Limit], replicas: npt.ArrayLike) -> bool:
+    """Say whether replicas [engine] keep every limit."""
+    counts = np.asarray(replicas, np.float64)
+    return all(float(np.dot(row.weights, counts)) <= row.most + SLACK * max(1.0, abs(row.most)) for row in rows)
+
+
+def overruns(rows: Sequence[Limit], replicas: npt.ArrayLike) -> tuple[str, ...]:
+    """Return in words which limits replicas [engine] overrun, and by how much."""
+    counts = np.asarray(replicas, np.float64)
+    return tuple(
+        f"{row.name} would have to be {float(np.dot(row.weights, counts)) - row.most:.3g} more"
+        for row in rows
+        if not keeps([row], counts)
+    )
+
+
+def _left_over(chosen: Candidate, left: list[int]) -> Candidate:
+    """Return the candidate with fewer replicas; a lost pool's share goes to the others, as theirs or else evenly."""
+    kept = [pool for pool, count in enumerate(left) if count]
+    shares = []
+    for row in chosen.shares:
+        own = [row[pool] for pool in kept]
+        total = sum(own)
+        shares.append(tuple(share / total for share in own) if total > 0 else (1 / max(len(kept), 1),) * len(kept))
+    pools = tuple((chosen.pools[pool][0], left[pool]) for pool in kept)
+    return replace(chosen, pools=pools, shares=tuple(shares))
+
+
+def _limit(name: str, weights: Sequence[float] | Array, most: float) -> Limit:
+    return Limit(name, tuple(float(weight) for weight in weights), float(most))
+
+
+def _tdp_w(offer: Offer) -> float:
+    engine = offer.priced.engine
+    if engine is None or engine.device.tdp_w is None:
+        raise ValueError(f"a limit on power needs the TDP of {offer.device_name!r}, which is not known")
+    return engine.devices * engine.device.tdp_w
+
+
+def _vendor(offer: Offer) -> str:
+    engine = offer.priced.engine
+    return engine.device.vendor if engine else ""
