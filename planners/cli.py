@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "init": ("planners.commands.init:init", "Write a commented plan.yaml to start from."),
     "fleet": ("planners.commands.fleet:fleet", "Find the cheapest fleet that serves a trace within its promises."),
     "simulate": ("planners.commands.simulate:simulate", "Replay a trace on a given fleet."),
     "estimate": ("planners.commands.estimate:estimate", "Estimate what steps and requests take on an engine."),
@@ -20,6 +21,11 @@ COMMANDS = {
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),
     "models": ("planners.commands.models:models", "List models, or show one or a config.json."),
+    "prices": ("planners.commands.prices:prices", "List the dated offers that plans are priced with."),
+    "explain": ("planners.commands.explain:explain", "Explain a word of an answer, or why a plan is as it is."),
+    "schema": ("planners.commands.schema:schema", "Print the JSON Schema of plan.yaml or fleet.yaml."),
+    "doctor": ("planners.commands.doctor:doctor", "Check versions, solver and kernel cache."),
+    "completion": ("planners.commands.completion:completion", "Let the shell complete devices and models."),
 }
 
 OK, FAILED, BAD_INPUT, DRIFT, INTERRUPTED = 0, 1, 2, 3, 130

@@ -75,23 +75,33 @@ def check(locked: Scenario, beside: "str | Path", *, fresh_prices: bool = False)
 def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
     from planners import lock
     from planners.infeasible import Infeasible
-    from planners.search import find_plan
+    from planners.study import limits_of
     from planners.whatif import Question
     from simulator.replay import replay
 
     try:
         trace, llm = lock.read_trace(locked, beside), lock.read_model(locked, beside)
         was = locked.plan(llm)
-        prices = {name: lock.price_of(name) for name in locked.prices}
+        own = locked.inputs["own_prices"]
+        prices = {name: own.get(name) or lock.price_of(name) for name in locked.prices}
         hashes = lock.hashes_of(trace, llm, was, tuple(locked.prices))
     except (ValueError, OSError) as error:
         return Today(locked.hashes, locked.prices, reasons=(f"an input cannot be read: {error}",))
     facts = lock.facts_of_run(replay(trace, was.fleet()), locked.slos)
     used = prices if fresh_prices else locked.prices
     usd_per_hour = sum(pool.replicas * pool.engine.devices * used[pool.device] for pool in was.pools if pool.engine)
-    question = Question(trace, llm, locked.slos, tuple(locked.prices), locked.inputs["seed"], usd_per_device_hour=used)
+    question = Question(
+        trace,
+        llm,
+        locked.slos,
+        tuple(locked.prices),
+        locked.inputs["seed"],
+        limits_of(locked.inputs["limits"]),
+        tuple(locked.inputs["kinds"]),
+        usd_per_device_hour=used,
+    )
     try:
-        plan = find_plan(trace, None, locked.slos, offers=question.offers(), seed=question.seed)
+        plan = question.plan(siblings=locked.inputs["siblings"])
     except Infeasible as error:
         return Today(hashes, prices, facts, usd_per_hour, None, error.reasons)
     return Today(hashes, prices, facts, usd_per_hour, plan)

@@ -82,9 +82,10 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     from planners.engines import devices_named
 
     devices, _ = devices_named(saved.inputs["devices"])
-    prices = {device.name: price_of(device.name) for device in devices}
-    inputs = {key: saved.inputs[key] for key in ("model", "slo", "devices", "seed")}
-    inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices}
+    own = dict(saved.inputs["prices"])
+    prices = {device.name: price_of(device.name) for device in devices} | own
+    inputs = {key: saved.inputs[key] for key in ("model", "slo", "devices", "kinds", "limits", "siblings", "seed")}
+    inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices, "own_prices": own}
     result = saved.plan.result()
     fleet = {key: result[key] for key in ("pools", "routing")}
     fleet["pools"] = [{**pool, "busy": None} for pool in fleet["pools"]]

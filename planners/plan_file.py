@@ -12,6 +12,7 @@ from planners.slo import Slo, parse_all
 if TYPE_CHECKING:
     from models.llm import Llm
     from planners.plan import Plan
+    from planners.study import Study
     from traces import Trace
 
 COMMAND = "fleet"
@@ -27,23 +28,19 @@ class SavedPlan:
     inputs: Mapping[str, Any]
 
 
-def inputs_of(
-    trace: "Trace",
-    path: str | None,
-    model: str,
-    slos: tuple[Slo, ...],
-    devices: tuple[str, ...] | None,
-    seed: int,
-    analytic: bool = False,
-) -> dict[str, Any]:
-    """Return what a plan is made from; path None means the bundled sample."""
+def inputs_of(study: "Study", trace: "Trace", analytic: bool = False, siblings: int = 0) -> dict[str, Any]:
+    """Return what a plan is made from; a trace path of None means the bundled sample."""
     return {
-        "trace": {"path": path, **trace_facts(trace)},
-        "model": model,
-        "slo": [str(slo) for slo in slos],
-        "devices": None if devices is None else list(devices),
-        "seed": seed,
+        "trace": {"path": study.trace, **trace_facts(trace)},
+        "model": study.model,
+        "slo": [str(slo) for slo in parse_all(study.slo)],
+        "devices": None if study.devices is None else list(study.devices),
+        "prices": study.usd_per_device_hour,
+        "kinds": list(study.kinds),
+        "limits": dict(study.limits),
+        "seed": study.seed,
         "analytic": analytic,
+        "siblings": siblings,
     }
 
 

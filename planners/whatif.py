@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 from models.llm import Llm
 from planners.engines import Offer, devices_named, offers_for
-from planners.infeasible import Infeasible
+from planners.infeasible import Infeasible, nothing_fits
+from planners.limits import Limits
 from planners.plan import Plan
 from planners.search import find_plan
 from planners.slo import Slo, holds, limit_s, parse
@@ -28,6 +30,8 @@ class Question:
     slos: tuple[Slo, ...]
     devices: tuple[str, ...] | None = None
     seed: int = 0
+    limits: Limits | None = None
+    kinds: tuple[str, ...] = ("on-demand",)
     price_factors: Mapping[str, float] = field(default_factory=dict)
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
@@ -38,8 +42,16 @@ class Question:
         tpot_limit_s = limit_s(self.slos, "tpot")
         if tpot_limit_s not in self.known:
             named, _ = devices_named(self.devices)
-            self.known[tpot_limit_s] = offers_for(self.llm, named, tpot_limit_s=tpot_limit_s)
+            self.known[tpot_limit_s] = offers_for(self.llm, named, tpot_limit_s=tpot_limit_s, kinds=self.kinds)
         return tuple(self._changed(offer) for offer in self.known[tpot_limit_s])
+
+    def plan(self, **options: Any) -> Plan:
+        """Return the plan; options are further keywords of find_plan. Raises Infeasible."""
+        offers = self.offers()
+        if not offers:
+            named, _ = devices_named(self.devices)
+            raise nothing_fits(self.llm, named)
+        return find_plan(self.trace, None, self.slos, offers=offers, seed=self.seed, limits=self.limits, **options)
 
     def _changed(self, offer: Offer) -> Offer:
         device = offer.device_name
@@ -119,7 +131,7 @@ def answer(question: Question, changes: Mapping[str, str]) -> Case:
         kind, _, what = name.partition(".")
         changed = CHANGES[kind](changed, what, value)
     try:
-        plan = find_plan(changed.trace, None, changed.slos, offers=changed.offers(), seed=changed.seed)
+        plan = changed.plan()
     except Infeasible as error:
         return Case(changes, None, error.reasons)
     return Case(changes, plan)

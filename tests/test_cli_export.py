@@ -15,7 +15,7 @@ from planners.cli import main
 from planners.exports import arguments
 from planners.exports.deployment import of_plan
 from planners.plan import Plan, PlannedPool
-from planners.slo import parse_all
+from planners.study import Study
 
 H100, L4 = device.load("h100-sxm"), device.load("l4")
 SMALL, LARGE = llm.load("llama-3.1-8b"), llm.load("mixtral-8x7b")
@@ -222,7 +222,7 @@ def test_strings_that_look_like_booleans_are_quoted():
 def test_every_target_is_written_from_a_plan_file(tmp_path):
     import traces
 
-    inputs = plan_file.inputs_of(traces.sample(), None, "llama-3.1-8b", parse_all(["ttft:p99<=2s"]), None, 0)
+    inputs = plan_file.inputs_of(Study("llama-3.1-8b", ("ttft:p99<=2s",)), traces.sample())
     (tmp_path / "plan.json").write_text(plan_file.text_of(TWO_POOLS, inputs))
     for target in exports.TARGETS:
         folder = tmp_path / target

@@ -8,7 +8,8 @@ import click
 from planners.answer import Answer
 from planners.cli import FAILED, Failure
 from planners.commands.envelope import give, note
-from planners.commands.options import Name, folder_option, json_flag, model_option, slo_option
+from planners.commands.inputs import study_of
+from planners.commands.options import folder_option, json_flag, study_options
 
 if TYPE_CHECKING:
     from models.llm import Llm
@@ -19,23 +20,23 @@ PLAN_FILE = "plan.json"
 
 
 @click.command()
-@click.argument("trace", required=False)
-@model_option()
-@slo_option
-@click.option(
-    "--devices", type=Name("device", several=True), metavar="A,B,...", help="Devices to choose from; ten by default."
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of whatever is drawn.")
+@study_options
 @click.option("--analytic", is_flag=True, help="Stop at the first estimate, before the rehearsal.")
+@click.option("--siblings", default=0, metavar="N", help="Also try the plan on N resampled traces it never saw.")
 @folder_option
 @json_flag
 def fleet(
     trace: str | None,
-    model: str,
+    model: str | None,
     slo: tuple[str, ...],
     devices: str | None,
-    seed: int,
+    kinds: str | None,
+    limits: tuple[str, ...],
+    seed: int | None,
+    file: str | None,
+    settings: tuple[str, ...],
     analytic: bool,
+    siblings: int,
     folder: str | None,
     as_json: bool,
 ) -> None:
@@ -47,19 +48,33 @@ def fleet(
 
     from models import llm
     from planners import plan_file
-    from planners import slo as promises
     from planners.commands.simulate import read_trace
     from planners.search import Infeasible, find_plan
+    from planners.slo import parse_all
+    from planners.study import limits_of
+    from planners.whatif import Question
 
     started_s = process_time()
-    slos = promises.parse_all(slo)
-    chosen = llm.load(model)
-    names = None if devices is None else split_names(devices)
-    requests = read_trace(trace)
-    _guess(requests, chosen, names)
-    inputs = plan_file.inputs_of(requests, trace, model, slos, names, seed, analytic)
+    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
+    slos = parse_all(study.slo)
+    chosen = llm.load(study.model)
+    requests = read_trace(study.trace)
+    _guess(requests, chosen, study.devices)
+    inputs = plan_file.inputs_of(study, requests, analytic, siblings)
+    options: dict[str, Any] = {
+        "seed": study.seed,
+        "analytic": analytic,
+        "siblings": siblings,
+        "limits": limits_of(study.limits) if study.limits else None,
+        "kinds": study.kinds,
+        "progress": _tell,
+    }
+    if study.prices:
+        own = study.usd_per_device_hour
+        priced = Question(requests, chosen, slos, study.devices, kinds=study.kinds, usd_per_device_hour=own)
+        options["offers"] = priced.offers()
     try:
-        plan = find_plan(requests, chosen, slos, names, seed=seed, analytic=analytic, progress=_tell)
+        plan = find_plan(requests, chosen, slos, study.devices, **options)
     except Infeasible as error:
         if as_json:
             timings = {"total_cpu_s": process_time() - started_s}
@@ -76,11 +91,6 @@ def fleet(
     timings = {"total_cpu_s": process_time() - started_s}
     answer = Answer("fleet", inputs, plan.result(), plan.notes, timings)
     give(answer, as_json, verdict(plan, requests, chosen, slos, written))
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Return the names in a list joined by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -34,11 +34,24 @@ def folder_option(function: Function) -> Function:
     )(function)
 
 
-def model_option(required: bool = True) -> Callable[[Function], Function]:
-    """Return a decorator that adds --model."""
-    return click.option(
-        "--model", type=Name("model"), metavar="NAME", required=required, help="Catalogue name, or a local config.json."
+def study_options(function: Function) -> Function:
+    """Add TRACE, --model, --slo, --devices, --kinds, --limit, --seed, -f FILE and --set: what is to be planned."""
+    decorators = (
+        click.argument("trace", required=False),
+        click.option("--model", type=Name("model"), metavar="NAME", help="Catalogue name, or a local config.json."),
+        slo_option,
+        click.option("--devices", type=Name("device", several=True), metavar="A,B,...", help="Devices to choose from."),
+        click.option("--kinds", metavar="KINDS", help="Prices to choose from: on-demand (by default), spot."),
+        click.option(
+            "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit: usd_per_hour, power_w, spare, ..."
+        ),
+        click.option("--seed", type=int, metavar="N", help="Seed of whatever is drawn; 0 by default."),
+        click.option("-f", "--file", "file", metavar="FILE", help="A plan.yaml; the one in this folder by default."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of it."),
     )
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
 
 
 def slo_option(function: Function) -> Function:

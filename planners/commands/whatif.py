@@ -6,7 +6,8 @@ import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give, note
-from planners.commands.options import Name, json_flag, model_option, slo_option
+from planners.commands.inputs import study_of
+from planners.commands.options import json_flag, study_options
 from planners.commands.tables import seconds, table
 
 if TYPE_CHECKING:
@@ -14,24 +15,24 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("trace", required=False)
-@model_option()
-@slo_option
-@click.option("--devices", type=Name("device", several=True), metavar="A,B,...", help="Devices to choose from.")
+@study_options
 @click.option("--vary", multiple=True, required=True, metavar="NAME=VALUES", help='What varies, as "rate=0.5x,1x,2x".')
 @click.option("--tornado", is_flag=True, help="Change one thing at a time instead of all combinations.")
 @click.option("--losses", is_flag=True, help="Also replay with one replica of each pool lost.")
-@click.option("--seed", default=0, show_default=True, help="Seed of whatever is drawn.")
 @json_flag
 def whatif(
     trace: str | None,
-    model: str,
+    model: str | None,
     slo: tuple[str, ...],
     devices: str | None,
+    kinds: str | None,
+    limits: tuple[str, ...],
+    seed: int | None,
+    file: str | None,
+    settings: tuple[str, ...],
     vary: tuple[str, ...],
     tornado: bool,
     losses: bool,
-    seed: int,
     as_json: bool,
 ) -> None:
     """Plan again with things changed: every combination of the values given, or one at a time with --tornado.
@@ -40,16 +41,25 @@ def whatif(
     a value is a factor as 2x, a price in USD per device-hour, a limit as 500ms, or names as h100-sxm+l4.
     """
     from models import llm
-    from planners import slo as promises
-    from planners import whatif as study
-    from planners.commands.fleet import split_names
+    from planners import whatif as changes
     from planners.commands.simulate import read_trace
+    from planners.slo import parse_all
+    from planners.study import limits_of
 
-    names = None if devices is None else split_names(devices)
-    question = study.Question(read_trace(trace), llm.load(model), promises.parse_all(slo), names, seed)
-    axes = [study.parse_axis(text) for text in vary]
+    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
+    question = changes.Question(
+        read_trace(study.trace),
+        llm.load(study.model),
+        parse_all(study.slo),
+        study.devices,
+        study.seed,
+        limits_of(study.limits) if study.limits else None,
+        study.kinds,
+        usd_per_device_hour=study.usd_per_device_hour,
+    )
+    axes = [changes.parse_axis(text) for text in vary]
     cases = []
-    for case in (study.tornado if tornado else study.grid)(question, axes):
+    for case in (changes.tornado if tornado else changes.grid)(question, axes):
         note(f"{_changes(case)}: {_fleet(case)}")
         cases.append(case)
     rows = [["Change", "USD/h", "Fleet", "TTFT p99", "TPOT p99"]]
@@ -58,14 +68,14 @@ def whatif(
     result: dict[str, Any] = {"cases": [_plain(case) for case in cases]}
     base = cases[0].plan
     if losses and base is not None:
-        found = list(study.losses(base, question.trace, question.slos))
+        found = list(changes.losses(base, question.trace, question.slos))
         result["losses"] = [{"pool": loss.pool, "holds": loss.holds, "slo": loss.latency_s} for loss in found]
         said = [["Lost", "Promises", "TTFT p99", "TPOT p99"]]
         for loss in found:
             late = [seconds(loss.latency_s[name]["p99"]) if loss.latency_s else "never" for name in ("ttft", "tpot")]
             said.append([f"1 x {loss.pool}", "hold" if loss.holds else "break", *late])
         words += "\n\n" + table(said, right=[2, 3])
-    inputs = {"trace": question.trace.name, "model": model, "slo": slo, "vary": vary, "tornado": tornado, "seed": seed}
+    inputs = {"trace": question.trace.name, "model": study.model, "slo": study.slo, "vary": vary, "tornado": tornado}
     give(Answer("whatif", inputs, result), as_json, words)
 
 

@@ -1,0 +1,43 @@
+"""What a command is to plan: the flags, over a plan.yaml where there is one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from planners.study import Study
+
+
+def study_of(
+    trace: str | None,
+    model: str | None,
+    slo: tuple[str, ...],
+    devices: str | None,
+    kinds: str | None,
+    limits: tuple[str, ...],
+    seed: int | None,
+    file: str | None,
+    settings: tuple[str, ...],
+) -> "Study":
+    """Return the study of -f FILE, or of plan.yaml in the working folder where no --model is given; flags win."""
+    from planners import study as studies
+
+    path = file or (studies.FILE if model is None and Path(studies.FILE).exists() else None)
+    given: dict[str, Any] = {"trace": trace, "model": model, "seed": seed, "slo": slo or None}
+    given["devices"] = None if devices is None else split_names(devices)
+    given["kinds"] = None if kinds is None else split_names(kinds)
+    settings = (*(f"limits.{limit}" for limit in limits), *settings)
+    given = {name: value for name, value in given.items() if value is not None}
+    if path is not None:
+        return studies.with_settings(studies.changed(studies.read(path), given), settings)
+    if model is None:
+        raise click.UsageError("no --model given, and no plan.yaml here (plan init writes one)")
+    if not slo:
+        raise ValueError('no promise given; expected at least one, as in --slo "ttft:p99<=2s"')
+    return studies.with_settings(studies.Study(**{"slo": slo, **given}), settings)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list joined by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

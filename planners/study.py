@@ -1,0 +1,198 @@
+"""plan.yaml: what is to be planned, written down once; its smallest form is trace, model and slo."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
+
+from planners import marked_yaml
+
+if TYPE_CHECKING:
+    from planners.limits import Limits
+
+FILE = "plan.yaml"
+SCHEMA_FILE = "plan.schema.json"
+
+_USD_PER_HOUR = re.compile(r"\$?\s*(?P<usd>[0-9]+(\.[0-9]+)?)\s*(USD)?\s*(/\s*h(our)?)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
+
+    prices are per device and hour, as 2.99 or "$2.99/h"; a device without one is taken from the price list, at the
+    kinds of price named (on-demand, spot). limits are on the whole fleet: usd_per_hour, power_w, spot_share, spare
+    (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost).
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    model: str
+    slo: tuple[str, ...]
+    trace: str | None = None
+    devices: tuple[str, ...] | None = None
+    prices: Mapping[str, float | str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ("on-demand",)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def usd_per_device_hour(self) -> dict[str, float]:
+        """Return the prices as numbers; ValueError names one that cannot be read."""
+        return {device: usd_per_hour(price) for device, price in self.prices.items()}
+
+
+def read(path: str | Path) -> Study:
+    """Return the study in a file; a relative trace or model path is seen from the file's folder.
+
+    ValueError lists every mistake with its place.
+    """
+    study = marked_yaml.read(path, Study)
+    text = Path(path).read_text(encoding="utf-8")
+    mistakes = []
+    for key, check in _CHECKS.items():
+        try:
+            check(study)
+        except ValueError as error:
+            mistakes.append(f"{marked_yaml.place_of(str(path), text, (key,))}: {key}: {error}")
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return changed(study, {"trace": _seen_from(path, study.trace), "model": _seen_from(path, study.model)})
+
+
+def changed(study: Study, changes: Mapping[str, Any]) -> Study:
+    """Return the study with fields replaced."""
+    return Study(**{name: changes.get(name, getattr(study, name)) for name in Study.__slots__})
+
+
+def with_settings(study: Study, settings: Sequence[str]) -> Study:
+    """Return the study after settings like "seed=3" or "prices.l4=0.5"; a key must exist, the last one wins.
+
+    Values are read as YAML; ValueError names the key that is unknown or the value that does not fit.
+    """
+    content = asdict(study)
+    for setting in settings:
+        path, is_given, value = setting.partition("=")
+        keys = path.strip().split(".", 1)
+        if not is_given or keys[0] not in content:
+            known = ", ".join(content)
+            raise ValueError(f"--set {setting}: expected KEY=VALUE with KEY one of {known}")
+        if len(keys) == 2 and not isinstance(content[keys[0]], dict):
+            raise ValueError(f"--set {setting}: {keys[0]} has no parts")
+        where = content if len(keys) == 1 else content[keys[0]]
+        where[keys[-1]] = yaml.safe_load(value)
+    study = marked_yaml.parse("--set", json.dumps(content), Study)
+    for check in _CHECKS.values():
+        check(study)
+    return study
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of plan.yaml, for editors."""
+    from pydantic import TypeAdapter
+
+    found = TypeAdapter(Study).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **found}
+
+
+def limits_of(written: Mapping[str, float]) -> "Limits":
+    """Return the limits that a study names; ValueError says which there are.
+
+    >>> limits_of({"devices.l4": 8, "spare": 1}).devices_at_most
+    {'l4': 8}
+    """
+    from planners.limits import Limits
+
+    plain = {"usd_per_hour": "usd_per_hour_at_most", "power_w": "power_w_at_most", "spot_share": "spot_share_at_most"}
+    found: dict[str, Any] = {"devices_at_most": {}, "vendor_share_at_least": {}}
+    for key, value in written.items():
+        kind, _, name = key.partition(".")
+        if key in plain:
+            found[plain[key]] = value
+        elif key == "spare":
+            found["spare"] = int(value)
+        elif kind == "devices" and name:
+            found["devices_at_most"][name] = int(value)
+        elif kind == "vendor" and name:
+            found["vendor_share_at_least"][name] = value
+        else:
+            known = ", ".join((*plain, "spare", "devices.NAME", "vendor.NAME"))
+            raise ValueError(f"unknown limit {key!r}; known: {known}")
+    return Limits(**found)
+
+
+def usd_per_hour(price: float | str) -> float:
+    """Return a price in USD per hour.
+
+    >>> usd_per_hour("$2.99/h"), usd_per_hour(3)
+    (2.99, 3.0)
+    """
+    if isinstance(price, str):
+        found = _USD_PER_HOUR.fullmatch(price.strip())
+        if found is None:
+            raise ValueError(f'cannot read the price {price!r}; expected USD per device-hour, as 2.99 or "$2.99/h"')
+        price = float(found["usd"])
+    if price <= 0:
+        raise ValueError(f"price {price:g} is not above 0")
+    return float(price)
+
+
+def _seen_from(file: str | Path, name: str | None) -> str | None:
+    if name is None or Path(name).is_absolute():
+        return name
+    seen = Path(file).parent / name
+    return str(seen) if seen.exists() else name
+
+
+def _check_model(study: Study) -> None:
+    from models import llm
+
+    if "/" not in study.model and not study.model.endswith((".json", ".toml")):
+        llm.load(study.model)
+
+
+def _check_slo(study: Study) -> None:
+    from planners.slo import parse_all
+
+    parse_all(study.slo)
+
+
+def _check_devices(study: Study) -> None:
+    from models import device
+
+    for name in study.devices or ():
+        device.load(name)
+
+
+def _check_prices(study: Study) -> None:
+    from models import device
+
+    for name in study.prices:
+        device.load(name)
+    _ = study.usd_per_device_hour
+
+
+def _check_kinds(study: Study) -> None:
+    from models.price import KINDS
+
+    for kind in study.kinds:
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of price {kind!r}; known: {', '.join(KINDS)}")
+
+
+def _check_limits(study: Study) -> None:
+    limits_of(study.limits)
+
+
+_CHECKS = {
+    "model": _check_model,
+    "slo": _check_slo,
+    "devices": _check_devices,
+    "prices": _check_prices,
+    "kinds": _check_kinds,
+    "limits": _check_limits,
+}
