@@ -301,7 +301,15 @@ class _Reader:
         table.lines = [line + shift for line in table.lines]
         table.problems = [replace(each, line=each.line + shift) for each in table.problems]
         table.lines_before = shift
+        if self.is_json:
+            self._with_known_columns(table)
         return renamed_columns(table, self.options.rename) if self.options.rename else table
+
+    def _with_known_columns(self, table: Table) -> None:
+        """A key that no object of this block has is missing in all of them."""
+        lacking = [name for name in self.table.columns if name not in table.columns]
+        table.columns.update({name: [None] * len(table.lines) for name in lacking})
+        table.header = (*table.header, *(self.table.names[name] for name in lacking))
 
     def _csv(self, before: int, text: str) -> tuple[Table, int]:
         added = 1 if before else 0
@@ -323,7 +331,12 @@ class _Reader:
 
     def _layout(self, table: Table, format: str | None) -> Format:
         options = self.options
-        layout = mapped(table, options.columns) if options.columns else choose(table, format, options.lengths_only)
+        try:
+            layout = mapped(table, options.columns) if options.columns else choose(table, format, options.lengths_only)
+        except BadTrace:
+            if self.is_json:
+                raise _NeedsTheWhole from None  # later lines may have the keys that these lack
+            raise
         constants = any(isinstance(wish, dict) and "constant" in wish for _, wish in options.columns)
         if not layout.row_by_row or layout.interleaved or constants:
             raise _NeedsTheWhole

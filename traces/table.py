@@ -131,7 +131,7 @@ def document_table(file: str, text: str) -> Table | None:
     try:
         parsed = parse_json(text)
     except json.JSONDecodeError as problem:
-        if "\n" not in text.strip():
+        if _holds_json_lines(text.strip().split("\n")):
             return None
         raise BadTrace(file, problem.lineno, problem.colno, f"invalid JSON (truncated file?): {problem.msg}") from None
     except ValueError as problem:
@@ -141,6 +141,13 @@ def document_table(file: str, text: str) -> Table | None:
         raise BadTrace(file, 1, 1, "a JSON document without objects; expected one object a line, or a list of objects")
     lines = element_lines(text, len(objects)) if isinstance(parsed, list) else [1]
     return object_table(file, objects, lines, (), text.split("\n"))
+
+
+def _holds_json_lines(lines: list[str]) -> bool:
+    """Whether text that is no document may be an object a line, some of them broken."""
+    if len(lines) == 1:
+        return True
+    return lines[0].startswith("{") and any(line.startswith("{") and _parses(line) for line in lines)
 
 
 def element_lines(text: str, count: int) -> list[int]:
