@@ -95,6 +95,22 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     )
 
 
+def scenario_of_study(path: str | Path) -> Scenario:
+    """Return the decision that is taken today for a plan.yaml; raises Infeasible."""
+    import traces
+    from models import llm
+    from planners import plan_file, study
+    from planners.whatif import Question
+
+    asked = study.read(path)
+    trace = traces.sample() if asked.trace is None else traces.read(asked.trace)
+    model, slos = llm.load(asked.model), parse_all(asked.slo)
+    limits = study.limits_of(asked.limits) if asked.limits else None
+    own = asked.usd_per_device_hour
+    question = Question(trace, model, slos, asked.devices, asked.seed, limits, asked.kinds, usd_per_device_hour=own)
+    return scenario_of(SavedPlan(question.plan(), model, slos, plan_file.inputs_of(asked, trace)), trace)
+
+
 def facts_of(plan: Plan) -> dict[str, float]:
     """Return the figures of a plan that a lock holds on to."""
     facts = {"usd_per_hour": plan.usd_per_hour, "usd_per_hour_bound": plan.usd_per_hour_bound}

@@ -67,3 +67,48 @@ def test_completion_prints_a_script_for_the_shell(shell, tmp_path):
     if shell == "bash":
         (tmp_path / "c.sh").write_text(script)
         assert subprocess.run(["bash", "-n", str(tmp_path / "c.sh")]).returncode == 0
+
+
+@pytest.fixture
+def plans(tmp_path, monkeypatch):
+    """A small trace, and two plans for it whose promises differ."""
+    rows = "".join(f"{number / 4},{100 + 10 * (number % 7)},{20 + number % 5}\n" for number in range(40))
+    (tmp_path / "chat.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    for limit in ("1s", "2s"):
+        arguments = ["chat.csv", "--model", "llama-3.1-8b", "--devices", "l40s", "--slo", f"ttft:p99<={limit}"]
+        run("fleet", *arguments, "-o", limit)
+    return tmp_path
+
+
+def test_plans_are_compared_with_the_reason_for_each_difference(plans):
+    benchmark = {"completed": 38, "failed": 2, "duration": 10.0, "median_ttft_ms": 100.0, "p99_ttft_ms": 250.0}
+    (plans / "bench.json").write_text(json.dumps(benchmark))
+    files = ["1s/plan.json", "2s/plan.json", "bench.json"]
+    result = json.loads(run("compare", *files, "--json").stdout)["result"]
+    assert result["reasons"]["2s/plan.json"][0] == 'slo: ["ttft:p99<=1s"] became ["ttft:p99<=2s"]'
+    figures = {row["figure"]: row for row in result["figures"]}
+    assert figures["slo.ttft.p99"]["values"][2] == 0.25
+    assert figures["requests.arrived"]["values"] == [40, 40, 40]
+    assert figures["requests.finished"]["changes"][2] == pytest.approx(-0.05)
+    assert "differs because" in run("compare", *files).stdout
+
+
+def test_what_is_no_answer_is_not_compared(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    outcome = run("compare", str(tmp_path / "a.json"), str(tmp_path / "a.json"), exit_code=2)
+    assert "neither a plan, a run" in outcome.stderr
+    assert "expected at least 2" in run("compare", "x", exit_code=2).stderr
+
+
+def test_the_timeline_has_a_span_for_every_part_of_every_request(plans):
+    run("trace", "1s/plan.json", "-o", "t.json")
+    events = json.loads((plans / "t.json").read_text())["traceEvents"]
+    begun = [event for event in events if event["ph"] == "b"]
+    ended = [event for event in events if event["ph"] == "e"]
+    assert len(begun) == len(ended) == 40 * 4
+    assert {event["name"] for event in begun} >= {"wait", "prefill", "decode", "request 0"}
+    ends = {(event["id"], event["name"]): event["ts"] for event in ended}
+    assert all(ends[event["id"], event["name"]] >= event["ts"] for event in begun)
+    assert min(event["args"]["waiting"] for event in events if event["ph"] == "C") >= 0
+    assert "expected FROM,TO in seconds" in run("trace", "1s/plan.json", "--window", "1m", exit_code=2).stderr
