@@ -22,7 +22,7 @@ import numpy.typing as npt
 from planners.demand import Market, sizes
 from planners.slo import limit_s
 from planners.solver import mathopt, solve
-from planners.work import TokenPrices, decode_work_s, prefill_work_s, token_prices, worth_of
+from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
 from traces.trace import NS_PER_S
 
 Array = npt.NDArray[np.float64]
@@ -135,7 +135,9 @@ class _Cost:
         self.cheapest = np.full(len(market.trace), np.inf)
         self.cheapest_prompt = np.full(len(market.trace), np.inf)
         everyone = np.arange(len(market.trace))
-        for engine in range(self.usd.size):
+        self.stand_in = _stand_ins(self.usd, part)
+        self.engines = np.unique(self.stand_in)
+        for engine in self.engines:
             prompt, answer = self.of(engine, everyone)
             np.minimum(self.cheapest, prompt + answer, out=self.cheapest)
             np.minimum(self.cheapest_prompt, prompt, out=self.cheapest_prompt)
@@ -148,9 +150,26 @@ class _Cost:
         return np.where(self.part.able[engine, rows], prompt, np.inf), answer
 
 
+def _stand_ins(usd: Array, part: Part) -> Counts:
+    """Return for each engine one that is no dearer and at least as able, and does every piece of work at least as fast.
+
+    Whatever an engine's replica has of power, its stand-in's has, so that few engines need to be looked at.
+    """
+    prices = np.array([(p.prefill_s, p.decode_s, p.context_s, p.pair_s) for p in part.prices])
+    traits = np.concatenate([usd[:, None], prices], axis=1)
+    stand_in = np.arange(usd.size)
+    for engine in np.argsort(usd, kind="stable"):
+        for other in np.flatnonzero((traits <= traits[engine]).all(axis=1)):
+            is_free = stand_in[engine] == engine and stand_in[other] == other != engine
+            is_first = other < engine or bool((traits[other] < traits[engine]).any())
+            if is_free and is_first and not (part.able[engine] & ~part.able[other]).any():
+                stand_in[engine] = other
+    return stand_in
+
+
 def _parts(market: Market) -> Iterator[Part]:
     """Yield what to count: prompts alone, and prompts with answers, at the prices under which each takes longest."""
-    inputs, outputs = sizes(market.trace)
+    outputs = sizes(market.trace)[1]
     arrival_s = market.trace.arrival_ns / NS_PER_S
     ttft_s, tpot_s, e2e_s = (limit_s(market.slos, metric) for metric in ("ttft", "tpot", "e2e"))
     late = {slo.metric: market.late[place] for place, slo in enumerate(market.slos) if _is_loosest(market, place)}
@@ -167,8 +186,7 @@ def _parts(market: Market) -> Iterator[Part]:
         prompts = {metric for metric in ("ttft", "e2e") if metric in late}
         able = ~np.any([late[metric] for metric in prompts], axis=0)
         total = sum(allowed[metric] for metric in prompts)
-        worth = (worth_of(inputs, outputs)[0], 0.0, 0.0)
-        prices = tuple(token_prices(offer.priced, worth) for offer in market.offers)
+        prices = tuple(prompt_prices(offer.priced) for offer in market.offers)
         yield Part(prices, arrival_s, prompt_due_s, never, able, total)
     if np.isfinite(answer_due_s).any():
         able = ~np.any(list(late.values()), axis=0)
@@ -218,17 +236,17 @@ def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed
     beyond = int(np.searchsorted(part.prompt_due_s, end_s, side="right"))
     rows = np.arange(first, beyond)
     answered = part.answer_due_s[rows] <= end_s
-    shape = (cost.usd.size, rows.size)
-    costs = np.empty(shape)
-    for engine in range(shape[0]):
+    costs = np.empty((cost.engines.size, rows.size))
+    for place, engine in enumerate(cost.engines):
         prompt, answer = cost.of(engine, rows)
-        costs[engine] = prompt + np.where(answered, answer, 0.0)
+        costs[place] = prompt + np.where(answered, answer, 0.0)
     cheapest = costs.min(axis=0, initial=np.inf)
     served = np.isfinite(cheapest)
     cheapest, costs = cheapest[served], costs[:, served]
-    rates = (costs / cheapest).min(axis=1, initial=np.inf)
+    rates = np.full(cost.usd.size, np.inf)
+    rates[cost.engines] = (costs / cheapest).min(axis=1, initial=np.inf)
     power = cost.usd * (end_s - float(part.arrival_s[first])) / rates
-    return Row(first, end_s, power, float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
+    return Row(first, end_s, power[cost.stand_in], float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
 
 
 def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:

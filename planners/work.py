@@ -75,6 +75,14 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     return TokenPrices(float(share * prefill_s), float(share * decode_s), float(share * kv_s + reading_s), pair_s)
 
 
+def prompt_prices(priced: PricedEngine) -> TokenPrices:
+    """Return the highest price of a prompt's token where decodes are free: that of the step that is best at prompts."""
+    tokens_s, sequences_s = _floor(priced.table.token_ps[0]), _floor(priced.table.sequence_ps[0])
+    tokens = np.arange(1, priced.limits.max_batched_tokens + 1)
+    least_s = ((tokens_s[tokens] + sequences_s[1]) / tokens).min() / priced.lanes
+    return TokenPrices(float(least_s), 0.0, 0.0, _pair_s(priced) / priced.lanes)
+
+
 def worth_of(inputs: Counts, outputs: Counts) -> Worth:
     """Return what requests ask for in all: prefill tokens, decode steps, KV tokens read by those."""
     prefill, decodes, context = _per_request(inputs, outputs)
