@@ -4,18 +4,21 @@ import json
 import subprocess
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import toys
 import yaml
 from click.testing import CliRunner
 
 from models import device, llm
 from models.engine import Engine
-from planners import exports, plan_file
+from planners import compare, exports, plan_file
 from planners.cli import main
-from planners.exports import arguments
+from planners.exports import arguments, results
 from planners.exports.deployment import of_plan
 from planners.plan import Plan, PlannedPool
 from planners.study import Study
+from simulator.replay import replay
 
 H100, L4 = device.load("h100-sxm"), device.load("l4")
 SMALL, LARGE = llm.load("llama-3.1-8b"), llm.load("mixtral-8x7b")
@@ -229,6 +232,29 @@ def test_every_target_is_written_from_a_plan_file(tmp_path):
         outcome = CliRunner().invoke(main, ["export", target, str(tmp_path / "plan.json"), "-o", str(folder)])
         assert outcome.exit_code == 0, outcome.output
         assert list(folder.iterdir())
+
+
+def test_a_replay_reads_like_a_benchmark():
+    run = replay(toys.trace(np.arange(20) / 100, 4, 8), toys.fleet())
+    deployment = of_plan(TWO_POOLS, "org/model")
+    (report,) = yaml.safe_load_all(results.benchmark_report(deployment, run)["benchmark-report.yaml"])
+    aggregate = report["results"]["request_performance"]["aggregate"]
+    assert aggregate["requests"]["total"] == 20
+    assert aggregate["latency"]["time_to_first_token"]["p50"] == pytest.approx(run.percentile_s("ttft", 50), rel=1e-5)
+    assert [each["standardized"]["accelerator"]["parallelism"]["tp"] for each in report["scenario"]["stack"]] == [1, 2]
+    content = json.loads(results.vllm_bench(deployment, run)["vllm-bench.json"])
+    assert content["p99_tpot_ms"] == pytest.approx(run.percentile_s("tpot", 99) * 1e3, rel=1e-5)
+    assert content["output_lens"] == [8] * 20
+    assert content["ttfts"] == pytest.approx(run.ttft_s, rel=1e-5)
+
+
+def test_a_predicted_benchmark_is_compared_like_a_measured_one(tmp_path):
+    run = replay(toys.trace(np.arange(20) / 100, 4, 8), toys.fleet())
+    (text,) = results.vllm_bench(of_plan(TWO_POOLS, "org/model"), run).values()
+    (tmp_path / "bench.json").write_text(text)
+    found = compare.read(tmp_path / "bench.json")
+    assert found.figures["slo.ttft.p99"] == pytest.approx(run.percentile_s("ttft", 99), rel=1e-5)
+    assert found.figures["requests.finished"] == 20
 
 
 def test_an_unknown_target_is_bad_input(tmp_path):

@@ -21,7 +21,8 @@ def export(
 ) -> None:
     """Write the fleet of PLAN (a plan.json) for TARGET.
 
-    Targets: k8s, lws, kserve, llm-d, dynamo, dynamo-v1alpha1, aibrix, skypilot, vllm, sglang, tensorrt-llm, benchmark.
+    Targets: k8s, lws, kserve, llm-d, dynamo, dynamo-v1alpha1, aibrix, skypilot, vllm, sglang, tensorrt-llm, benchmark;
+    and of a replay of the plan's trace: benchmark-report, vllm-bench.
     """
     from planners import exports, plan_file
     from planners.exports.deployment import of_plan
@@ -37,7 +38,12 @@ def export(
         image=image,
         seed=saved.inputs["seed"],
     )
-    texts = write(deployment)
+    if target in exports.RUN_TARGETS:
+        from simulator.replay import replay
+
+        texts = write(deployment, replay(plan_file.read_trace(saved.inputs, plan_path), saved.plan.fleet()))
+    else:
+        texts = write(deployment)
     warnings = () if model_id else (f"model id is {saved.llm.name!r}; name the checkpoint with --model-id",)
     inputs = {"target": target, "plan": plan_path}
     if folder:

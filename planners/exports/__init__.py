@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from planners.exports.deployment import Deployment
 
 Texts = dict[str, str]
 
@@ -22,11 +21,18 @@ TARGETS = {
     "benchmark": ("shell:benchmark", "A command that checks the plan in production with vllm bench serve."),
 }
 
+# Targets that show what a replay of the plan's trace predicts: functions of a deployment and a run.
+RUN_TARGETS = {
+    "benchmark-report": ("results:benchmark_report", "An llm-d benchmark report (0.2.1) of the replay."),
+    "vllm-bench": ("results:vllm_bench", "The replay as vllm bench serve would save it."),
+}
 
-def load(target: str) -> Callable[[Deployment], Texts]:
+
+def load(target: str) -> Callable[..., Texts]:
     """Return the function of a target; ValueError names the known ones."""
-    if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
-    module, name = TARGETS[target][0].split(":")
-    function: Callable[[Deployment], Texts] = getattr(import_module(f"planners.exports.{module}"), name)
+    known = TARGETS | RUN_TARGETS
+    if target not in known:
+        raise ValueError(f"unknown target {target!r}; known: {', '.join(known)}")
+    module, name = known[target][0].split(":")
+    function: Callable[..., Texts] = getattr(import_module(f"planners.exports.{module}"), name)
     return function
