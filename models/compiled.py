@@ -14,7 +14,7 @@ KERNEL_FILES = (
     *("models/operators.py", "models/attention.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/residual.py"),
     *("simulator/cache.py", "simulator/dataplane.py", "simulator/layout.py", "simulator/routing.py"),
-    *("simulator/series.py", "simulator/tournament.py", "simulator/turnover.py"),
+    *("simulator/series.py", "simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
 )
 
 

@@ -102,12 +102,19 @@ def hold(state, row, here, nodes, part, own):
         node = find(state, here.number, state.contents[row.contents_at + nodes])
         _take_from_queue(state.nodes, here, node)
         _forget(state, node)
-    if row.own_node != NONE:
-        node = row.own_node
-        if own > 0:
-            _take_from_queue(state.nodes, here, node)
-        else:
-            _leave_plain(state.nodes, here, node)
+    if own > 0:
+        _take_from_queue(state.nodes, here, row.own_node)
+        _forget(state, row.own_node)
+    drop_leavings(state, row, here)
+
+
+@inner_kernel
+def drop_leavings(state, row, here):
+    """Forget what a preempted request left behind; its blocks stay in the queue, as blocks without content."""
+    node = row.own_node
+    if node != NONE:
+        state.nodes[node].blocks_before += state.nodes[node].blocks
+        _unlink(state.nodes, here, node)
         _forget(state, node)
 
 
@@ -213,11 +220,4 @@ def _unlink(nodes, here, node):
 @inner_kernel
 def _take_from_queue(nodes, here, node):
     here.free_blocks -= nodes[node].blocks
-    _unlink(nodes, here, node)
-
-
-@inner_kernel
-def _leave_plain(nodes, here, node):
-    """Take a node out of the queue and leave its blocks there, as blocks without content."""
-    nodes[node].blocks_before += nodes[node].blocks
     _unlink(nodes, here, node)

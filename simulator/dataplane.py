@@ -9,21 +9,26 @@ come free, by then; where that leaves nothing to do, it forms the step when the 
 """
 
 from models.compiled import inner_kernel, kernel
-from models.step import BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
-from simulator.cache import give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
+from models.step import ALONE, BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
+from simulator.cache import drop_leavings, give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
 from simulator.layout import (
+    CANCELLED,
     DECODE_RUN,
     DECODING,
     FAR,
     FINISHED,
     IDLE,
+    LOADING,
     MIXED_STEP,
     NONE,
+    PREFILL,
     PREFILLING,
+    READY,
     REJECTED,
     WAITING,
 )
 from simulator.routing import choose_lane
+from simulator.timers import DEADLINE, LOADED, next_timer_ps, set_timer, take_timer
 from simulator.tournament import settle_end, settle_load
 
 KEY_SHIFT = 32
@@ -31,7 +36,7 @@ KEY_SHIFT = 32
 
 @kernel
 def advance(state, plan, horizon_ps, slot, lane):
-    """Run every event up to and including `horizon_ps`: step ends first, then arrivals, in time order.
+    """Run every event up to and including `horizon_ps`: step ends first, then timers, then arrivals, in time order.
 
     Before that, the request in `slot` is given to `lane` unless it is NONE: one crossing a request for routers
     written in Python.
@@ -44,12 +49,17 @@ def advance(state, plan, horizon_ps, slot, lane):
     while True:
         lane = words[winner]
         end_ps = lanes[lane].end_ps
-        if end_ps <= arrival_ps:
+        timer_ps = next_timer_ps(state)
+        if end_ps <= min(arrival_ps, timer_ps):
             if end_ps > horizon_ps:
                 return
             clock.lane_events += 1
             formed_ps = _end_step(state, lanes[lane])
             _begin_step(state, lanes[lane], end_ps, formed_ps)
+        elif timer_ps <= arrival_ps:
+            if timer_ps > horizon_ps:
+                return
+            _go_off(state, timer_ps)
         else:
             if arrival_ps > horizon_ps:
                 return
@@ -77,16 +87,24 @@ def submit(state, slot, lane):
         row.status = REJECTED
         row.finish_ps = row.arrival_ps
         return
+    if state.clock[0].patience_ps < FAR:
+        set_timer(state, row.arrival_ps + state.clock[0].patience_ps, 2 * row.number + DEADLINE, slot)
+    row.queued_ps = _queue(state, here, slot, row.arrival_ps)
+
+
+@inner_kernel
+def _queue(state, here, slot, now_ps):
+    """Append a request to a lane's queue and wake the lane; return when its scheduler takes notice."""
     here.outstanding += 1
     settle_load(state.words, state.lanes, here)
+    state.requests[slot].enqueued_ps = now_ps
     _append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
-        row.queued_ps = row.arrival_ps
-        _begin_step(state, here, row.arrival_ps, row.arrival_ps)
-    elif here.run_steps <= 1:
-        row.queued_ps = here.end_ps
-    else:
-        row.queued_ps = _interrupt_run(state, here, row.arrival_ps)
+        _begin_step(state, here, now_ps, now_ps)
+        return now_ps
+    if here.run_steps <= 1:
+        return here.end_ps
+    return _interrupt_run(state, here, now_ps)
 
 
 @inner_kernel
@@ -99,7 +117,7 @@ def _interrupt_run(state, here, now_ps):
         state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
     )
     queued_ps = here.start_ps + elapsed_ps
-    can_start = here.waiting == 1 and here.running < here.max_sequences
+    can_start = here.waiting == 1 and here.running + here.loading < here.max_sequences
     if can_start and here.asynchronous and steps < here.run_steps:
         steps += 1
         elapsed_ps += _decode_step_ps(state.prices, here, steps)
@@ -110,9 +128,67 @@ def _interrupt_run(state, here, now_ps):
 
 
 @inner_kernel
+def _cut_run(state, here, now_ps):
+    """End the lane's run of decodes with the first step that ends after `now_ps`; wake a lane that is idle."""
+    if here.activity == IDLE:
+        _begin_step(state, here, now_ps, now_ps)
+    elif here.activity == DECODE_RUN and here.run_steps > 1:
+        steps, elapsed_ps = decode_run_ps(
+            state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
+        )
+        here.run_steps = steps
+        _set_end(state, here, here.start_ps + elapsed_ps)
+
+
+@inner_kernel
+def _go_off(state, now_ps):
+    """Do what the next timer was set for: a client gives up, or KV has come to its decode lane."""
+    number, slot, what = take_timer(state)
+    row = state.requests[slot]
+    if row.number != number or row.status >= FINISHED:
+        return
+    here = state.lanes[row.lane]
+    if what == LOADED:
+        _release_source(state, row, now_ps)
+        here.loading -= 1
+        row.status = READY
+        _append_ready(state.requests, here, slot)
+        _cut_run(state, here, now_ps)
+    elif row.status == WAITING:
+        _remove_waiting(state.requests, here, slot)
+        drop_leavings(state, row, here)
+        here.outstanding -= 1
+        settle_load(state.words, state.lanes, here)
+        row.status = CANCELLED
+        row.finish_ps = now_ps
+        if row.source_lane != NONE:
+            _release_source(state, row, now_ps)
+        _cut_run(state, here, now_ps)
+    else:
+        row.is_leaving = 1
+        if row.status == PREFILLING or row.status == DECODING:
+            here.leaving += 1
+            _cut_run(state, here, now_ps)
+
+
+@inner_kernel
+def _release_source(state, row, now_ps):
+    """Give back a request's blocks on the lane that prefilled it, which may let that lane go on."""
+    source = state.lanes[row.source_lane]
+    give_blocks(source, _own_blocks(row, source))
+    if row.held_nodes > 0:
+        leave_content(state, row, source)
+    row.contents = 0
+    row.source_lane = NONE
+    if source.activity == IDLE and source.waiting > 0:
+        _begin_step(state, source, now_ps, now_ps)
+
+
+@inner_kernel
 def _decode_step_ps(prices, here, step):
     """Return the duration of the lane's `step`-th decode step from now."""
-    return decode_run_ps(prices, here, here.decoding, here.context_tokens + (step - 1) * here.decoding, 1, FAR)[1]
+    fixed_ps = prices[here.token_at + here.decoding] + prices[here.sequence_at + here.decoding]
+    return fixed_ps + decode_ps(prices, here, ALONE, here.decoding, here.context_tokens + step * here.decoding)
 
 
 @inner_kernel
@@ -130,6 +206,7 @@ def _begin_step(state, here, now_ps, formed_ps):
 @inner_kernel
 def _form_step(state, here, formed_ps):
     """Form a step as vLLM v1 does: running requests first, then the waiting, within the token budget; say if any."""
+    _join_ready(state, here)
     postponed = _make_room_for_decodes(state, here)
     budget_tokens = here.max_batched_tokens - here.decoding
     chunks, new_tokens, attention_ps = 0, 0, 0
@@ -151,9 +228,37 @@ def _form_step(state, here, formed_ps):
 
 
 @inner_kernel
+def _join_ready(state, here):
+    """Let the requests whose KV has come take part in the decodes of the coming step."""
+    while here.first_ready != NONE:
+        slot = here.first_ready
+        row = state.requests[slot]
+        here.first_ready = row.next_waiting
+        _link_running(state.requests, here, slot)
+        _start_decoding(state.words, here, row, slot)
+        if row.is_leaving:
+            _leave(state, here, slot)
+            row.finish_ps = here.start_ps
+            settle_load(state.words, state.lanes, here)
+
+
+@inner_kernel
+def _leave(state, here, slot):
+    """Take a cancelled request out of the running ones; its blocks are free at once."""
+    row = state.requests[slot]
+    if row.status == DECODING:
+        _stop_decoding(state, here, slot)
+    else:
+        here.prefilled_tokens -= row.computed_tokens
+        _remove_prefill(state.requests, here, slot)
+    row.status = CANCELLED
+    _end(state, here, slot)
+
+
+@inner_kernel
 def _is_seen(row, here, formed_ps):
     """Say whether the scheduler knew of a waiting request when it formed the step."""
-    return formed_ps == here.start_ps or row.arrival_ps < formed_ps or row.preemptions > 0
+    return formed_ps == here.start_ps or row.enqueued_ps < formed_ps
 
 
 @inner_kernel
@@ -282,11 +387,15 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
     """Start waiting requests in order while sequences, tokens and blocks allow; return (chunks, tokens, time)."""
     chunks, new_tokens, attention_ps = 0, 0, 0
     most_running = here.max_sequences - here.late_finishes
-    while here.waiting > 0 and here.running < most_running and new_tokens < budget_tokens:
+    while here.waiting > 0 and here.running + here.loading < most_running and new_tokens < budget_tokens:
         slot = here.first_waiting
         row = state.requests[slot]
         if not _is_seen(row, here, formed_ps):
             break
+        if row.source_lane != NONE:
+            if not _load(state, here, row, slot):
+                break
+            continue
         chunk = _admit(state, here, row, budget_tokens - new_tokens)
         if chunk == 0:
             break
@@ -301,6 +410,26 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
         chunks += 1
         new_tokens += chunk
     return chunks, new_tokens, attention_ps
+
+
+@inner_kernel
+def _load(state, here, row, slot):
+    """Lease the blocks of a request that was prefilled elsewhere and start its KV on the way; say if they were free."""
+    need = _blocks(row.computed_tokens, here)
+    if need > _free_beside_decodes(state.words, here) - here.watermark_blocks:
+        return False
+    take_blocks(state, here, need)
+    _pop_waiting(state.requests, here)
+    row.status = LOADING
+    here.loading += 1
+    source = state.lanes[row.source_lane]
+    moving_ps = row.computed_tokens * source.link_ps_per_token
+    if source.link_layers > 0:
+        moving_ps = max(moving_ps // source.link_layers, moving_ps - row.last_chunk_ps)
+    begin_ps = max(here.start_ps, source.link_free_ps)
+    source.link_free_ps = begin_ps + moving_ps
+    set_timer(state, begin_ps + moving_ps + source.link_latency_ps, 2 * row.number + LOADED, slot)
+    return True
 
 
 @inner_kernel
@@ -360,10 +489,12 @@ def _end_step(state, here):
     free_blocks = here.free_blocks
     while here.decoding > 0 and words[here.finishes_at] >> KEY_SHIFT <= here.steps:
         slot = words[here.finishes_at + 1]
-        _stop_decoding(state, here, slot, 0)
+        _stop_decoding(state, here, slot)
         _finish(state, here, slot)
     if here.activity == MIXED_STEP:
         _end_prefills(state, here)
+    if here.leaving > 0:
+        _let_leave(state, here)
     if here.outstanding < outstanding:
         settle_load(words, state.lanes, here)
         if here.asynchronous:
@@ -392,9 +523,37 @@ def _end_prefills(state, here):
             row.generated_tokens += 1
             if row.generated_tokens >= row.output_tokens:
                 _finish(state, here, slot)
+            elif here.role == PREFILL and not row.is_leaving:
+                _hand_over(state, here, slot)
             else:
                 _start_decoding(state.words, here, row, slot)
         slot = following
+
+
+@inner_kernel
+def _hand_over(state, here, slot):
+    """Queue a prefilled request at the decode lane with the shortest queue; its KV stays here until it has moved."""
+    row = state.requests[slot]
+    here.outstanding -= 1
+    _remove_running(state.requests, here, slot)
+    row.status = WAITING
+    row.source_lane = here.number
+    row.last_chunk_ps = here.end_ps - here.start_ps
+    row.lane = state.words[state.clock[0].decode_tree + 1]
+    state.lanes[row.lane].assigned += 1
+    _queue(state, state.lanes[row.lane], slot, here.end_ps)
+
+
+@inner_kernel
+def _let_leave(state, here):
+    """Take out the running requests that were cancelled during the step, the last admitted first."""
+    slot = here.last_running
+    while slot != NONE:
+        before = state.requests[slot].previous_running
+        if state.requests[slot].is_leaving:
+            _leave(state, here, slot)
+        slot = before
+    here.leaving = 0
 
 
 @inner_kernel
@@ -409,22 +568,28 @@ def _start_decoding(words, here, row, slot):
 
 
 @inner_kernel
-def _stop_decoding(state, here, slot, place):
-    """Take a decoding request, at `place` of the finish heap, out of the batch."""
+def _stop_decoding(state, here, slot):
+    """Take a decoding request out of the batch."""
     row = state.requests[slot]
     decoded = here.steps - row.joined_step
     state.words[here.crossings_at + _phase(row, here.block_shift)] -= 1
     row.generated_tokens += decoded
     row.computed_tokens += decoded
     here.context_tokens -= row.computed_tokens
-    _remove_finish(state.words, here, place)
+    _remove_finish(state.words, here, _place_of_finish(state.words, here, slot))
     here.decoding -= 1
 
 
 @inner_kernel
 def _finish(state, here, slot):
+    state.requests[slot].status = FINISHED
+    _end(state, here, slot)
+
+
+@inner_kernel
+def _end(state, here, slot):
+    """Let go of a running request, finished or cancelled."""
     row = state.requests[slot]
-    row.status = FINISHED
     row.finish_ps = here.end_ps
     here.outstanding -= 1
     give_blocks(here, _own_blocks(row, here))
@@ -438,10 +603,7 @@ def _preempt(state, here, slot):
     """Put a running request back to the head of the queue; its KV must be computed again, but for what stays cached."""
     row = state.requests[slot]
     if row.status == DECODING:
-        place = 0
-        while state.words[here.finishes_at + 2 * place + 1] != slot:
-            place += 1
-        _stop_decoding(state, here, slot, place)
+        _stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
         _remove_prefill(state.requests, here, slot)
@@ -453,6 +615,7 @@ def _preempt(state, here, slot):
     _remove_running(state.requests, here, slot)
     row.status = WAITING
     row.computed_tokens = 0
+    row.enqueued_ps = NONE
     row.preemptions += 1
     here.preemptions += 1
     _prepend_waiting(state.requests, here, slot)
@@ -511,6 +674,30 @@ def _prepend_waiting(requests, here, slot):
 
 
 @inner_kernel
+def _remove_waiting(requests, here, slot):
+    before, other = NONE, here.first_waiting
+    while other != slot:
+        before, other = other, requests[other].next_waiting
+    if before == NONE:
+        here.first_waiting = requests[slot].next_waiting
+    else:
+        requests[before].next_waiting = requests[slot].next_waiting
+    if here.last_waiting == slot:
+        here.last_waiting = before
+    here.waiting -= 1
+
+
+@inner_kernel
+def _append_ready(requests, here, slot):
+    requests[slot].next_waiting = NONE
+    if here.first_ready == NONE:
+        here.first_ready = slot
+    else:
+        requests[here.last_ready].next_waiting = slot
+    here.last_ready = slot
+
+
+@inner_kernel
 def _pop_waiting(requests, here):
     here.first_waiting = requests[here.first_waiting].next_waiting
     here.waiting -= 1
@@ -519,15 +706,20 @@ def _pop_waiting(requests, here):
 @inner_kernel
 def _append_running(requests, here, slot):
     """Admit a request: it runs last in order, in prefill."""
+    requests[slot].status = PREFILLING
+    _link_running(requests, here, slot)
+    _append_prefill(requests, here, slot)
+
+
+@inner_kernel
+def _link_running(requests, here, slot):
     row = requests[slot]
-    row.status = PREFILLING
     row.previous_running = here.last_running
     row.next_running = NONE
     if here.last_running != NONE:
         requests[here.last_running].next_running = slot
     here.last_running = slot
     here.running += 1
-    _append_prefill(requests, here, slot)
 
 
 @inner_kernel
@@ -567,6 +759,14 @@ def _remove_prefill(requests, here, slot):
 
 # The heap of finishes: pairs of (key, slot) in the words of a lane; its size is the number of decoding requests. A key
 # is the step at which a request ends, and its number, which decides between those of one step.
+
+
+@inner_kernel
+def _place_of_finish(words, here, slot):
+    place = 0
+    while words[here.finishes_at + 2 * place + 1] != slot:
+        place += 1
+    return place
 
 
 @inner_kernel

@@ -1,5 +1,6 @@
 """A fleet: pools of equal replicas behind one router."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,30 +21,56 @@ class PricedEngine:
     stages: int = 1
     lanes: int = 1
     engine: Engine | None = None
+    kv_bytes_per_token: float = 0.0  # over all devices of a replica
+    layers: int = 1
 
 
 def priced(engine: Engine) -> PricedEngine:
     """Return an Engine with the table of its step times, as the data plane wants it."""
     from models.tables import step_table
 
-    return PricedEngine(engine.name, engine.limits, step_table(engine), engine.pp, engine.lanes, engine)
+    kv_bytes_per_token = engine.kv_bytes_per_token_per_device * engine.tp * engine.pp
+    table = step_table(engine)
+    return PricedEngine(
+        *(engine.name, engine.limits, table, engine.pp, engine.lanes),
+        engine=engine,
+        kv_bytes_per_token=kv_bytes_per_token,
+        layers=engine.llm.layers,
+    )
+
+
+ROLES = ("both", "prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way of KV from a prefill lane to a decode lane; layer by layer, it overlaps with the last prefill step."""
+
+    bytes_per_s: float = 50e9  # assumed: one 400 Gb/s adapter a replica
+    latency_s: float = 1e-3
+    is_layerwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Equal replicas of one Engine; `speed` is the traffic one replica takes relative to other pools' [ratio]."""
+    """Equal replicas of one Engine; `speed` is the traffic one replica takes relative to other pools' [ratio].
+
+    A replica does both prefill and decode, or hands each request over to a decode replica when its prefill is done.
+    """
 
     engine: PricedEngine
     replicas: int
     speed: float = 1.0
     usd_per_hour: float = 0.0  # of one replica
+    role: str = "both"
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """Pools behind a router; `shares[bucket][pool]` are the planned fractions that the router "planned" follows.
 
-    `input_edges` are the lower edges, in prompt tokens, of the size buckets: a router sees no output length.
+    `input_edges` are the lower edges, in prompt tokens, of the size buckets: a router sees no output length. Pools that
+    only decode come last. A client gives up a request that is not finished after `patience_s`.
     """
 
     pools: tuple[Pool, ...]
@@ -51,6 +78,21 @@ class Fleet:
     input_edges: tuple[int, ...] = (0,)
     shares: tuple[tuple[float, ...], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    link: Link = field(default_factory=Link)
+    patience_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        roles = [pool.role for pool in self.pools]
+        unknown = [role for role in roles if role not in ROLES]
+        if unknown:
+            raise ValueError(f"unknown role {unknown[0]!r}; known: {', '.join(ROLES)}")
+        if ("prefill" in roles) != ("decode" in roles):
+            raise ValueError("pools that only prefill need pools that only decode, and these those")
+        if roles != sorted(roles, key="decode".__eq__):
+            raise ValueError("pools that only decode come after all others")
+        empty = [pool.engine.name for pool in self.pools if pool.replicas < 1]
+        if empty:
+            raise ValueError(f"pool {empty[0]} has no replica; expected at least one")
 
     @property
     def replicas(self) -> int:
@@ -66,5 +108,5 @@ class Fleet:
         """Return the planned fractions [bucket, pool]; by capacity where none are planned."""
         if self.shares:
             return np.asarray(self.shares, np.float64)
-        weights = np.array([pool.replicas * pool.speed for pool in self.pools])
+        weights = np.array([pool.replicas * pool.speed for pool in self.pools if pool.role != "decode"])
         return np.tile(weights / weights.sum(), (len(self.input_edges), 1))

@@ -7,42 +7,48 @@ import numpy.typing as npt
 
 from models.step import PRICED
 
-FAR = 1 << 62
+FAR = np.int64(1 << 62)  # of numpy, for kernels would be compiled once more for a constant of Python
 NONE = -1
 
-WAITING, PREFILLING, DECODING, FINISHED, REJECTED, VACANT = 0, 1, 2, 3, 4, 5
+WAITING, PREFILLING, DECODING, LOADING, READY = 0, 1, 2, 3, 4  # LOADING: its KV is on its way to a decode lane
+FINISHED, REJECTED, CANCELLED, VACANT = 5, 6, 7, 8
 IDLE, DECODE_RUN, MIXED_STEP = 0, 1, 2
+BOTH, PREFILL, DECODE = 0, 1, 2  # roles of a lane
 
 REQUEST = np.dtype(
     [
         ("arrival_ps", "i8"),
+        ("enqueued_ps", "i8"),  # when it joined the queue of its lane; before all time after a preemption
         ("queued_ps", "i8"),  # when the scheduler took notice: at the end of the step under way
         ("scheduled_ps", "i8"),  # first time in a batch
         ("first_token_ps", "i8"),
         ("finish_ps", "i8"),
         ("joined_step", "i8"),  # the lane's step count when its decoding began
         ("number", "i8"),  # its row in the trace
-        ("input_tokens", "i4"),
-        ("output_tokens", "i4"),
-        ("bucket", "i4"),  # size class that a planned router looks at
-        ("lane", "i4"),
-        ("status", "i4"),
-        ("preemptions", "i4"),
-        ("generated_tokens", "i4"),  # as of its last prefill
-        ("computed_tokens", "i4"),  # as of its last prefill chunk
-        ("chunk_tokens", "i4"),  # in the running step
+        ("input_tokens", "i8"),
+        ("output_tokens", "i8"),
+        ("bucket", "i8"),  # size class that a planned router looks at
+        ("lane", "i8"),
+        ("status", "i8"),
+        ("preemptions", "i8"),
+        ("generated_tokens", "i8"),  # as of its last prefill
+        ("computed_tokens", "i8"),  # as of its last prefill chunk
+        ("chunk_tokens", "i8"),  # in the running step
+        ("last_chunk_ps", "i8"),  # duration of the step that completed its prefill
+        ("source_lane", "i8"),  # prefill lane that still holds its KV, or NONE
+        ("is_leaving", "i8"),  # cancelled in the middle of a step
         ("contents_at", "i8"),  # its content blocks lie there in the contents of the run
-        ("contents", "i4"),
-        ("held_nodes", "i4"),  # of them, those it shares or could share
-        ("held_blocks", "i4"),
-        ("found_blocks", "i4"),  # in the cache when last admitted
-        ("own_node", "i4"),  # what it left behind when preempted, after so many shared nodes
-        ("own_after_nodes", "i4"),
-        ("cached_tokens", "i4"),  # found in the cache when first admitted
-        ("next_waiting", "i4"),
-        ("next_prefill", "i4"),
-        ("previous_running", "i4"),
-        ("next_running", "i4"),
+        ("contents", "i8"),
+        ("held_nodes", "i8"),  # of them, those it shares or could share
+        ("held_blocks", "i8"),
+        ("found_blocks", "i8"),  # in the cache when last admitted
+        ("own_node", "i8"),  # what it left behind when preempted, after so many shared nodes
+        ("own_after_nodes", "i8"),
+        ("cached_tokens", "i8"),  # found in the cache when first admitted
+        ("next_waiting", "i8"),
+        ("next_prefill", "i8"),
+        ("previous_running", "i8"),
+        ("next_running", "i8"),
     ],
     align=True,
 )
@@ -52,6 +58,7 @@ LANE = np.dtype(
         *PRICED,
         ("number", "i8"),
         ("pool", "i8"),
+        ("role", "i8"),
         ("stages", "i8"),  # pipeline depth
         ("max_sequences", "i8"),
         ("max_batched_tokens", "i8"),
@@ -83,6 +90,14 @@ LANE = np.dtype(
         ("free_blocks", "i8"),
         ("late_blocks", "i8"),  # of them, those that an asynchronous scheduler does not know of yet
         ("late_finishes", "i8"),
+        ("loading", "i8"),  # requests whose KV is on its way here
+        ("leaving", "i8"),  # running requests that were cancelled
+        ("first_ready", "i8"),  # requests whose KV has come, through next_waiting
+        ("last_ready", "i8"),
+        ("link_ps_per_token", "i8"),  # of KV leaving a prefill lane
+        ("link_latency_ps", "i8"),
+        ("link_layers", "i8"),  # KV leaves in so many parts while the last chunk is computed; 0: after it
+        ("link_free_ps", "i8"),
         ("caching", "i8"),
         ("oldest_node", "i8"),  # queue of free blocks with content: the first to be taken
         ("newest_node", "i8"),
@@ -104,13 +119,13 @@ NODE = np.dtype(
     [
         ("content", "i8"),  # a content block of the trace, or -1 - slot of a preempted request
         ("blocks_before", "i8"),
-        ("lane", "i4"),
-        ("blocks", "i4"),  # what has not been taken again
-        ("whole_blocks", "i4"),
-        ("refs", "i4"),
-        ("previous", "i4"),
-        ("next", "i4"),
-        ("next_in_bucket", "i4"),
+        ("lane", "i8"),
+        ("blocks", "i8"),  # what has not been taken again
+        ("whole_blocks", "i8"),
+        ("refs", "i8"),
+        ("previous", "i8"),
+        ("next", "i8"),
+        ("next_in_bucket", "i8"),
     ],
     align=True,
 )
@@ -127,6 +142,10 @@ CLOCK = np.dtype(
         ("event_leaves", "i8"),
         ("content_tokens", "i8"),  # in a content block of the trace
         ("vacant_node", "i8"),
+        ("front_lanes", "i8"),  # those that requests arrive at: all but decode lanes, which come last
+        ("decode_tree", "i8"),
+        ("patience_ps", "i8"),  # after which a client gives up, or FAR
+        ("timers", "i8"),
     ],
     align=True,
 )
@@ -141,12 +160,13 @@ class State(NamedTuple):
     clock: npt.NDArray[Any]  # one CLOCK
     requests: npt.NDArray[Any]  # REQUEST each: a slot serves one request after another
     lanes: npt.NDArray[Any]  # LANE each
-    coming: npt.NDArray[np.int32]  # slots of requests yet to arrive, in order
+    coming: npt.NDArray[np.int64]  # slots of requests yet to arrive, in order
     words: npt.NDArray[np.int64]
     prices: npt.NDArray[np.int64]
     nodes: npt.NDArray[Any]  # NODE each: cached content
-    buckets: npt.NDArray[np.int32]  # of the table from (lane, content) to node
+    buckets: npt.NDArray[np.int64]  # of the table from (lane, content) to node
     contents: npt.NDArray[np.int64]  # content blocks of all requests, in order
+    timers: npt.NDArray[np.int64]  # heap of what will happen to single requests
 
 
 class Plan(NamedTuple):

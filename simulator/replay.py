@@ -142,8 +142,9 @@ class Course:
             yield environment.timeout(horizon_ps - environment.now)
 
     def _is_over(self) -> bool:
-        """Say whether no lane has anything more to say."""
-        return bool((self.state.lanes["end_ps"] == FAR).all())
+        """Say whether no lane has anything more to say and no KV is on its way."""
+        lanes = self.state.lanes
+        return bool((lanes["end_ps"] == FAR).all() and not lanes["loading"].any())
 
     def _ask(self, environment: simpy.Environment, router: Router) -> Generator[Any, Any, None]:
         """Ask a Python router at every arrival of the chunk, one crossing into compiled code each.
@@ -156,13 +157,15 @@ class Course:
         state.clock["coming"] = 0
         arrivals_ps = coming["arrival_ps"].tolist()
         rows = zip(slots.tolist(), coming["number"].tolist(), arrivals_ps, coming["input_tokens"].tolist(), strict=True)
-        live, lanes, reached_ps = _live(state.lanes), state.lanes.size, -1
+        live, front_lanes, reached_ps = _live(state.lanes), int(state.clock["front_lanes"][0]), -1
         for (slot, number, arrival_ps, input_tokens), next_ps in zip(rows, [*arrivals_ps[1:], -1], strict=True):
             if reached_ps < arrival_ps:
                 yield from self._until(environment, arrival_ps)
             lane = router(RequestView(number, input_tokens), FleetView(arrival_ps / PICOSECONDS_PER_SECOND, *live))
-            if not 0 <= lane < lanes:
-                raise ValueError(f"the router named lane {lane!r} for request {number}; the fleet has 0 to {lanes - 1}")
+            if not 0 <= lane < front_lanes:
+                raise ValueError(
+                    f"the router named lane {lane!r} for request {number}; the fleet has 0 to {front_lanes - 1}"
+                )
             reached_ps = next_ps if next_ps < environment.peek() else arrival_ps
             advance(state, plan, max(reached_ps, arrival_ps), slot, lane)
 

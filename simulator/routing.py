@@ -20,7 +20,7 @@ def choose_lane(state, plan, row):
     """Return the lane that the run's built-in router picks for a request at its arrival."""
     router = state.clock[0].router
     if router == ROUND_ROBIN:
-        return round_robin(state.clock[0], state.lanes.size)
+        return round_robin(state.clock[0])
     if router == LEAST_KV:
         return least_kv(state, row.arrival_ps)
     pool = planned_pool(plan, row.bucket) if router == PLANNED else 0
@@ -28,10 +28,10 @@ def choose_lane(state, plan, row):
 
 
 @inner_kernel
-def round_robin(clock, lanes):
+def round_robin(clock):
     """Return each lane in turn."""
     lane = clock.next_lane
-    clock.next_lane = lane + 1 if lane + 1 < lanes else 0
+    clock.next_lane = lane + 1 if lane + 1 < clock.front_lanes else 0
     return lane
 
 
@@ -39,7 +39,7 @@ def round_robin(clock, lanes):
 def least_kv(state, now_ps):
     """Return the lane with the smallest share of its KV tokens in use."""
     chosen, least = 0, np.inf
-    for lane in range(state.lanes.size):
+    for lane in range(state.clock[0].front_lanes):
         load = kv_in_use(state.prices, state.lanes[lane], now_ps)
         if load < least:
             chosen, least = lane, load

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.fleet import Fleet
-from simulator.layout import FINISHED, REJECTED
+from simulator.layout import CANCELLED, FINISHED, REJECTED
 from simulator.series import Series
 from simulator.turnover import Outcome
 from traces import Trace
@@ -117,13 +117,13 @@ class Run:
     def counts(self) -> dict[str, int]:
         """Return how many requests arrived, finished, were rejected, failed, and are still in flight."""
         status = self.outcome.status
-        finished, rejected = int((status == FINISHED).sum()), int((status == REJECTED).sum())
+        finished, rejected, failed = (int((status == kind).sum()) for kind in (FINISHED, REJECTED, CANCELLED))
         return {
             "arrived": status.size,
             "finished": finished,
             "rejected": rejected,
-            "failed": 0,
-            "in_flight": status.size - finished - rejected,
+            "failed": failed,
+            "in_flight": status.size - finished - rejected - failed,
         }
 
     def busy_fraction(self) -> list[float]:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.step import PRICED, pack
-from simulator.fleet import Fleet
-from simulator.layout import CLOCK, FAR, LANE, NODE, NONE, REQUEST, Plan, State
+from models.step import PICOSECONDS_PER_SECOND, PRICED, pack
+from simulator.fleet import ROLES, Fleet
+from simulator.layout import CLOCK, DECODE, FAR, LANE, NODE, NONE, REQUEST, Plan, State
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
 from simulator.tournament import tree_of
 
@@ -31,12 +31,17 @@ def lay_out(
     _place_lists(words, lanes)
     clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
     clock["event_leaves"] = _leaves(lanes.size)
+    clock["front_lanes"] = (lanes["role"] != DECODE).sum()
+    clock["patience_ps"] = round(min(fleet.patience_s * PICOSECONDS_PER_SECOND, FAR))
+    decoding = np.flatnonzero(lanes["role"] == DECODE)
+    clock["decode_tree"] = _place_tree(words, lanes, decoding) if decoding.size else NONE
     plan = Plan(_place_loads(words, fleet, lanes), fleet.share_matrix(), np.zeros(fleet.share_matrix().shape))
     nodes = _nodes(lanes, contents.size)
     clock["content_tokens"], clock["vacant_node"] = content_tokens, 0 if nodes.size else NONE
-    buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int32)
-    coming, rows = np.zeros(0, np.int32), np.zeros(0, REQUEST)
-    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents), plan
+    buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int64)
+    coming, rows = np.zeros(0, np.int64), np.zeros(0, REQUEST)
+    timers = np.zeros(0, np.int64)
+    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents, timers), plan
 
 
 def _nodes(lanes: Rows, contents: int) -> Rows:
@@ -75,7 +80,12 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
         row = np.zeros(pool.replicas * pool.engine.lanes, LANE)
         for name, _ in PRICED:
             row[name] = place[name]
-        row["pool"], row["stages"] = index, pool.engine.stages
+        row["pool"], row["stages"], row["role"] = index, pool.engine.stages, ROLES.index(pool.role)
+        row["link_ps_per_token"] = round(
+            pool.engine.kv_bytes_per_token / fleet.link.bytes_per_s * PICOSECONDS_PER_SECOND
+        )
+        row["link_latency_ps"] = round(fleet.link.latency_s * PICOSECONDS_PER_SECOND)
+        row["link_layers"] = pool.engine.layers if fleet.link.is_layerwise else 0
         for name in (
             *(
                 "max_sequences",
@@ -94,10 +104,15 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
         rows.append(row)
     lanes = np.concatenate(rows)
     lanes["number"] = np.arange(lanes.size)
+    decoding = lanes["role"] == DECODE
+    if decoding.any():
+        lanes["max_context_tokens"] = np.minimum(
+            lanes["max_context_tokens"], lanes["max_context_tokens"][decoding].min()
+        )
     lanes["end_ps"] = FAR
     for name in (
         *("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running"),
-        *("oldest_node", "newest_node", "load_tree"),
+        *("oldest_node", "newest_node", "load_tree", "first_ready", "last_ready"),
     ):
         lanes[name] = NONE
     return lanes
@@ -118,17 +133,22 @@ def _place_lists(words: Words, lanes: Rows) -> None:
 def _place_loads(words: Words, fleet: Fleet, lanes: Rows) -> npt.NDArray[np.int64]:
     """Add the tournaments of queues that the router asks: one over all lanes, or one a pool; return their places."""
     router = ROUTERS[fleet.router]
-    groups = [np.flatnonzero(lanes["pool"] == pool) for pool in range(len(fleet.pools))] if router == PLANNED else None
-    places = []
-    for group in groups or [np.arange(lanes.size)]:
-        if router == ROUND_ROBIN:
-            return np.zeros(1, np.int64)
-        first = int(group[0])
-        tree = words.add(tree_of(range(first, first + group.size), lanes["load"]))
-        lanes["load_tree"][group] = tree
-        lanes["load_leaf"][group] = _leaves(group.size) + np.arange(group.size)
-        places.append(tree)
-    return np.array(places, np.int64)
+    if router == ROUND_ROBIN:
+        return np.zeros(1, np.int64)
+    front = np.flatnonzero(lanes["role"] != DECODE)
+    groups = [front]
+    if router == PLANNED:
+        groups = [front[lanes["pool"][front] == pool] for pool in np.unique(lanes["pool"][front])]
+    return np.array([_place_tree(words, lanes, group) for group in groups], np.int64)
+
+
+def _place_tree(words: Words, lanes: Rows, group: npt.NDArray[np.int64]) -> int:
+    """Add the tournament of the queues of lanes that follow each other, and return its place."""
+    first = int(group[0])
+    tree = words.add(tree_of(range(first, first + group.size), lanes["load"]))
+    lanes["load_tree"][group] = tree
+    lanes["load_leaf"][group] = _leaves(group.size) + np.arange(group.size)
+    return tree
 
 
 def _leaves(lanes: int) -> int:

@@ -94,6 +94,5 @@ def _slice(trace: Trace, start: int, stop: int) -> Trace:
     return Trace(trace.name, trace.arrival_ns[start:stop], *arrays)
 
 
-def _joined(first: Outcome, second: Outcome) -> Outcome:
-    columns: Any = zip(first, second, strict=True)
-    return Outcome._make(np.concatenate(pair) for pair in columns)
+def _joined(first: Any, second: Any) -> Outcome:
+    return Outcome._make(np.concatenate(pair) for pair in zip(first, second, strict=True))

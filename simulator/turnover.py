@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from models.compiled import kernel
 from models.step import PICOSECONDS_PER_NANOSECOND
-from simulator.layout import FAR, FINISHED, NONE, REJECTED, REQUEST, VACANT, WAITING, State
+from simulator.layout import FAR, FINISHED, NONE, REQUEST, VACANT, WAITING, State
+from simulator.timers import WORDS
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -68,7 +69,13 @@ def with_room(state: State, arrivals: int) -> State:
         more = np.zeros(max(arrivals - vacant, state.requests.size), REQUEST)
         more["status"] = VACANT
         state = state._replace(requests=np.concatenate([state.requests, more]))
-    return state._replace(coming=np.empty(arrivals, np.int32)) if state.coming.size < arrivals else state
+    if state.coming.size < arrivals:
+        state = state._replace(coming=np.empty(arrivals, np.int64))
+    timers = int(state.clock["timers"][0]) + 2 * state.requests.size + arrivals
+    if state.timers.size < WORDS * timers:
+        more = np.zeros(2 * WORDS * timers - state.timers.size, np.int64)
+        state = state._replace(timers=np.concatenate([state.timers, more]))
+    return state
 
 
 @kernel
@@ -87,7 +94,8 @@ def take_in(state, chunk, input_edges):
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
         row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
-        row.lane = row.own_node = NONE
+        row.lane = row.own_node = row.source_lane = NONE
+        row.is_leaving = 0
         row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0
         if chunk.contents_at.size > 0:
             row.contents_at = chunk.contents_at[i]
@@ -104,7 +112,7 @@ def clear_out(state, outcome, first):
     """Write down the outcome of every request that is done, from number `first` on, and vacate its slot."""
     for slot in range(state.requests.size):
         row = state.requests[slot]
-        if row.status == FINISHED or row.status == REJECTED:
+        if FINISHED <= row.status < VACANT:
             place = row.number - first
             outcome.queued_ps[place] = row.queued_ps
             outcome.scheduled_ps[place] = row.scheduled_ps

@@ -1,5 +1,11 @@
 """The obvious twin of the data plane: a replay told step by step, request by request."""
 
+import math
+
+import numpy as np
+
+FAR = 1 << 62
+
 
 class NaiveRequest:
     def __init__(self, index, arrival_ps, input_tokens, output_tokens, contents=()):
@@ -9,6 +15,15 @@ class NaiveRequest:
         self.first_token_ps = self.finish_ps = self.scheduled_ps = None
         self.status, self.lane, self.cached_tokens = "waiting", None, 0
         self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
+        self.enqueued_ps, self.source, self.is_leaving = None, None, False
+
+    def release_source(self, now_ps):
+        """Give back the blocks on the lane that prefilled this request, and wake that lane if it waits for blocks."""
+        source, self.source = self.source, None
+        source.pool.give_back(self.blocks)
+        self.blocks, self.shared_nodes, self.contents = [], 0, []
+        if source.end_ps is None and source.waiting:
+            source.begin_step(now_ps)
 
     def prompt_left(self):
         return self.input_tokens + max(0, self.generated) - self.computed
@@ -67,16 +82,22 @@ class NaivePool:
 class NaiveLane:
     """One scheduler: vLLM v1's loop over a list of running and a list of waiting requests."""
 
-    def __init__(self, limits, table, engine, cost, stage_free_ps, content_tokens):
-        self.limits, self.table, self.engine, self.cost = limits, table, engine, cost
+    def __init__(self, fleet, pool, stage_free_ps, content_tokens):
+        limits = pool.engine.limits
+        self.limits, self.table, self.engine, self.cost = limits, pool.engine.table, 0, pool.engine.lanes / pool.speed
+        self.fleet, self.role = fleet, pool.role
         self.stage_free_ps, self.content_tokens = stage_free_ps, content_tokens
+        self.loading, self.ready = [], []
+        self.link_free_ps, self.link = 0, fleet.fleet.link
+        self.link_ps_per_token = round(pool.engine.kv_bytes_per_token / self.link.bytes_per_s * 1e12)
+        self.layers = pool.engine.layers
         self.waiting, self.running = [], []
         self.end_ps, self.start_ps = None, None
         self.late_blocks, self.late_finishes = 0, 0
         self.pool = NaivePool(limits.total_blocks)
 
     def outstanding(self):
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.running) + len(self.loading) + len(self.ready)
 
     def blocks_for(self, tokens):
         return -(-tokens // self.limits.block_tokens)
@@ -171,6 +192,7 @@ class NaiveLane:
         request.computed = request.chunk = 0
         request.status = "waiting"
         request.preemptions += 1
+        request.enqueued_ps = -1
         self.waiting.insert(0, request)
 
     def begin_step(self, now_ps):
@@ -184,11 +206,52 @@ class NaiveLane:
         if self.running and len(self.stage_free_ps) > 1:
             self.end_ps = self.through_pipeline(self.price_ps())
 
+    def enqueue(self, request, now_ps):
+        self.waiting.append(request)
+        request.enqueued_ps = now_ps
+        self.wake(now_ps)
+
+    def wake(self, now_ps):
+        if self.end_ps is None:
+            self.begin_step(now_ps)
+
     def is_seen(self, request, formed_ps):
-        return formed_ps == self.start_ps or request.arrival_ps < formed_ps or request.preemptions > 0
+        return formed_ps == self.start_ps or request.enqueued_ps < formed_ps
+
+    def join_ready(self):
+        """Let requests whose KV has come take part in the decodes of the coming step."""
+        while self.ready:
+            request = self.ready.pop(0)
+            self.running.append(request)
+            request.status = "decoding"
+            if request.is_leaving:
+                self.leave(request, self.start_ps)
+
+    def leave(self, request, now_ps):
+        self.running.remove(request)
+        self.pool.give_back(request.blocks)
+        request.status, request.finish_ps = "cancelled", now_ps
+
+    def load(self, request):
+        """Lease blocks for a request prefilled elsewhere and send its KV on the way; say if there were enough."""
+        need = self.blocks_for(request.computed)
+        if need > self.free_blocks() - self.unready() - self.limits.watermark_blocks:
+            return False
+        source = request.source
+        request.leased = self.pool.take(need)
+        self.loading.append(self.waiting.pop(0))
+        request.status = "loading"
+        moving_ps = request.computed * source.link_ps_per_token
+        if self.link.is_layerwise:
+            moving_ps = max(moving_ps // source.layers, moving_ps - request.last_chunk_ps)
+        source.link_free_ps = max(self.start_ps, source.link_free_ps) + moving_ps
+        latency_ps = round(self.link.latency_s * 1e12)
+        self.fleet.timers.append((source.link_free_ps + latency_ps, 2 * request.index + 1, "loaded"))
+        return True
 
     def form_step(self, formed_ps):
         limits, preempted = self.limits, False
+        self.join_ready()
         for request in self.running:
             request.chunk = 0
         while self.running and self.unready() > self.free_blocks():
@@ -209,8 +272,12 @@ class NaiveLane:
                 self.take(request, chunk)
                 budget -= chunk
         most_running = limits.max_sequences - self.late_finishes
-        while not preempted and self.waiting and len(self.running) < most_running and budget > 0:
+        while not preempted and self.waiting and len(self.running) + len(self.loading) < most_running and budget > 0:
             request = self.waiting[0]
+            if request.source is not None:
+                if not self.is_seen(request, formed_ps) or not self.load(request):
+                    break
+                continue
             chunk = self.admit(request, budget) if self.is_seen(request, formed_ps) else 0
             if chunk == 0:
                 break
@@ -246,8 +313,8 @@ class NaiveLane:
         decodes = [request for request in self.running if request.is_decoding()]
         for request in decodes:
             self.take(request, 1)
-        free_blocks = len(self.pool.queue)
-        done = []
+        free_blocks, outstanding = len(self.pool.queue), self.outstanding()
+        ended = []
         for request in list(self.running):
             request.computed += request.chunk
             complete = request.chunk > 0 and (request in decodes or request.prompt_left() == 0)
@@ -257,14 +324,128 @@ class NaiveLane:
                 request.status = "decoding"
                 if request.first_token_ps is None:
                     request.first_token_ps = self.end_ps
-                if request.generated >= request.output_tokens:
-                    done.append(request)
-        for request in sorted(done, key=lambda one: (0, one.index) if one in decodes else (1, 0)):
-            request.status, request.finish_ps = "finished", self.end_ps
-            self.running.remove(request)
-            self.pool.give_back(request.blocks)
-        if self.limits.asynchronous:
-            self.late_blocks, self.late_finishes = len(self.pool.queue) - free_blocks, len(done)
+                ended.append(request)
+        for request in sorted(ended, key=lambda one: (0, one.index) if one in decodes else (1, 0)):
+            if request.generated >= request.output_tokens:
+                request.status, request.finish_ps = "finished", self.end_ps
+                self.running.remove(request)
+                self.pool.give_back(request.blocks)
+            elif self.role == "prefill" and not request.is_leaving:
+                self.running.remove(request)
+                self.fleet.hand_over(request, self)
+        for request in reversed(self.running):
+            if request.is_leaving:
+                self.leave(request, self.end_ps)
+        if self.limits.asynchronous and self.outstanding() < outstanding:
+            self.late_blocks = len(self.pool.queue) - free_blocks
+            self.late_finishes = outstanding - self.outstanding()
+
+
+class NaiveFleet:
+    """All lanes, what is still to come, and the timers: at equal times lanes go first, then timers, then arrivals."""
+
+    def __init__(self, trace, fleet):
+        self.fleet, self.lanes, self.pools, self.timers = fleet, [], [], []
+        contents, content_tokens = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens", 1)
+        for pool_index, pool in enumerate(fleet.pools):
+            for _ in range(pool.replicas):
+                stage_free_ps = [0] * pool.engine.stages
+                for _ in range(pool.engine.lanes):
+                    self.lanes.append(NaiveLane(self, pool, stage_free_ps, content_tokens))
+                    self.pools.append(pool_index)
+        self.front = [i for i, lane in enumerate(self.lanes) if lane.role != "decode"]
+        self.back = [i for i, lane in enumerate(self.lanes) if lane.role == "decode"]
+        self.requests = [
+            NaiveRequest(i, int(a) * 1000, t, o, contents[i].tolist() if contents else ())
+            for i, (a, t, o) in enumerate(zip(trace.arrival_ns, trace.input_tokens, trace.output_tokens, strict=True))
+        ]
+        self.turn = 0
+        self.shares = fleet.share_matrix()
+        self.credits = np.zeros(self.shares.shape)
+
+    def run(self):
+        coming = list(self.requests)
+        while True:
+            busy = [lane for lane in self.lanes if lane.end_ps is not None]
+            lane = min(busy, key=lambda lane: lane.end_ps) if busy else None
+            arrival_ps = coming[0].arrival_ps if coming else FAR
+            timer_ps = min(self.timers)[0] if self.timers else FAR
+            if lane is not None and lane.end_ps <= min(arrival_ps, timer_ps):
+                now_ps = lane.end_ps
+                lane.end_step()
+                lane.begin_step(now_ps)
+            elif self.timers and timer_ps <= arrival_ps:
+                timer = min(self.timers)
+                self.timers.remove(timer)
+                self.go_off(*timer)
+            elif coming:
+                self.arrive(coming.pop(0))
+            else:
+                return self.requests
+
+    def shortest(self, candidates):
+        return min(candidates, key=lambda i: ((self.lanes[i].outstanding() + 1) * self.lanes[i].cost, i))
+
+    def choose(self, request):
+        router = self.fleet.router
+        if router == "round-robin":
+            self.turn += 1
+            return self.front[(self.turn - 1) % len(self.front)]
+        if router == "least-kv":
+            return min(self.front, key=lambda i: self.lanes[i].kv_in_use())
+        if router == "planned":
+            bucket = max(b for b, edge in enumerate(self.fleet.input_edges) if request.input_tokens >= edge)
+            self.credits[bucket] += self.shares[bucket]
+            best = int(np.argmax(self.credits[bucket]))
+            self.credits[bucket, best] -= 1.0
+            return self.shortest([i for i in self.front if self.pools[i] == best])
+        return self.shortest(self.front)
+
+    def arrive(self, request):
+        lane = self.lanes[self.choose(request)]
+        request.lane = self.lanes.index(lane)
+        most_tokens = min(self.lanes[i].limits.max_context_tokens for i in [request.lane, *self.back])
+        if request.input_tokens + request.output_tokens > most_tokens:
+            request.status, request.finish_ps = "rejected", request.arrival_ps
+            return
+        if self.fleet.patience_s < math.inf:
+            patience_ps = round(self.fleet.patience_s * 1e12)
+            self.timers.append((request.arrival_ps + patience_ps, 2 * request.index, "give up"))
+        lane.enqueue(request, request.arrival_ps)
+
+    def hand_over(self, request, source):
+        lane = self.lanes[self.shortest(self.back)]
+        request.source, request.lane, request.status = source, self.lanes.index(lane), "waiting"
+        request.last_chunk_ps = source.end_ps - source.start_ps
+        lane.enqueue(request, source.end_ps)
+
+    def go_off(self, now_ps, key, what):
+        request = self.requests[key // 2]
+        lane = self.lanes[request.lane]
+        if request.status in ("finished", "cancelled"):
+            return
+        if what == "loaded":
+            request.release_source(now_ps)
+            request.status = "ready"
+            request.blocks = request.leased
+            lane.loading.remove(request)
+            lane.ready.append(request)
+            lane.wake(now_ps)
+        elif request.status == "waiting":
+            lane.waiting.remove(request)
+            for block in lane.pool.run(("own", request.index)):
+                lane.pool.forget(block)
+            request.status, request.finish_ps = "cancelled", now_ps
+            if request.source is not None:
+                request.release_source(now_ps)
+            lane.wake(now_ps)
+        else:
+            request.is_leaving = True
+
+
+def replay(trace, fleet):
+    """Replay with one event a step."""
+    return NaiveFleet(trace, fleet).run()
 
 
 def decode_ps(table, engine, beside, sequences, context):
@@ -277,57 +458,3 @@ def decode_ps(table, engine, beside, sequences, context):
 def prefill_ps(table, engine, chunk, past):
     price = int(table.prefill_ps[engine, chunk]) + int(table.prefill_slope_ps[engine, chunk]) * past
     return price + int(table.window_slope_ps[engine, chunk]) * min(past, int(table.window_tokens[engine]))
-
-
-def replay(trace, fleet):
-    """Replay with one event a step; at equal times lanes go before arrivals, lower lanes first."""
-    lanes, pools = [], []
-    contents, content_tokens = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens", 1)
-    for pool_index, pool in enumerate(fleet.pools):
-        for _ in range(pool.replicas):
-            stage_free_ps = [0] * pool.engine.stages
-            for _ in range(pool.engine.lanes):
-                cost = pool.engine.lanes / pool.speed
-                limits = pool.engine.limits
-                lanes.append(NaiveLane(limits, pool.engine.table, 0, cost, stage_free_ps, content_tokens))
-                pools.append(pool_index)
-    requests = [
-        NaiveRequest(i, int(a) * 1000, t, o, contents[i].tolist() if contents else ())
-        for i, (a, t, o) in enumerate(zip(trace.arrival_ns, trace.input_tokens, trace.output_tokens, strict=True))
-    ]
-    coming, turn = list(requests), 0
-    credits = [[0.0] * len(fleet.pools) for _ in fleet.input_edges]
-    shares = fleet.share_matrix()
-    while True:
-        busy = [lane for lane in lanes if lane.end_ps is not None]
-        lane = min(busy, key=lambda lane: lane.end_ps) if busy else None
-        if lane is not None and (not coming or lane.end_ps <= coming[0].arrival_ps):
-            now_ps = lane.end_ps
-            lane.end_step()
-            lane.begin_step(now_ps)
-            continue
-        if not coming:
-            break
-        request = coming.pop(0)
-        candidates = list(range(len(lanes)))
-        if fleet.router == "round-robin":
-            candidates, turn = [turn], (turn + 1) % len(lanes)
-        elif fleet.router == "least-kv":
-            candidates = [min(candidates, key=lambda i: lanes[i].kv_in_use())]
-        elif fleet.router == "planned":
-            bucket = max(b for b, edge in enumerate(fleet.input_edges) if request.input_tokens >= edge)
-            for pool in range(len(fleet.pools)):
-                credits[bucket][pool] += shares[bucket][pool]
-            best = max(range(len(fleet.pools)), key=lambda pool: (credits[bucket][pool], -pool))
-            credits[bucket][best] -= 1.0
-            candidates = [i for i in candidates if pools[i] == best]
-        chosen = min(candidates, key=lambda i: ((lanes[i].outstanding() + 1) * lanes[i].cost, i))
-        lane = lanes[chosen]
-        request.lane = chosen
-        if request.input_tokens + request.output_tokens > lane.limits.max_context_tokens:
-            request.status, request.finish_ps = "rejected", request.arrival_ps
-            continue
-        lane.waiting.append(request)
-        if lane.end_ps is None:
-            lane.begin_step(request.arrival_ps)
-    return requests

@@ -54,13 +54,13 @@ def table(
     )
 
 
-def engine(bounds: Limits | None = None, *, name: str = "toy", stages: int = 1, **costs) -> PricedEngine:
+def engine(bounds: Limits | None = None, *, name: str = "toy", stages: int = 1, kv_bytes: float = 0.0, **costs):
     bounds = bounds or limits()
-    return PricedEngine(name, bounds, table(bounds, **costs), stages=stages, lanes=stages)
+    return PricedEngine(name, bounds, table(bounds, **costs), stages=stages, lanes=stages, kv_bytes_per_token=kv_bytes)
 
 
-def fleet(replicas: int = 1, router: str = "join-shortest-queue", **costs) -> Fleet:
-    return Fleet((Pool(engine(**costs), replicas),), router)
+def fleet(replicas: int = 1, router: str = "join-shortest-queue", max_sequences: int = 8, **costs) -> Fleet:
+    return Fleet((Pool(engine(limits(max_sequences=max_sequences), **costs), replicas),), router)
 
 
 def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16) -> Trace:
