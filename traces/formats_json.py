@@ -67,13 +67,16 @@ MOONCAKE_TURNS = Format(
 
 def _segments(columns: dict[str, Column]) -> dict[str, Column]:
     """The pieces of a prompt in their order, each kind of piece with ids of its own."""
-    parts = [columns.pop(name) for name in SEGMENTS if name in columns]
+    found = [kind for kind, name in enumerate(SEGMENTS) if name in columns]
+    parts = [columns.pop(SEGMENTS[kind]) for kind in found]
+    if not parts:
+        return columns
     kinds = len(SEGMENTS)
     lengths_of = [part.lengths for part in parts if isinstance(part, Ragged)]
     offsets = np.concatenate([[0], np.cumsum(np.sum(lengths_of, axis=0))]).astype(np.int64)
     values = np.empty(int(offsets[-1]), np.int64)
     starts = offsets[:-1].copy()
-    for kind, part in enumerate(parts):
+    for kind, part in zip(found, parts, strict=True):
         assert isinstance(part, Ragged)
         places = np.repeat(starts - part.offsets[:-1], part.lengths) + np.arange(len(part.values))
         values[places] = part.values.astype(np.int64) * kinds + kind

@@ -1,5 +1,6 @@
 """What a trace is like: its rate and how bursty it is, how long its requests are, how much of them was seen before."""
 
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -161,6 +162,30 @@ def prefix_reuse(trace: Trace) -> dict[str, float] | None:
         "unique_blocks": len(unique),
         "single_use_fraction": float(np.mean(uses == 1)),
     }
+
+
+def lru_token_hit(trace: Trace, fraction: float) -> float:
+    """Return the fraction of input tokens found by a cache with room for a fraction of the different blocks.
+
+    It forgets what was not used for longest, of a prompt its end first; only the leading run counts. nan without any.
+    """
+    blocks, block_tokens = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
+    if not isinstance(blocks, Ragged) or not isinstance(block_tokens, int) or not len(blocks.values):
+        return float("nan")
+    ids = block_ids(trace, blocks).tolist()
+    room = max(int(fraction * len(set(ids))), 1)
+    held: OrderedDict[int, None] = OrderedDict()
+    hits = []
+    for first, last in zip(blocks.offsets[:-1].tolist(), blocks.offsets[1:].tolist(), strict=True):
+        prompt = ids[first:last]
+        hits.append(next((place for place, block in enumerate(prompt) if block not in held), len(prompt)))
+        for block in reversed(prompt):
+            held[block] = None
+            held.move_to_end(block)
+            if len(held) > room:
+                held.popitem(last=False)
+    hit_tokens = np.minimum(np.array(hits, np.int64) * block_tokens, trace.input_tokens)
+    return float(hit_tokens.sum() / max(int(trace.input_tokens.sum(dtype=np.int64)), 1))
 
 
 def session_turns(trace: Trace) -> dict[str, float] | None:

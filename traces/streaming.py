@@ -255,6 +255,8 @@ class _Reader:
         times = columns.pop("arrival_ns", None)
         count = len(cast(Array, columns["source_line"]))
         self.kept += count
+        if not count:
+            return Rows(np.zeros(0, np.int64), {})
         if self.layout.derive is not None:
             columns = self.layout.derive(columns)
         self._same_columns(columns)

@@ -109,6 +109,12 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({self.name!r}, {len(self)} requests, {self.span_s:.0f} s, {self.rate_per_s:.3g}/s)"
 
+    def _repr_html_(self) -> str:
+        """Return the trace as a notebook shows it: what it is, and its rate over time."""
+        from traces.card import html_card
+
+        return html_card(self)
+
     @property
     def span_s(self) -> float:
         """Return the time between the first and the last arrival."""
