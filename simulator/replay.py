@@ -18,7 +18,7 @@ from simulator.turnover import CHUNK_REQUESTS, Chunk, Outcome, blank, clear_out,
 from traces import Ragged, Trace
 from traces.statistics import block_ids
 
-FOREVER_PS = FAR - 1
+FOREVER_PS = int(FAR) - 1
 
 
 class RequestView(NamedTuple):

@@ -32,7 +32,7 @@ def lay_out(
     clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
     clock["event_leaves"] = _leaves(lanes.size)
     clock["front_lanes"] = (lanes["role"] != DECODE).sum()
-    clock["patience_ps"] = round(min(fleet.patience_s * PICOSECONDS_PER_SECOND, FAR))
+    clock["patience_ps"] = np.rint(min(fleet.patience_s * PICOSECONDS_PER_SECOND, float(FAR)))
     decoding = np.flatnonzero(lanes["role"] == DECODE)
     clock["decode_tree"] = _place_tree(words, lanes, decoding) if decoding.size else NONE
     plan = Plan(_place_loads(words, fleet, lanes), fleet.share_matrix(), np.zeros(fleet.share_matrix().shape))

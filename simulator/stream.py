@@ -95,4 +95,4 @@ def _slice(trace: Trace, start: int, stop: int) -> Trace:
 
 
 def _joined(first: Any, second: Any) -> Outcome:
-    return Outcome._make(np.concatenate(pair) for pair in zip(first, second, strict=True))
+    return Outcome._make(np.concatenate([one, other]) for one, other in zip(first, second, strict=True))
