@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from importlib import import_module
 
-
 Texts = dict[str, str]
 
 TARGETS = {
