@@ -60,14 +60,10 @@ class _Window:
                 rows = _slice(block, start, start + CHUNK_REQUESTS)
                 self._close_done()
                 self.rows.append(rows)
-                outcome = Outcome._make(
-                    np.concatenate(two) for two in zip(self.ledger.outcome, blank(len(rows)), strict=True)
-                )
+                outcome = _joined(self.ledger.outcome, blank(len(rows)))
                 self.ledger = Ledger(self.ledger.first, outcome)
-                yield (
-                    Chunk(first, rows.arrival_ns, rows.input_tokens, rows.output_tokens, np.zeros(0, np.int64)),
-                    self.ledger,
-                )
+                no_contents = np.zeros(0, np.int64)
+                yield Chunk(first, rows.arrival_ns, rows.input_tokens, rows.output_tokens, no_contents), self.ledger
                 first += len(rows)
 
     def close(self) -> None:
