@@ -181,6 +181,24 @@ def test_fast_columns_are_the_slow_ones(tmp_path: Path) -> None:
     assert np.array_equal(whole.arrival_ns[:2], [0, 1_000_000])
 
 
+def test_a_large_file_is_read_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, rows(3000))
+    whole = traces.read(path)
+    monkeypatch.setattr("traces.reading.LARGE_BYTES", 1000)
+    assert_same(whole, traces.read(path))
+    path.write_text('{"requests": [{"t": 0, "in": 5, "out": 5}]}' + " " * 2000)
+    assert traces.read(path).metadata["format"] == "weka"
+
+
+def test_examples_of_what_was_dropped_are_kept(tmp_path: Path) -> None:
+    bad = {f"r{row}": "2024-05-12 00:01:40+00:00,abc,1\n" for row in range(100, 105)}
+    whole, made = both(write(tmp_path, rows(3000, **bad)), tmp_path, strict=False, max_bad_fraction=0.01)
+    examples = whole.metadata["dropped_examples"]["ContextTokens: not a number"]  # type: ignore[index]
+    assert len(examples) == 3
+    assert examples[0].startswith(f"{tmp_path / 'trace.csv'}:102:27: ContextTokens is 'abc'")
+    assert made.metadata["dropped_examples"] == whole.metadata["dropped_examples"]
+
+
 def test_lengths_alone_stream_too(shared: Path, tmp_path: Path) -> None:
     whole, made = both(shared / "traces" / "edgecases" / "az_placeholder_ts.csv", tmp_path, **LENGTHS_ONLY)
     assert_same(whole, made)

@@ -1,6 +1,7 @@
 """Transformations: the law that each promises, first on toys, then on real bursty traces within sampling error."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,24 @@ from traces.transform import (
     clamp,
     dequantise,
     filter_rows,
+    inject_burst,
+    jitter,
+    map_lengths,
     mix,
+    relabel,
     repeat,
     resample,
     restamp_poisson,
     scale_lengths,
     scale_rate,
     sessionise,
+    shift,
     slice_time,
+    spread_sessions,
     superpose,
     thin,
     time_scale,
+    without,
 )
 
 WINDOWS_S = (1.0, 10.0, 60.0)
@@ -161,6 +169,29 @@ def test_clamping_moves_only_what_is_too_long() -> None:
     assert np.array_equal(short.output_tokens, np.minimum(trace.output_tokens, 12))
 
 
+def test_a_burst_is_put_where_it_is_wanted() -> None:
+    trace = toy()
+    made = inject_burst(trace, 100, 50, 4, seed=1)
+    counts = [np.histogram(each.arrival_ns / 1e9, [0, 100, 150, 601])[0] for each in (trace, made)]
+    assert counts[1][1] == pytest.approx(4 * counts[0][1], rel=0.1)
+    assert counts[1][0] == counts[0][0]
+    assert counts[1][2] == counts[0][2]
+
+
+def test_sessions_without_a_common_clock_are_spread() -> None:
+    trace = toy(100)
+    made = spread_sessions(trace, 5000, seed=1)
+    assert made.span_s > 4000
+    for name in names(trace)[:5]:
+        before, after = (each.arrival_ns[[row for row, other in enumerate(names(each)) if other == name]]
+                         for each in (trace, made))  # fmt: skip
+        assert np.array_equal(np.diff(before), np.diff(after))
+
+
+def test_a_shift_moves_all() -> None:
+    assert np.array_equal(shift(toy(), 2.0).arrival_ns, toy().arrival_ns + 2_000_000_000)
+
+
 def test_filters_name_their_rule_and_refuse_to_keep_nothing() -> None:
     trace = toy()
     first = filter_rows(trace, lambda each: each.columns["turn"] == 0, "first turns")
@@ -180,6 +211,53 @@ def test_sessions_are_inferred_from_gaps_of_one_client() -> None:
     assert sessions.codes.tolist() == [0, 1, 0, 2, MISSING]
     assert made.columns["turn"].tolist() == [0, 0, 1, 0, MISSING]
     assert made.metadata["sessions"] == "inferred"
+
+
+def dated(trace: Trace, date: str) -> Trace:
+    t0_ns = int(np.datetime64(date, "ns").astype(np.int64))
+    return replace(trace, metadata={**trace.metadata, "t0_ns": t0_ns})
+
+
+def test_traces_are_mixed_by_start_date_or_hour_of_the_week() -> None:
+    monday, wednesday = dated(toy(60), "2026-01-05T10:00"), dated(toy(60), "2026-01-14T12:00")
+    first = int(monday.arrival_ns[0])
+    for align, later_h in (("start", 0), ("date", 9 * 24 + 2), ("week", 2 * 24 + 2)):
+        made = mix([monday, wednesday], 0, align=align)
+        second = made.arrival_ns[np.flatnonzero(np.isin(names(made), names(wednesday)))]
+        offset = 10 * 3600 * 10**9 if align == "week" else 0
+        assert made.arrival_ns[0] == first + offset
+        assert later_h == 0 or made.arrival_ns[-1] - made.arrival_ns[0] > later_h * 3600 * 10**9 - 1
+        assert len(second) <= len(made)
+    with pytest.raises(ValueError, match="needs the date of every trace; 1 have none"):
+        mix([monday, toy(60)], 0, align="date")
+
+
+def test_jitter_moves_every_arrival_a_little() -> None:
+    trace = toy()
+    moved = jitter(trace, 0.5, 1)
+    assert len(moved) == len(trace)
+    assert idc(moved, 10.0) == pytest.approx(idc(trace, 10.0), rel=0.1)
+    assert content_sha256(moved) != content_sha256(trace)
+
+
+def test_clients_are_taken_out_and_models_replaced() -> None:
+    trace = toy()
+    who = Labels((np.arange(len(trace)) % 3).astype(np.int32), ("a", "b", "c"))
+    trace = replace(trace, columns={**trace.columns, "client": who})
+    less = without(trace, "client", ["b"])
+    assert set(less.columns["client"].codes.tolist()) == {0, 2}
+    one = relabel(trace, "client", {"a": "x", "c": "x"})
+    assert one.columns["client"].names == ("x", "b")
+    assert np.bincount(one.columns["client"].codes).tolist() == [2 * len(trace) // 3, len(trace) // 3]
+    with pytest.raises(ValueError, match="no client 'd'; known: a, b, c"):
+        without(trace, "client", ["d"])
+
+
+def test_lengths_are_mapped_by_quantile_so_that_ranks_stay() -> None:
+    trace, other = toy(), toy(300)
+    longer = map_lengths(trace, scale_lengths(other, input_factor=10))
+    assert longer.input_tokens.min() >= 200
+    assert np.all(np.diff(longer.input_tokens[np.argsort(trace.input_tokens, kind="stable")]) >= 0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ RESTARTS = (
     "restarts='append' puts the parts end to end, restarts='sort' lays them over each other"
 )
 LARGE_BYTES = 64 << 20
+EXAMPLES = 3  # of each reason for which rows were dropped
 SAMPLE = Path(__file__).parent / "samples" / "chat.csv.gz"
 
 
@@ -137,8 +138,11 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
     columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
     if layout.derive is not None:
         columns = layout.derive(columns)
-    dropped = Counter(each.reason for each in (*table.problems, *faults.values()))
-    about = About(source, table, layout, options, table.rows_read, dropped)
+    problems = (*table.problems, *faults.values())
+    dropped = Counter(each.reason for each in problems)
+    examples: dict[str, list[str]] = {}
+    keep_examples(examples, table, problems)
+    about = About(source, table, layout, options, table.rows_read, dropped, examples)
     return _trace(about, columns, arrivals)
 
 
@@ -179,6 +183,14 @@ def _kept(table: Table, faults: Mapping[int, Problem], options: Options) -> Arra
     return kept
 
 
+def keep_examples(examples: dict[str, list[str]], table: Table, problems: Iterable[Problem]) -> None:
+    """Add to the examples of each reason, three at most, what a message would say of these problems."""
+    for each in sorted(problems, key=lambda each: each.line):
+        found = examples.setdefault(each.reason, [])
+        if len(found) < EXAMPLES:
+            found.append(str(table.error(each)))
+
+
 def _arrivals(table: Table, layout: Format, times_ns: Column | None, kept: Array, options: Options) -> Arrivals:
     if times_ns is None:
         times_ns = np.zeros(len(table.lines), np.int64)
@@ -210,6 +222,7 @@ class About:
     options: Options
     rows_read: int
     dropped: Counter[str]
+    examples: dict[str, list[str]]
 
     def metadata(self, columns: Mapping[str, Column], arrivals: Arrivals, rows: int) -> dict[str, object]:
         """Return the metadata of a trace of so many rows with these columns, all but its warnings."""
@@ -227,6 +240,7 @@ class About:
             "rows_read": self.rows_read,
             "rows_kept": rows,
             "rows_dropped": dict(self.dropped) | ({"beyond limit": limited} if limited else {}),
+            **({"dropped_examples": self.examples} if self.examples else {}),
             "time_unit": "none" if options.lengths_only or layout.timeless else unit,
             "time_quantum_ns": arrivals.quantum_ns,
             "t0_ns": arrivals.t0_ns,

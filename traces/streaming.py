@@ -220,6 +220,7 @@ class _Reader:
     def __init__(self, file: str, first: bytes, format: str | None, options: Options) -> None:
         self.file, self.options = file, options
         self.rows_read, self.kept, self.dropped = 0, 0, Counter[str]()
+        self.examples: dict[str, list[str]] = {}
         self._first_problem: tuple[Table, Problem] | None = None
         if first.startswith(PARQUET_MAGIC):
             raise _NeedsTheWhole
@@ -288,6 +289,7 @@ class _Reader:
         if problems and self._first_problem is None:
             self._first_problem = (table, problems[0])
         self.dropped.update(each.reason for each in problems)
+        reading.keep_examples(self.examples, table, problems)
         kept = np.array([row for row in range(len(table.lines)) if row not in faults], np.int64)
         return {name: take_column(column, kept) for name, column in columns.items()}
 
@@ -489,7 +491,9 @@ class _Writer:
         assert tally.last is not None
         reader.table.file = source.file
         arrivals = Arrivals(np.zeros(0), np.zeros(0), self._t0_ns, tally.inversions, (), tally.quantum_ns)
-        about = About(source, reader.table, reader.layout, reader.options, reader.rows_read, reader.dropped)
+        about = About(
+            source, reader.table, reader.layout, reader.options, reader.rows_read, reader.dropped, reader.examples
+        )
         columns = self._parquet.columns
         metadata = about.metadata(columns, arrivals, tally.rows)
         timeless = metadata["time_unit"] == "none"

@@ -86,16 +86,21 @@ def superpose(trace: Trace, copies: int, seed: int) -> Trace:
     return recorded(merge(parts), "superpose", {"copies": copies}, seed)
 
 
-def mix(traces: Sequence[Trace], seed: int, weights: Sequence[float] | None = None) -> Trace:
-    """Return traces laid over each other, aligned at their starts, each at `weight` times its rate; ids kept apart."""
+def mix(traces: Sequence[Trace], seed: int, weights: Sequence[float] | None = None, align: str = "start") -> Trace:
+    """Return traces laid over each other, each at `weight` times its rate; ids kept apart.
+
+    align says what falls together: "start" their starts, "date" their dates, "week" the hours of their weeks (for the
+    last two every trace must know its date; the result begins with the earliest). Raises ValueError.
+    """
     weights = [1.0] * len(traces) if weights is None else weights
     _check(len(traces) > 0, "nothing to mix")
     _check(len(traces) == len(weights), f"{len(traces)} traces but {len(weights)} weights")
     pairs = enumerate(zip(traces, weights, strict=True))
     parts = [scale_rate(each, weight, seed + row) for row, (each, weight) in pairs]
+    parts = [_later(part, by_ns) for part, by_ns in zip(parts, _offsets_ns(traces, align), strict=True)]
     stride = max(map(_highest_block, parts)) + 1
     apart = [_named_apart(part, row, stride) for row, part in enumerate(parts)]
-    about = {"weights": list(weights), "of": [each.identity for each in traces]}
+    about = {"weights": list(weights), "align": align, "of": [each.identity for each in traces]}
     return recorded(merge(apart), "mix", about, seed)
 
 
@@ -223,7 +228,7 @@ def inject_burst(trace: Trace, start_s: float, length_s: float, factor: float, s
     first, last = np.searchsorted(trace.arrival_ns, bounds_ns)
     _check(first < last, f"no request arrives between {start_s} s and {start_s + length_s} s of {trace.span_s} s")
     rng = np.random.default_rng(seed)
-    rows = rng.integers(first, last, rng.poisson((factor - 1) * (last - first)))
+    rows = np.sort(rng.integers(first, last, rng.poisson((factor - 1) * (last - first))))
     times = rng.integers(bounds_ns[0], min(bounds_ns[1], int(trace.arrival_ns[-1]) + 1), len(rows))
     added = with_arrivals(take(copied(trace, 1), rows), times)
     about = {"start_s": start_s, "length_s": length_s, "factor": factor}
@@ -241,6 +246,47 @@ def spread_sessions(trace: Trace, span_s: float, seed: int) -> Trace:
     starts_ns[-1] = 0  # where rows without a session look
     moved = with_arrivals(trace, trace.arrival_ns + starts_ns[sessions.codes])
     return recorded(moved, "spread_sessions", {"span_s": span_s}, seed)
+
+
+def jitter(trace: Trace, width_s: float, seed: int) -> Trace:
+    """Return each arrival moved by a uniform time of up to width_s either way: IDC(w) stays for windows far above."""
+    _check(width_s >= 0, f"width_s {width_s} is below 0")
+    moves = np.random.default_rng(seed).uniform(-width_s, width_s, len(trace)) * NS_PER_S
+    moved = _reflected(trace.arrival_ns + np.round(moves).astype(np.int64), int(trace.arrival_ns[-1]))
+    return recorded(with_arrivals(trace, moved), "jitter", {"width_s": width_s}, seed)
+
+
+def without(trace: Trace, column: str, names: Sequence[str]) -> Trace:
+    """Return the trace without the requests of the given names of a column of labels, say of one client."""
+    labels = _labels(trace, column, names)
+    gone = [code for code, name in enumerate(labels.names) if name in names]
+    rows = np.flatnonzero(~np.isin(labels.codes, gone))
+    _check(len(rows) > 0, f"no request is left without {', '.join(names)}")
+    return recorded(take(trace, rows), "without", {"column": column, "names": list(names)})
+
+
+def relabel(trace: Trace, column: str, names: Mapping[str, str]) -> Trace:
+    """Return the trace with names of a column of labels replaced, several by one if need be: say a model by another."""
+    labels = _labels(trace, column, list(names))
+    renamed = [names.get(name, name) for name in labels.names]
+    known = tuple(dict.fromkeys(renamed))
+    places = np.array([known.index(name) for name in renamed] + [MISSING], np.int32)
+    columns = {**trace.columns, column: Labels(places[labels.codes], known)}
+    return recorded(replace(trace, columns=columns), "relabel", {"column": column, "names": dict(names)})
+
+
+def map_lengths(trace: Trace, like: Trace) -> Trace:
+    """Return the trace with the lengths of another: each takes the length at its own quantile, so that ranks stay and
+    only the distributions change. Blocks are dropped."""
+    made = {}
+    for name in ("input_tokens", "output_tokens"):
+        own, other = getattr(trace, name), np.sort(getattr(like, name))
+        places = np.empty(len(own), np.int64)
+        places[np.argsort(own, kind="stable")] = np.arange(len(own)) * len(other) // len(own)
+        made[name] = other[places]
+    kept = {name: column for name, column in trace.columns.items() if name != "prefix_blocks"}
+    changed = replace(trace, input_tokens=made["input_tokens"], output_tokens=made["output_tokens"], columns=kept)
+    return recorded(changed, "map_lengths", {"like": like.identity})
 
 
 def sessionise(trace: Trace, gap_s: float, by: str) -> Trace:
@@ -279,6 +325,41 @@ def recorded(trace: Trace, operation: str, parameters: Mapping[str, object], see
 def _check(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)
+
+
+def _labels(trace: Trace, column: str, names: Sequence[str]) -> Labels:
+    labels = trace.columns.get(column)
+    if not isinstance(labels, Labels):
+        raise ValueError(f"trace {trace.name!r} has no labels {column!r}")
+    absent = [name for name in names if name not in labels.names]
+    if absent:
+        raise ValueError(f"no {column} {absent[0]!r}; known: {', '.join(labels.names[:20])}")
+    return labels
+
+
+def _offsets_ns(traces: Sequence[Trace], align: str) -> list[int]:
+    """How much later each trace begins than the first of them to begin."""
+    if align == "start":
+        return [0] * len(traces)
+    if align not in ("date", "week"):
+        raise ValueError(f"unknown align {align!r}; known: start, date, week")
+    starts = [each.metadata.get("t0_ns") for each in traces]
+    dates = [each for each in starts if isinstance(each, int) and each > 0]
+    _check(
+        len(dates) == len(traces),
+        f"align {align!r} needs the date of every trace; {len(traces) - len(dates)} have none",
+    )
+    if align == "week":
+        return [(each + THURSDAY_NS) % WEEK_NS for each in dates]
+    return [each - min(dates) for each in dates]
+
+
+WEEK_NS = 7 * 86_400 * NS_PER_S
+THURSDAY_NS = 3 * 86_400 * NS_PER_S  # 1970 began on one; weeks begin on Mondays
+
+
+def _later(trace: Trace, by_ns: int) -> Trace:
+    return replace(trace, arrival_ns=trace.arrival_ns + by_ns) if by_ns else trace
 
 
 def _period_ns(trace: Trace) -> int:

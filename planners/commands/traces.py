@@ -122,7 +122,8 @@ def facts(trace: "Trace") -> dict[str, Any]:
     """Return where a trace comes from: format, rows read, identity, chain of operations."""
     about = trace.metadata
     names = ("format", "rows_read", "time_unit", "t0_ns", "tz", "inversions", "block_tokens", "block_scope", "sha256")
-    return {name: about.get(name) for name in names} | {"identity": trace.identity, "chain": list(trace.chain)}
+    chain = {"identity": trace.identity, "chain": list(trace.chain)}
+    return {name: about.get(name) for name in names} | {"dropped_examples": about.get("dropped_examples", {})} | chain
 
 
 def stats_words(name: str, result: Mapping[str, Any]) -> str:
@@ -267,16 +268,19 @@ def scale(
 @click.option(
     "--weight", "weights", type=float, multiple=True, help="Rate of a file by this factor; one each, or none."
 )
+@click.option("--align", type=click.Choice(["start", "date", "week"]), default="start", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("-o", "--out", required=True, metavar="FILE", help="Where the trace goes.")
 @reading_options
 @json_flag
-def mix(files: tuple[str, ...], weights: tuple[float, ...], seed: int, out: str, as_json: bool, **options: Any) -> None:
-    """Lay FILES over each other, aligned at their starts, their ids kept apart."""
+def mix(
+    files: tuple[str, ...], weights: tuple[float, ...], align: str, seed: int, out: str, as_json: bool, **options: Any
+) -> None:
+    """Lay FILES over each other, aligned at their starts, dates or hours of the week, their ids kept apart."""
     from traces import transform
 
-    made = transform.mix([read_file(file, options) for file in files], seed, weights or None)
-    inputs = {"files": list(files), "weights": list(weights), "seed": seed, **changed(options)}
+    made = transform.mix([read_file(file, options) for file in files], seed, weights or None, align)
+    inputs = {"files": list(files), "weights": list(weights), "align": align, "seed": seed, **changed(options)}
     _written("traces mix", inputs, made, out, as_json)
 
 
