@@ -159,7 +159,9 @@ def test_a_damaged_plan_is_refused(tmp_path, few_requests):
 def test_the_table_fits_the_screen(few_requests, tmp_path, columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     outcome = fleet(str(few_requests), *ONE_DEVICE, "-o", str(tmp_path))
-    assert max(map(len, outcome.stdout.splitlines())) <= int(columns)
+    lines = outcome.stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert len(lines) <= 25
 
 
 def test_the_first_guess_is_arithmetic_on_the_data_sheet():

@@ -1,10 +1,11 @@
 """A plan in at most 25 lines: what was chosen, over what, how sure that is, and what to do next."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from models.llm import Llm
-from planners.commands.tables import fit, quantity, seconds, table
+from planners.commands.tables import fit, quantity, screen_width, seconds, table
 from planners.plan import Outcome, Plan, PlannedPool, cut_name
 from planners.slo import Slo
 from traces import Trace
@@ -13,20 +14,22 @@ LABEL_WIDTH = 11
 
 
 def verdict(plan: Plan, trace: Trace, llm: Llm, slos: Sequence[Slo], written: Path) -> str:
-    """Return the plan as words and two tables."""
+    """Return the plan as words and two tables, as wide as the screen."""
+    trace_is, requests_are = trace_words(trace).split("; ")
     lines = [
-        _line("Trace", trace_words(trace)),
+        _line("Trace", trace_is),
+        _line("", requests_are),
         _line("Model", f"{llm.name}: {quantity(llm.parameters)} parameters, {_kv_words(llm)} of KV a token"),
         _line("Promises", "   ".join(map(str, slos))),
         "",
-        *_fleets(plan).splitlines(),
+        *_fleets(plan),
         "",
         *_latencies(plan, slos),
-        _line("Bottleneck", plan.bottleneck or "none: the smallest fleet there is has room to spare"),
+        *_wrapped("Bottleneck", plan.bottleneck or "none: the smallest fleet there is has room to spare"),
         _line("Written", str(written)),
-        _line("Next", f"plan export k8s {written} -o deploy   or, to hold it in CI: plan lock {written}"),
+        _line("Next", f"plan export k8s {written}, plan lock {written}"),
     ]
-    return "\n".join(line for line in lines if line is not None)
+    return "\n".join(lines)
 
 
 def fleet_name(pools: Sequence[PlannedPool]) -> str:
@@ -47,26 +50,41 @@ def trace_words(trace: Trace) -> str:
     )
 
 
-def _fleets(plan: Plan) -> str:
-    rows = [["", "Fleet", "USD/h", "Verdict"]]
-    kept = f"; {plan.attainment:.2%} of requests within all limits" if plan.attainment is not None else ""
-    verdict = f"keeps every promise{kept}" if plan.is_rehearsed else "an estimate, not rehearsed"
-    rows.append([">", fleet_name(plan.pools), f"{plan.usd_per_hour:.2f}", verdict])
-    rows.extend(_other(plan, plan.single_device, "best of a single device: "))
-    rows.extend(_other(plan, plan.cheaper, "cheaper, but "))
+def _fleets(plan: Plan) -> list[str]:
+    """Return a line a fleet with its cost and verdict, which goes to a line of its own where it does not fit."""
+    kept = f", {plan.attainment:.2%} of requests in time" if plan.attainment is not None else ""
+    found = [
+        (">", fleet_name(plan.pools), f"{plan.usd_per_hour:.2f}", _proof(plan) + kept),
+        *_other(plan, plan.single_device, "best of one device"),
+        *_other(plan, plan.cheaper, "cheaper"),
+    ]
     if plan.conditional_usd_per_hour is not None:
         conditional = f"{plan.conditional_usd_per_hour:.2f}"
-        rows.append(["", "lower bound, routed like this", conditional, "by what the search learned; no proof"])
-    rows.append(["", "lower bound, any router", f"{plan.usd_per_hour_bound:.2f}", f"proven; gap {plan.gap:.1%}"])
-    return table(rows, right=[2])
+        found.append(("", "lower bound, routed like this", conditional, "as far as the search learned"))
+    found.append(("", "lower bound, any router", f"{plan.usd_per_hour_bound:.2f}", f"proven, gap {plan.gap:.1%}"))
+    costs = table(
+        [["", "Fleet", "USD/h"], *([mark, name, usd] for mark, name, usd, _ in found)], right=[2]
+    ).splitlines()
+    lines = [f"{costs[0]}  Verdict"]
+    for line, (*_, said) in zip(costs[1:], found, strict=True):
+        width = screen_width()
+        fits = width is None or len(line) + 2 + len(said) <= width
+        lines += [f"{line}  {said}"] if fits else [line, fit(" " * LABEL_WIDTH + said)]
+    return lines
 
 
-def _other(plan: Plan, other: Outcome | None, words: str) -> list[list[str]]:
+def _proof(plan: Plan) -> str:
+    return "keeps every promise" if plan.is_rehearsed else "an estimate, not rehearsed"
+
+
+def _other(plan: Plan, other: Outcome | None, words: str) -> list[tuple[str, str, str, str]]:
     if other is None or (not other.fails and fleet_name(other.pools) == fleet_name(plan.pools)):
         return []
-    dearer = other.usd_per_hour / plan.usd_per_hour - 1
-    said = words + (other.fails or f"{dearer:.0%} dearer")
-    return [["", fleet_name(other.pools), f"{other.usd_per_hour:.2f}", said]]
+    broken = ", ".join(part.partition(", promised")[0] for part in other.fails.split("; "))
+    said = (
+        f"{words}, but {broken}" if other.fails else f"{words}, {other.usd_per_hour / plan.usd_per_hour - 1:.0%} dearer"
+    )
+    return [("", fleet_name(other.pools), f"{other.usd_per_hour:.2f}", said)]
 
 
 def _latencies(plan: Plan, slos: Sequence[Slo]) -> list[str]:
@@ -77,6 +95,11 @@ def _latencies(plan: Plan, slos: Sequence[Slo]) -> list[str]:
         promised = ", ".join(f"p{slo.percent:g} {seconds(slo.limit_s)}" for slo in slos if slo.metric == metric)
         rows.append([metric.upper(), *(seconds(values[label]) for label in ("p50", "p90", "p99")), promised])
     return [*table(rows, right=[1, 2, 3]).splitlines(), ""]
+
+
+def _wrapped(label: str, words: str) -> list[str]:
+    lines = textwrap.wrap(words, (screen_width() or 1000) - LABEL_WIDTH) or [""]
+    return [_line(label if index == 0 else "", line) for index, line in enumerate(lines)]
 
 
 def _line(label: str, words: str) -> str:
