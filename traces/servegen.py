@@ -21,9 +21,6 @@ from traces.trace import NS_PER_S, Array, Trace
 WINDOW_LINE = re.compile(r"[\d.]+,[\d.e+-]+,[\d.e+-]*,(Gamma|Weibull|),[\d.e+-]*,[\d.e+-]*\s*(\n|\Z)")
 DATASET = re.compile(r'\s*\{\s*"[\d.]+"\s*:\s*\{\s*"[a-z_]+"\s*:\s*"\{')
 CHUNK = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)\Z")
-NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-LAW = re.compile(rf"\s*\{{\s*(?:{NUMBER}\s*:\s*{NUMBER}\s*(?:,\s*{NUMBER}\s*:\s*{NUMBER}\s*)*,?\s*)?\}}\s*\Z")
-PAIR = re.compile(rf"({NUMBER})\s*:\s*({NUMBER})")
 DEFAULT_WINDOW_S = 600.0
 LEAST_CV = 0.01
 PATTERNS = {"Gamma": "gamma", "Weibull": "weibull"}
@@ -224,16 +221,31 @@ def _draw(client: Client, start_s: float, field: str, count: int, rng: Generator
 
 
 def _table(file: str, what: str, value: object) -> tuple[Array, Array]:
-    if not isinstance(value, str) or not LAW.match(value):
-        raise BadTrace(file, 1, 1, f"{what} is {shown(value)}; expected text like '{{9: 0.5, 163: 0.5}}'")
-    pairs = [(float(token), float(weight)) for token, weight in PAIR.findall(value)]
-    values = np.array([token for token, _ in pairs], np.float64)
-    weights = np.array([weight for _, weight in pairs], np.float64)
-    if len(pairs) and (
-        weights.min() < 0 or not 0 < weights.sum() < np.inf or not 0 <= values.min() <= values.max() < 2**31
-    ):
+    try:
+        tokens, weights = _pairs(value)
+    except ValueError:
+        words = f"{what} is {shown(value)}; expected text like '{{9: 0.5, 163: 0.5}}'"
+        raise BadTrace(file, 1, 1, words) from None
+    if not len(tokens):
+        return tokens.astype(np.int64), weights
+    if weights.min() < 0 or not 0 < weights.sum() < np.inf or not 0 <= tokens.min() <= tokens.max() < 2**31:
         raise BadTrace(file, 1, 1, f"{what}: weights must be at least zero and not all zero, tokens 0 to 2147483647")
-    return np.round(values).astype(np.int64), weights / weights.sum() if len(pairs) else weights
+    return np.round(tokens).astype(np.int64), weights / weights.sum()
+
+
+def _pairs(value: object) -> tuple[Array, Array]:
+    """The numbers of {number: number, ...}; raises ValueError for any other text."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("{") and text.endswith("}")) or "_" in text:
+        raise ValueError
+    parts = text[1:-1].split(",") if text[1:-1].strip() else []
+    if any(part.count(":") != 1 for part in parts):
+        raise ValueError
+    numbers = list(map(float, ",".join(parts).replace(":", ",").split(","))) if parts else []
+    found = np.array(numbers, np.float64).reshape(-1, 2)
+    if not np.all(np.isfinite(found)):
+        raise ValueError
+    return found[:, 0], found[:, 1]
 
 
 def _number(file: str, line: int, cells: list[str], place: int) -> float:
