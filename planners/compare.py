@@ -18,7 +18,7 @@ ENOUGH = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Compared:
     """One plan, run or benchmark file: its name, inputs, fleet in words, and figures by dotted name."""
 
     name: str
@@ -28,7 +28,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FigureRow:
     """One figure of every answer, and the relative change of each from the first."""
 
     figure: str
@@ -36,7 +36,7 @@ class Row:
     changes: tuple[float | None, ...]
 
 
-def read(path: str | Path) -> Answered:
+def read(path: str | Path) -> Compared:
     """Return a plan.json, the --json answer of a run, or the result of `vllm bench serve`; ValueError for others."""
     text = Path(path).read_text(encoding="utf-8")
     try:
@@ -50,15 +50,15 @@ def read(path: str | Path) -> Answered:
     raise ValueError(f"{path}:1:1: neither a plan, a run (schema {SCHEMA}) nor a result of vllm bench serve")
 
 
-def rows(answers: Sequence[Answered]) -> Iterator[Row]:
+def rows(answers: Sequence[Compared]) -> Iterator[FigureRow]:
     """Yield every figure that any of the answers has."""
     for figure in FIGURES:
         values = tuple(each.figures.get(figure) for each in answers)
         if any(value is not None for value in values):
-            yield Row(figure, values, tuple(_change(values[0], value) for value in values))
+            yield FigureRow(figure, values, tuple(_change(values[0], value) for value in values))
 
 
-def reasons(first: Answered, other: Answered) -> list[str]:
+def reasons(first: Compared, other: Compared) -> list[str]:
     """Return which inputs differ, in words; where none does, the fleet or the version is the reason."""
     found = []
     for name in INPUTS:
@@ -73,14 +73,14 @@ def reasons(first: Answered, other: Answered) -> list[str]:
     return found
 
 
-def _answer(name: str, content: Mapping[str, Any]) -> Answered:
+def _answer(name: str, content: Mapping[str, Any]) -> Compared:
     result = content["result"]
     pools = result.get("pools", ())
     fleet = " + ".join(f"{pool['replicas']} x {_engine(pool)}" for pool in pools)
-    return Answered(name, content["inputs"], fleet, {figure: _number(_dig(result, figure)) for figure in FIGURES})
+    return Compared(name, content["inputs"], fleet, {figure: _number(_dig(result, figure)) for figure in FIGURES})
 
 
-def _benchmark(name: str, content: Mapping[str, Any]) -> Answered:
+def _benchmark(name: str, content: Mapping[str, Any]) -> Compared:
     """Return a vLLM benchmark, whose latencies are in milliseconds and whose end to end is called e2el."""
     figures: dict[str, float | None] = {}
     for metric, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("e2e", "e2el")):
@@ -96,7 +96,7 @@ def _benchmark(name: str, content: Mapping[str, Any]) -> Answered:
     figures["requests.finished"] = _number(content["completed"])
     figures["requests.arrived"] = _number(content["completed"] + failed)
     inputs = {"model": content.get("model_id"), "trace": {"requests": content.get("num_prompts")}}
-    return Answered(name, inputs, "measured", figures)
+    return Compared(name, inputs, "measured", figures)
 
 
 def _engine(pool: Mapping[str, Any]) -> str:
