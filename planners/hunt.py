@@ -80,7 +80,6 @@ class Hunt:
                 self.conditional_usd = math.inf
                 return
             self.rounds += 1
-            self.conditional_usd = self._cost(proposal[0])
             chosen = rehearsal.candidate(*proposal)
             verdict, run = self.attempt(chosen)
             if not verdict.survives:
@@ -254,9 +253,11 @@ class Hunt:
             below_usd_per_hour=None if math.isinf(ceiling) else ceiling,
             excluded=[tuple(replicas.get(engine, 0) for engine in engines) for replicas in failed],
             limits=[replace(row, weights=tuple(row.weights[engine] for engine in engines)) for row in self.rows],
+            rough=True,
         )
         if found is None:
             return None
+        self.conditional_usd = max(self.conditional_usd, found.bound_usd_per_hour)
         replicas = [0] * len(market.offers)
         for engine, count in zip(engines, found.replicas, strict=True):
             replicas[engine] = count

@@ -5,7 +5,7 @@ of bucket b keeps busy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ Array = npt.NDArray[np.float64]
 
 ONE_BY_ONE = 16
 SIZE_RATIO = 1.08
+ROUGH_GAP = 2e-3
+ROUGH_NODES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,12 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Replicas per engine and the shares [engine, bucket] that they take."""
+    """Replicas per engine, the shares [engine, bucket] that they take, their cost and the solver's bound on any."""
 
     replicas: tuple[int, ...]
     shares: Array
     usd_per_hour: float
+    bound_usd_per_hour: float
 
 
 def sizes_up_to(most: int) -> tuple[int, ...]:
@@ -58,12 +61,14 @@ def cheapest_mix(
     below_usd_per_hour: float | None = None,
     excluded: Sequence[tuple[int, ...]] = (),
     limits: Sequence[Limit] = (),
+    rough: bool = False,
 ) -> Mix | None:
     """Return the cheapest mix whose pools carry their load; None where there is none.
 
     usd_per_hour [engine] is per replica; capacity[engine] says, for each pool size on offer, the load it carries;
     the cost stays under below_usd_per_hour; a mix contained in an excluded one is not taken, nor one over a limit.
-    Among equally cheap mixes the one with the least load, then the fewest replicas of later engines, is returned.
+    Among equally cheap mixes the one with the least load, then the fewest replicas of later engines, is returned; with
+    rough=True any within ROUGH_GAP of the cheapest, soon.
     """
     library = mathopt()
     model = library.Model()
@@ -99,6 +104,9 @@ def cheapest_mix(
     if below_usd_per_hour is not None:
         model.add_linear_constraint(cost <= below_usd_per_hour)
     model.minimize(cost)
+    if rough:
+        found = solve(model, node_limit=ROUGH_NODES, relative_gap=ROUGH_GAP)
+        return None if found is None else _read(found, usd_per_hour, take, shares, demand.load.shape)
     found = solve(model)
     if found is None:
         return None
@@ -169,11 +177,19 @@ def _tie_broken(
     )
     model.minimize(work + order)
     found = solve(model) or first
+    mix = _read(found, usd_per_hour, take, shares, demand.load.shape)
+    return replace(mix, bound_usd_per_hour=min(float(first.best_objective_bound()), mix.usd_per_hour))
+
+
+def _read(
+    found: Any, usd_per_hour: Array, take: list[dict[int, Any]], shares: dict[Any, Any], shape: tuple[int, ...]
+) -> Mix:
     replicas = tuple(
         sum(size for size, chosen in sizes.items() if found.variable_values(chosen) > 0.5) for sizes in take
     )
     total = sum(count * float(usd) for count, usd in zip(replicas, usd_per_hour, strict=True))
-    return Mix(replicas, _share_values(found, shares, demand.load.shape), total)
+    bound = min(float(found.best_objective_bound()), total)
+    return Mix(replicas, _share_values(found, shares, shape), total, bound)
 
 
 def _used(shares: dict[tuple[int, int], Any], engine: int, buckets: int) -> list[int]:

@@ -151,7 +151,7 @@ def fluid_mix(market: Market) -> mix.Mix | None:
     for place, engine in enumerate(engines):
         replicas[engine] = found.replicas[place]
         shares[engine] = found.shares[place]
-    return mix.Mix(tuple(replicas), shares, found.usd_per_hour)
+    return mix.Mix(tuple(replicas), shares, found.usd_per_hour, found.bound_usd_per_hour)
 
 
 def _offers(
