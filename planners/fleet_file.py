@@ -46,10 +46,11 @@ class FleetFile:
 
 @dataclass(frozen=True, slots=True)
 class ReadFleet:
-    """A fleet ready to run, and the promises that its file states."""
+    """A fleet ready to run, the promises that its file states, and what to be wary of."""
 
     fleet: "Fleet"
     slos: tuple[Slo, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def read(path: str | Path) -> ReadFleet:
@@ -57,7 +58,8 @@ def read(path: str | Path) -> ReadFleet:
     text = Path(path).read_text(encoding="utf-8")
     if plan_file.is_plan(text):
         saved = plan_file.parse(path, text)
-        return ReadFleet(saved.plan.fleet(), saved.slos)
+        plan, warnings = plan_file.without_empty_pools(saved.plan)
+        return ReadFleet(plan.fleet(), saved.slos, warnings)
     return _from_lines(path, text)
 
 

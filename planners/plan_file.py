@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,31 @@ def parse(path: str | Path, text: str) -> SavedPlan:
         return SavedPlan(from_result(content["result"], model), model, parse_all(inputs["slo"]), inputs)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}:1:1: not a whole plan.json: {error} is missing or of the wrong kind") from None
+
+
+def without_empty_pools(plan: "Plan") -> tuple["Plan", tuple[str, ...]]:
+    """Return a plan whose pools somebody may have changed by hand, fit to run, and warnings about what was done.
+
+    Pools of no replica go, their share spread over the rest; where shares and pools do not fit, shares go by capacity.
+    ValueError where no replica is left.
+    """
+    kept = [index for index, pool in enumerate(plan.pools) if pool.replicas > 0]
+    if not kept:
+        raise ValueError("no pool of the plan has a replica left")
+    pools = tuple(plan.pools[index] for index in kept)
+    if any(len(row) != len(plan.pools) for row in plan.shares):
+        words = "routing.shares does not fit the pools: requests are spread by capacity"
+        return replace(plan, pools=pools, shares=(), input_edges=(0,)), (words,)
+    if len(kept) == len(plan.pools):
+        return plan, ()
+    shares = []
+    for row in plan.shares:
+        left = [row[index] for index in kept]
+        total = sum(left)
+        shares.append(tuple(share / total for share in left) if total else (1 / len(left),) * len(left))
+    gone = len(plan.pools) - len(kept)
+    words = f"{gone} pool{'s' if gone > 1 else ''} of no replica: requests go to the rest"
+    return replace(plan, pools=pools, shares=tuple(shares)), (words,)
 
 
 def read_trace(inputs: Mapping[str, Any], beside: str | Path) -> "Trace":

@@ -148,6 +148,28 @@ def test_a_plan_replays_to_the_same_figures_and_is_the_same_bytes_twice(few_requ
     assert replayed["requests"] == planned["requests"]
 
 
+def test_a_plan_changed_by_hand_is_replayed_as_it_is_now(few_requests, tmp_path):
+    assert fleet(str(few_requests), *ONE_DEVICE, "-o", str(tmp_path)).exit_code == 0
+    content = json.loads((tmp_path / "plan.json").read_text())
+
+    def simulate_with(pools, shares):
+        content["result"]["pools"] = pools
+        content["result"]["routing"].update(input_edges=[0], shares=shares)
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        return CliRunner().invoke(
+            main, ["simulate", str(few_requests), "--fleet", str(tmp_path / "plan.json"), "--json"]
+        )
+
+    pool = content["result"]["pools"][0] | {"replicas": 1}
+    gone = simulate_with([pool, pool | {"replicas": 0}], [[0.5, 0.5]])
+    assert gone.exit_code == 0, gone.output
+    assert json.loads(gone.stdout)["warnings"] == ["1 pool of no replica: requests go to the rest"]
+    assert json.loads(gone.stdout)["result"]["requests"]["finished"] == 80
+    unfit = simulate_with([pool], [[0.5, 0.5]])
+    assert "spread by capacity" in json.loads(unfit.stdout)["warnings"][0]
+    assert simulate_with([pool | {"replicas": 0}], [[1.0]]).exit_code == 2
+
+
 def test_a_damaged_plan_is_refused(tmp_path, few_requests):
     (tmp_path / "plan.json").write_text('{"schema": "plan/1", "result": {"pools": []}}')
     outcome = CliRunner().invoke(main, ["simulate", str(few_requests), "--fleet", str(tmp_path / "plan.json")])

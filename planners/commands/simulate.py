@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planners.answer import Answer
+from planners.cli import FAILED
 from planners.commands.envelope import give
 from planners.commands.options import folder_option, json_flag, slo_option
 from planners.commands.tables import seconds, table
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 @click.argument("trace", required=False)
 @click.option("--fleet", "fleet", required=True, metavar="FILE", help="plan.json or fleet.yaml.")
 @slo_option
+@click.option("--enforce", is_flag=True, help="End with 1 where a promise is broken.")
 @folder_option
 @json_flag
-def simulate(trace: str | None, fleet: str, slo: tuple[str, ...], folder: str | None, as_json: bool) -> None:
+def simulate(
+    trace: str | None, fleet: str, slo: tuple[str, ...], enforce: bool, folder: str | None, as_json: bool
+) -> None:
     """Replay TRACE on the fleet of a plan.json or fleet.yaml; the bundled sample where no TRACE is named.
 
-    Exit code 1 where a promise is broken, be it of --slo or of the file. With -o, requests.parquet is written.
+    Promises are those of --slo, else those of the file. With -o, requests.parquet is written.
     """
     from time import process_time
 
@@ -44,10 +48,11 @@ def simulate(trace: str | None, fleet: str, slo: tuple[str, ...], folder: str | 
         write_requests(run, Path(folder))
     inputs = {"trace": trace_facts(requests), "fleet": str(fleet), "slo": [str(each) for each in slos]}
     missed = broken(run, slos)
-    answer = Answer("simulate", inputs, result_of(run, slos), tuple(f"{each} is broken" for each in missed), timings)
+    warnings = (*read.warnings, *(f"{each} is broken" for each in missed))
+    answer = Answer("simulate", inputs, result_of(run, slos), warnings, timings)
     give(answer, as_json, words(run, slos))
-    if missed:
-        raise click.exceptions.Exit(1)
+    if missed and enforce:
+        raise click.exceptions.Exit(FAILED)
 
 
 def read_trace(path: str | None) -> "Trace":
@@ -83,12 +88,10 @@ def result_of(run: "Run", slos: "tuple[Slo, ...]") -> dict[str, Any]:
     }
 
 
-def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float | None:
-    """Return the fraction of requests that kept every promise's limit; None where nothing is promised."""
+def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float:
+    """Return the fraction of requests that finished within every limit; there may be none."""
     from planners.slo import limit_s
 
-    if not slos:
-        return None
     return float(run.keeps({slo.metric: limit_s(slos, slo.metric) for slo in slos}).mean())
 
 
@@ -109,10 +112,10 @@ def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
         "",
         table(rows, right=[1, 2, 3]),
     ]
-    kept = attainment(run, slos)
-    if kept is not None:
+    if slos:
         from planners.slo import broken
 
+        kept = attainment(run, slos)
         missed = broken(run, slos)
         verdict = f"breaks {', '.join(map(str, missed))}" if missed else "every promise holds"
         lines += ["", f"Promises  {verdict}; {kept:.2%} of requests keep all limits"]
