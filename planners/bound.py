@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from planners.demand import Market, sizes
+from planners.demand import Market, fresh_tokens, sizes
 from planners.slo import limit_s
 from planners.solver import mathopt, solve
 from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
@@ -132,6 +132,7 @@ class _Cost:
         self.part = part
         self.usd = market.usd_per_hour
         self.inputs, self.outputs = sizes(market.trace)
+        self.fresh = fresh_tokens(market.trace)
         self.cheapest = np.full(len(market.trace), np.inf)
         self.cheapest_prompt = np.full(len(market.trace), np.inf)
         everyone = np.arange(len(market.trace))
@@ -145,7 +146,7 @@ class _Cost:
     def of(self, engine: int, rows: Counts) -> tuple[Array, Array]:
         """Return what prompts and answers cost on an engine; infinite where it cannot keep the promises."""
         prices, usd = self.part.prices[engine], float(self.usd[engine])
-        prompt = usd * prefill_work_s(prices, self.inputs[rows])
+        prompt = usd * prefill_work_s(prices, self.fresh[rows])
         answer = usd * decode_work_s(prices, self.inputs[rows], self.outputs[rows])
         return np.where(self.part.able[engine, rows], prompt, np.inf), answer
 

@@ -11,7 +11,8 @@ from planners.engines import Offer
 from planners.mix import Demand
 from planners.slo import Slo, limit_s
 from planners.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
-from traces import Trace
+from traces import Ragged, Trace
+from traces.statistics import block_ids
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
     """Return the market for a trace of at least one request; offers are taken in the order of their names."""
     offers = tuple(sorted(offers, key=lambda offer: offer.name))
     inputs, outputs = sizes(trace)
+    fresh = fresh_tokens(trace)
     edges = input_edges(inputs)
     bucket = np.searchsorted(edges, inputs, side="right") - 1
     horizon_s = trace.span_s + _patience_s(slos, outputs)
@@ -58,9 +60,9 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
     prices, load, alone_s = [], [], []
     late = np.empty((len(slos), len(offers), len(trace)), bool)
     for engine, offer in enumerate(offers):
-        seen = alone(offer.priced, inputs, outputs)
-        price = token_prices(offer.priced, worth_of(inputs, outputs), limit_s(slos, "tpot"))
-        work = np.bincount(bucket, request_work_s(price, inputs, outputs), len(edges)) / horizon_s
+        seen = alone(offer.priced, inputs, outputs, fresh)
+        price = token_prices(offer.priced, worth_of(inputs, outputs, fresh), limit_s(slos, "tpot"))
+        work = np.bincount(bucket, request_work_s(price, inputs, outputs, fresh), len(edges)) / horizon_s
         fits = np.bincount(bucket, np.isinf(seen.e2e), len(edges)) == 0
         prices.append(price)
         load.append(np.where(fits, work, np.inf))
@@ -89,6 +91,23 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
 def sizes(trace: Trace) -> tuple[Counts, Counts]:
     """Return prompt and answer tokens as the data plane takes them: at least one each."""
     return np.maximum(trace.input_tokens, 1).astype(np.int64), np.maximum(trace.output_tokens, 1).astype(np.int64)
+
+
+def fresh_tokens(trace: Trace) -> Counts:
+    """Return the prompt tokens of each request that no prefix cache, however large, can hold: at least one.
+
+    Those of blocks that an earlier request brought are left out, whichever replica has them.
+    """
+    inputs = sizes(trace)[0]
+    blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
+    if not isinstance(blocks, Ragged) or not isinstance(size, int) or not len(blocks.values):
+        return inputs
+    ids = block_ids(trace, blocks)
+    rows = np.repeat(np.arange(len(blocks)), blocks.lengths)
+    first = np.full(int(ids.max()) + 1, len(blocks))
+    np.minimum.at(first, ids, rows)
+    known = np.bincount(rows, first[ids] < rows, len(blocks))
+    return np.maximum(inputs - (size * known).astype(np.int64), 1)
 
 
 def input_edges(inputs: Counts, buckets: int = BUCKETS) -> tuple[int, ...]:

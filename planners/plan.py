@@ -96,8 +96,10 @@ class Plan:
 
     @property
     def gap(self) -> float:
-        """Return how much dearer the plan may be than the best one, as a fraction of its cost."""
-        return max(0.0, 1 - self.usd_per_hour_bound / self.usd_per_hour)
+        """Return how much dearer the plan may be than the best one, as a fraction of its cost, both as printed."""
+        bound: float = rounded(self.usd_per_hour_bound)
+        cost: float = rounded(self.usd_per_hour)
+        return max(0.0, 1 - bound / cost)
 
     def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
         """Return the Fleet whose replay is the rehearsal; `price` gives engines their step tables, by default ours."""

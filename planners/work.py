@@ -83,15 +83,19 @@ def prompt_prices(priced: PricedEngine) -> TokenPrices:
     return TokenPrices(float(least_s), 0.0, 0.0, _pair_s(priced) / priced.lanes)
 
 
-def worth_of(inputs: Counts, outputs: Counts) -> Worth:
-    """Return what requests ask for in all: prefill tokens, decode steps, KV tokens read by those."""
-    prefill, decodes, context = _per_request(inputs, outputs)
+def worth_of(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Worth:
+    """Return what requests ask for in all: prefill tokens, decode steps, KV tokens read by those.
+
+    fresh are the prompt tokens that no cache can hold, by default all.
+    """
+    _, decodes, context = _per_request(inputs, outputs)
+    prefill = np.maximum(inputs if fresh is None else fresh, 1)
     return float(prefill.sum()), float(decodes.sum()), float(context.sum())
 
 
-def prefill_work_s(prices: TokenPrices, inputs: Counts) -> Array:
-    """Return the replica time that each prompt takes at least."""
-    prefill = np.maximum(inputs, 1).astype(np.float64)
+def prefill_work_s(prices: TokenPrices, fresh: Counts) -> Array:
+    """Return the replica time that each prompt of so many uncached tokens takes at least."""
+    prefill = np.maximum(fresh, 1).astype(np.float64)
     work_s: Array = prefill * prices.prefill_s + prefill * prefill / 2 * prices.pair_s
     return work_s
 
@@ -103,24 +107,28 @@ def decode_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array
     return work_s
 
 
-def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
-    """Return the replica time that each request takes at least."""
-    return prefill_work_s(prices, inputs) + decode_work_s(prices, inputs, outputs)
+def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Array:
+    """Return the replica time that each request takes at least; fresh as in worth_of."""
+    return prefill_work_s(prices, inputs if fresh is None else fresh) + decode_work_s(prices, inputs, outputs)
 
 
-def alone(priced: PricedEngine, inputs: Counts, outputs: Counts) -> Alone:
-    """Return what each request would see with an idle lane to itself; infinite where it can never fit."""
+def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Alone:
+    """Return what each request would see with an idle lane to itself; infinite where it can never fit.
+
+    fresh as in worth_of: the rest of the prompt is taken to be cached.
+    """
     table, limits = priced.table, priced.limits
-    prompts = np.maximum(inputs, 1)
+    whole = np.maximum(inputs, 1)
+    prompts = whole if fresh is None else np.maximum(fresh, 1)
     chunk = min(limits.max_batched_tokens, limits.long_prefill_tokens)
     full, last = (prompts - 1) // chunk, (prompts - 1) % chunk + 1
     sequence_s = _seconds(table.sequence_ps[0, 1])
     ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
     ttft_s = ttft_s + _attention_alone_s(priced, prompts)
-    cell = np.minimum((prompts + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
+    cell = np.minimum((whole + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
     tpot_s = _floor(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])
     steps = np.maximum(outputs, 1) - 1
-    fits = prompts + np.maximum(outputs, 1) <= limits.max_context_tokens
+    fits = whole + np.maximum(outputs, 1) <= limits.max_context_tokens
     return Alone(
         np.where(fits, ttft_s, np.inf),
         np.where(fits, np.where(steps > 0, tpot_s, np.nan), np.inf),

@@ -1,6 +1,7 @@
 """Work prices and the rigorous bound: below every replay, every router, every fleet that survives."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import planner_toys
@@ -13,7 +14,7 @@ from test_dataplane import random_case
 from models.step import PICOSECONDS_PER_SECOND
 from planners import work
 from planners.bound import rigorous_usd_per_hour
-from planners.demand import sizes, survey
+from planners.demand import fresh_tokens, sizes, survey
 from planners.slo import holds
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
@@ -45,14 +46,23 @@ def test_a_limit_on_tpot_makes_decodes_dearer():
 @given(st.integers(0, 10**9))
 def test_no_schedule_takes_less_than_the_work(seed):
     trace, fleet = random_case(seed)
-    fleet = Fleet(fleet.pools[:1])
+    fleet = Fleet((replace(fleet.pools[0], role="both"),))
     run = replay(trace, fleet)
     engine, served = fleet.pools[0].engine, run.is_finished
     inputs, outputs = (column[served] for column in sizes(trace))
-    if served.any():
-        least_s = work.request_work_s(work.token_prices(engine, work.worth_of(inputs, outputs)), inputs, outputs).sum()
+    fresh = fresh_tokens(trace)[served]
+    if served.all():
+        worth = work.worth_of(inputs, outputs, fresh)
+        least_s = work.request_work_s(work.token_prices(engine, worth), inputs, outputs, fresh).sum()
         busy_s = run.lanes["busy_ps"].sum() / PICOSECONDS_PER_SECOND / engine.lanes
         assert least_s <= busy_s * (1 + 1e-9)
+
+
+def test_what_an_earlier_request_brought_need_not_be_computed_again():
+    # Blocks of 4 tokens: the second prompt of 10 shares two blocks, so that 2 of its tokens are fresh.
+    trace = toys.trace([0.0, 1.0, 2.0], [10, 10, 9], 1, [[1, 2], [1, 2], [3, 4]], content_tokens=4)
+    assert fresh_tokens(trace).tolist() == [10, 2, 9]
+    assert fresh_tokens(toys.trace([0.0, 1.0], [10, 10], 1)).tolist() == [10, 10]
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -135,8 +135,8 @@ def test_a_model_that_fits_nowhere_says_what_it_needs():
 
 def test_a_plan_comes_back_from_its_json_and_replays_the_same():
     model = llm.load("llama-3.1-8b")
-    trace = toys.trace(np.arange(40) * 0.2, 700, 60)
-    plan = find_plan(trace, model, parse_all(["ttft:p99<=1s", "tpot:p99<=60ms"]), ["l4", "l40s"])
+    trace = planner_toys.bursty_trace(0, 200, 100.0)
+    plan = find_plan(trace, model, parse_all(["ttft:p99<=1s", "tpot:p99<=60ms"]), ["l4", "l40s"], siblings=1)
     text = json.dumps(plan.result())
     again = plans.from_result(json.loads(text), model)
     assert json.dumps(again.result()) == text
