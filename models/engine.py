@@ -8,6 +8,7 @@ from models.llm import Llm
 UNLIMITED_TOKENS = 1 << 40
 BYTES_PER_ACTIVATION = 2
 BYTES_PER_LOGIT = 4
+PICOSECONDS_PER_SECOND = 10**12
 LIVE_ACTIVATIONS_PER_TOKEN = 4  # hidden-sized tensors alive at once: residual, normed input, block output, workspace
 FIXED_RESERVE_BYTES = 1 << 30  # CUDA context, graphs, communication buffers: assumed, vLLM reports 0.5-1.5 GiB
 
@@ -24,6 +25,10 @@ class Settings:
     watermark_fraction: float = 0.0
     memory_fraction: float = 0.9
     async_scheduling: bool = True
+    scheduling_policy: str = "fcfs"  # or "priority"
+    prefill_first: bool = False  # prefills go alone and before decodes, as SGLang's do
+    no_evict: bool = False  # a request is admitted only if it can finish, as TensorRT-LLM's guaranteed-no-evict
+    swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
     prefix_caching: bool = True
     max_model_tokens: int | None = None
 
@@ -42,6 +47,10 @@ class Limits:
     watermark_blocks: int = 0
     asynchronous: bool = False
     caching: bool = False
+    prefill_first: bool = False
+    reserves: bool = False
+    by_priority: bool = False
+    swap_ps_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +80,10 @@ class Engine:
 
     @property
     def weight_bytes_per_device(self) -> float:
-        """Return the weights that one device holds."""
-        return self.llm.weight_bytes(self.dtype) / (self.tp * self.pp)
+        """Return the weights that one device holds; experts may spread over data-parallel ranks too."""
+        experts = self.llm.expert_bytes(self.dtype)
+        rest = self.llm.weight_bytes(self.dtype) - experts
+        return (rest / self.tp + experts / max(self.tp, self.ep)) / self.pp
 
     @property
     def kv_bytes_per_token_per_device(self) -> float:
@@ -104,6 +115,11 @@ class Engine:
         return self.pp * self.dp
 
     @property
+    def _swap_s_per_token(self) -> float:
+        """Return the time to move one token's KV between a device and its host; all devices of a replica at once."""
+        return self.kv_bytes_per_token_per_device / self.device.host_link_bytes_per_s
+
+    @property
     def limits(self) -> Limits:
         """Return what one lane may hold; pipeline lanes share a replica's KV evenly."""
         settings = self.settings
@@ -125,4 +141,8 @@ class Engine:
             watermark_blocks=watermark,
             asynchronous=settings.async_scheduling,
             caching=settings.prefix_caching,
+            prefill_first=settings.prefill_first,
+            reserves=settings.no_evict,
+            by_priority=settings.scheduling_policy == "priority",
+            swap_ps_per_token=round(self._swap_s_per_token * PICOSECONDS_PER_SECOND) if settings.swap_preempted else 0,
         )

@@ -98,17 +98,20 @@ def _queue(state, here, slot, now_ps):
     here.outstanding += 1
     settle_load(state.words, state.lanes, here)
     state.requests[slot].enqueued_ps = now_ps
-    _append_waiting(state.requests, here, slot)
+    if here.by_priority:
+        _insert_waiting(state.requests, here, slot)
+    else:
+        _append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
         _begin_step(state, here, now_ps, now_ps)
         return now_ps
     if here.run_steps <= 1:
         return here.end_ps
-    return _interrupt_run(state, here, now_ps)
+    return _interrupt_run(state, here, slot, now_ps)
 
 
 @inner_kernel
-def _interrupt_run(state, here, now_ps):
+def _interrupt_run(state, here, slot, now_ps):
     """Return the first step end after `now_ps`; where the request may be admitted then, end the run of decodes there.
 
     An asynchronous scheduler has formed the step after that one already.
@@ -117,7 +120,7 @@ def _interrupt_run(state, here, now_ps):
         state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
     )
     queued_ps = here.start_ps + elapsed_ps
-    can_start = here.waiting == 1 and here.running + here.loading < here.max_sequences
+    can_start = here.first_waiting == slot and here.running + here.loading < here.max_sequences
     if can_start and here.asynchronous and steps < here.run_steps:
         steps += 1
         elapsed_ps += _decode_step_ps(state.prices, here, steps)
@@ -205,10 +208,17 @@ def _begin_step(state, here, now_ps, formed_ps):
 
 @inner_kernel
 def _form_step(state, here, formed_ps):
-    """Form a step as vLLM v1 does: running requests first, then the waiting, within the token budget; say if any."""
+    """Form a step as vLLM v1 does: running requests first, then the waiting, within the token budget; say if any.
+
+    Where prefills go first, decodes take part only if there is nothing to prefill.
+    """
     _join_ready(state, here)
-    postponed = _make_room_for_decodes(state, here)
-    budget_tokens = here.max_batched_tokens - here.decoding
+    postponed = False
+    budget_tokens = here.max_batched_tokens
+    if not here.prefill_first:
+        postponed = _make_room_for_decodes(state, here)
+        budget_tokens -= here.decoding
+    here.is_eroding = 0
     chunks, new_tokens, attention_ps = 0, 0, 0
     if here.first_prefill != NONE:
         chunks, new_tokens, attention_ps, preempted = _continue_prefills(state, here, budget_tokens)
@@ -217,6 +227,8 @@ def _form_step(state, here, formed_ps):
     if here.waiting > 0 and not postponed:
         started, tokens, started_ps = _admit_waiting(state, here, budget_tokens, formed_ps)
         chunks, new_tokens, attention_ps = chunks + started, new_tokens + tokens, attention_ps + started_ps
+    if chunks == 0 and here.prefill_first and _make_room_for_decodes(state, here):
+        postponed = True
     postponed = postponed or _will_know_more(state.requests, here, formed_ps)
     here.late_blocks = 0
     here.late_finishes = 0
@@ -271,16 +283,19 @@ def _will_know_more(requests, here, formed_ps):
 
 @inner_kernel
 def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
-    """Prefill the chunks, and give every decode a token beside them."""
+    """Prefill the chunks, and give every decode a token beside them unless prefills go alone."""
     here.activity = MIXED_STEP
-    here.run_steps = 1 if here.decoding > 0 else 0
+    decodes = 0 if here.prefill_first else here.decoding
+    here.run_steps = 1 if decodes > 0 else 0
     duration_ps = (
-        state.prices[here.token_at + here.decoding + new_tokens]
-        + state.prices[here.sequence_at + here.decoding + chunks]
+        state.prices[here.token_at + decodes + new_tokens]
+        + state.prices[here.sequence_at + decodes + chunks]
         + attention_ps
+        + here.swap_ps
     )
-    if here.decoding > 0:
-        duration_ps += decode_ps(state.prices, here, BESIDE_PREFILL, here.decoding, here.context_tokens + here.decoding)
+    here.swap_ps = 0
+    if decodes > 0:
+        duration_ps += decode_ps(state.prices, here, BESIDE_PREFILL, decodes, here.context_tokens + decodes)
     _set_end(state, here, _through_pipeline(state.words, here, duration_ps))
 
 
@@ -294,9 +309,21 @@ def _begin_decode_run(state, here, postponed):
     steps = (state.words[here.finishes_at] >> KEY_SHIFT) - here.steps
     if here.stages > 1 or postponed or state.clock[0].fast_forward == 0:
         steps = 1
+    elif here.is_eroding:
+        steps = _steps_until_crossing(state.words, here, steps)
     here.run_steps = _steps_within_blocks(state.words, here, steps)
     elapsed_ps = decode_run_ps(state.prices, here, here.decoding, here.context_tokens, here.run_steps, FAR)[1]
-    _set_end(state, here, _through_pipeline(state.words, here, elapsed_ps))
+    _set_end(state, here, _through_pipeline(state.words, here, elapsed_ps + here.swap_ps))
+    here.swap_ps = 0
+
+
+@inner_kernel
+def _steps_until_crossing(words, here, steps):
+    """Return the first of `steps` in which a decode takes a block: one that the head of the queue had hoped to find."""
+    for step in range(1, min(steps, 1 << here.block_shift) + 1):
+        if words[here.crossings_at + _in_block(here.steps + step, here.block_shift)] > 0:
+            return step
+    return steps
 
 
 @inner_kernel
@@ -348,9 +375,27 @@ def _make_room_for_decodes(state, here):
     """Preempt from the tail until every decode that crosses a block boundary in this step can; say if any was."""
     preempted = False
     while here.decoding > 0 and _free_beside_decodes(state.words, here) < 0:
-        _preempt(state, here, here.last_running)
+        _preempt(state, here, _victim(state.requests, here))
         preempted = True
     return preempted
+
+
+@inner_kernel
+def _victim(requests, here):
+    """Return the running request to preempt: the last admitted or, by priority, the least urgent, latest one.
+
+    One that already has a chunk in the step being formed keeps it.
+    """
+    victim = here.last_running
+    if here.by_priority:
+        slot, most = victim, -FAR
+        while slot != NONE:
+            row = requests[slot]
+            urgency = (row.priority << KEY_SHIFT) + row.number
+            if row.chunk_tokens == 0 and urgency > most:
+                victim, most = slot, urgency
+            slot = row.previous_running
+    return victim
 
 
 @inner_kernel
@@ -369,10 +414,10 @@ def _continue_prefills(state, here, budget_tokens):
         chunk = min(_prefill_left(row), here.long_prefill_tokens, budget_tokens - new_tokens)
         need = _blocks(row.computed_tokens + chunk, here) - _blocks(row.computed_tokens, here)
         while need > _free_beside_decodes(state.words, here) and row.status == PREFILLING:
-            _preempt(state, here, here.last_running)
+            _preempt(state, here, _victim(state.requests, here))
             preempted = True
         if row.status != PREFILLING:
-            break
+            chunk = 0
         row.chunk_tokens = chunk
         if chunk > 0:
             attention_ps += _give_chunk(state, here, row, chunk, need)
@@ -436,25 +481,31 @@ def _load(state, here, row, slot):
 def _admit(state, here, row, budget_tokens):
     """Return the first chunk of a waiting request, with what is cached of it in hold; 0 where it must wait."""
     nodes, shared_blocks, part, own, queued_blocks = 0, 0, 0, 0, 0
-    if here.caching:
+    looks_up = here.caching and row.swapped_tokens == 0
+    if looks_up:
         nodes, shared_blocks, part, own, queued_blocks = look_up(state, row, here)
     found_blocks = shared_blocks + part + own
     total_tokens = row.input_tokens + row.generated_tokens
     found_tokens = min(found_blocks << here.block_shift, total_tokens)
-    computed_tokens = min(found_tokens, total_tokens - 1)
+    computed_tokens = max(row.swapped_tokens, min(found_tokens, total_tokens - 1))
     chunk = min(total_tokens - computed_tokens, here.long_prefill_tokens)
     if here.chunked_prefill == 0 and chunk > budget_tokens:
         return 0
     chunk = min(chunk, budget_tokens)
     need = max(0, _blocks(computed_tokens + chunk, here) - found_blocks)
     if need + queued_blocks > _free_beside_decodes(state.words, here) - here.watermark_blocks:
+        here.is_eroding = 1 if queued_blocks > 0 else 0
         return 0
-    if here.caching:
+    if here.reserves and here.reserved_blocks + _most_blocks(row, here) > here.total_blocks:
+        return 0
+    if looks_up:
         hold(state, row, here, nodes, part, own)
     if row.scheduled_ps == FAR:
         row.cached_tokens = min(found_tokens, row.input_tokens)
     row.computed_tokens = computed_tokens
     row.found_blocks = found_blocks
+    here.swap_ps += row.swapped_tokens * here.swap_ps_per_token
+    row.swapped_tokens = 0
     return chunk
 
 
@@ -607,9 +658,14 @@ def _preempt(state, here, slot):
     else:
         here.prefilled_tokens -= row.computed_tokens
         _remove_prefill(state.requests, here, slot)
-    full_blocks = max(0, (row.computed_tokens >> here.block_shift) - row.held_blocks)
-    give_blocks(here, _own_blocks(row, here) - full_blocks)
-    leave_own(state, row, here, slot, full_blocks)
+    if here.swap_ps_per_token > 0:
+        give_blocks(here, _own_blocks(row, here))
+        row.swapped_tokens = row.computed_tokens
+        here.swap_ps += row.computed_tokens * here.swap_ps_per_token
+    else:
+        full_blocks = max(0, (row.computed_tokens >> here.block_shift) - row.held_blocks)
+        give_blocks(here, _own_blocks(row, here) - full_blocks)
+        leave_own(state, row, here, slot, full_blocks)
     if row.held_nodes > 0:
         leave_content(state, row, here)
     _remove_running(state.requests, here, slot)
@@ -618,7 +674,16 @@ def _preempt(state, here, slot):
     row.enqueued_ps = NONE
     row.preemptions += 1
     here.preemptions += 1
-    _prepend_waiting(state.requests, here, slot)
+    if here.by_priority:
+        _insert_waiting(state.requests, here, slot)
+    else:
+        _prepend_waiting(state.requests, here, slot)
+
+
+@inner_kernel
+def _most_blocks(row, here):
+    """Return the blocks that a request will hold at its end."""
+    return _blocks(row.input_tokens + row.output_tokens, here)
 
 
 @inner_kernel
@@ -674,6 +739,23 @@ def _prepend_waiting(requests, here, slot):
 
 
 @inner_kernel
+def _insert_waiting(requests, here, slot):
+    """Queue a request before those that are less urgent, or as urgent and later."""
+    row = requests[slot]
+    before, other = NONE, here.first_waiting if here.waiting > 0 else NONE
+    while other != NONE and (requests[other].priority, requests[other].number) < (row.priority, row.number):
+        before, other = other, requests[other].next_waiting
+    row.next_waiting = other
+    if before == NONE:
+        here.first_waiting = slot
+    else:
+        requests[before].next_waiting = slot
+    if other == NONE:
+        here.last_waiting = slot
+    here.waiting += 1
+
+
+@inner_kernel
 def _remove_waiting(requests, here, slot):
     before, other = NONE, here.first_waiting
     while other != slot:
@@ -720,6 +802,7 @@ def _link_running(requests, here, slot):
         requests[here.last_running].next_running = slot
     here.last_running = slot
     here.running += 1
+    here.reserved_blocks += _most_blocks(row, here)
 
 
 @inner_kernel
@@ -732,6 +815,7 @@ def _remove_running(requests, here, slot):
     else:
         here.last_running = row.previous_running
     here.running -= 1
+    here.reserved_blocks -= _most_blocks(row, here)
 
 
 @inner_kernel

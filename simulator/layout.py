@@ -30,6 +30,8 @@ REQUEST = np.dtype(
         ("bucket", "i8"),  # size class that a planned router looks at
         ("lane", "i8"),
         ("status", "i8"),
+        ("priority", "i8"),  # lower goes first, where a lane looks at it
+        ("swapped_tokens", "i8"),  # KV in host memory since its preemption
         ("preemptions", "i8"),
         ("generated_tokens", "i8"),  # as of its last prefill
         ("computed_tokens", "i8"),  # as of its last prefill chunk
@@ -64,6 +66,12 @@ LANE = np.dtype(
         ("max_batched_tokens", "i8"),
         ("long_prefill_tokens", "i8"),
         ("chunked_prefill", "i8"),
+        ("prefill_first", "i8"),  # prefills go alone, before decodes
+        ("reserves", "i8"),  # admits only what can finish without preemption
+        ("reserved_blocks", "i8"),
+        ("by_priority", "i8"),
+        ("swap_ps_per_token", "i8"),  # each way; 0 where preempted requests compute again
+        ("swap_ps", "i8"),  # that the coming step spends on swapping
         ("asynchronous", "i8"),  # steps are formed while the one before runs
         ("block_shift", "i8"),  # log2 of the tokens in a KV block
         ("total_blocks", "i8"),
@@ -88,6 +96,7 @@ LANE = np.dtype(
         ("context_tokens", "i8"),  # KV tokens held by decoding requests
         ("prefilled_tokens", "i8"),  # KV tokens held by requests in prefill, the running chunk included
         ("free_blocks", "i8"),
+        ("is_eroding", "i8"),  # the head of the queue waits for blocks, and decodes take those it hopes to find cached
         ("late_blocks", "i8"),  # of them, those that an asynchronous scheduler does not know of yet
         ("late_finishes", "i8"),
         ("loading", "i8"),  # requests whose KV is on its way here

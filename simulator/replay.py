@@ -184,7 +184,8 @@ def _contents(trace: Trace) -> Contents:
 
 
 def _chunks(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
+    priorities = np.zeros(len(trace), np.int64) + np.asarray(trace.columns.get("priority", 0))
     for first in range(0, len(trace), size):
         rows = slice(first, min(first + size, len(trace)))
-        arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows])
+        arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows], priorities[rows])
         yield Chunk(first, *arrays, contents.offsets[first : rows.stop + 1])

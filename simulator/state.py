@@ -87,14 +87,9 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
         row["link_latency_ps"] = round(fleet.link.latency_s * PICOSECONDS_PER_SECOND)
         row["link_layers"] = pool.engine.layers if fleet.link.is_layerwise else 0
         for name in (
-            *(
-                "max_sequences",
-                "max_batched_tokens",
-                "long_prefill_tokens",
-                "chunked_prefill",
-                "asynchronous",
-                "caching",
-            ),
+            *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill"),
+            *("asynchronous", "caching"),
+            *("prefill_first", "reserves", "by_priority", "swap_ps_per_token"),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
         ):
             row[name] = getattr(limits, name)

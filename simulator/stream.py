@@ -31,7 +31,7 @@ class Streamed:
 def replay_blocks(blocks: Iterable[Trace], fleet: Fleet, columns: Sequence[str] = ("ttft_s", "tpot_s")) -> Streamed:
     """Replay blocks of a trace, which follow each other in time, on a fleet with a built-in router.
 
-    columns are properties of Run that have one entry a request. Prefix blocks are not looked at.
+    columns are properties of Run that have one entry a request. Prefix blocks and priorities are not looked at.
     """
     window = _Window(fleet, columns)
     course = Course(fleet, NO_CONTENTS)
@@ -62,8 +62,8 @@ class _Window:
                 self.rows.append(rows)
                 outcome = _joined(self.ledger.outcome, blank(len(rows)))
                 self.ledger = Ledger(self.ledger.first, outcome)
-                no_contents = np.zeros(0, np.int64)
-                yield Chunk(first, rows.arrival_ns, rows.input_tokens, rows.output_tokens, no_contents), self.ledger
+                arrays = (rows.arrival_ns, rows.input_tokens, rows.output_tokens, np.zeros(len(rows), np.int64))
+                yield Chunk(first, *arrays, contents_at=np.zeros(0, np.int64)), self.ledger
                 first += len(rows)
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ class Chunk(NamedTuple):
     arrival_ns: Int64
     input_tokens: Int32
     output_tokens: Int32
+    priority: Int64
     contents_at: Int64
 
 
@@ -95,7 +96,8 @@ def take_in(state, chunk, input_edges):
         row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = row.own_node = row.source_lane = NONE
-        row.is_leaving = 0
+        row.is_leaving = row.swapped_tokens = 0
+        row.priority = chunk.priority[i]
         row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0
         if chunk.contents_at.size > 0:
             row.contents_at = chunk.contents_at[i]

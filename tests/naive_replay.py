@@ -8,7 +8,7 @@ FAR = 1 << 62
 
 
 class NaiveRequest:
-    def __init__(self, index, arrival_ps, input_tokens, output_tokens, contents=()):
+    def __init__(self, index, arrival_ps, input_tokens, output_tokens, contents=(), priority=0):
         self.index, self.arrival_ps = index, arrival_ps
         self.input_tokens, self.output_tokens = max(1, int(input_tokens)), max(1, int(output_tokens))
         self.generated, self.computed, self.chunk, self.preemptions = 0, 0, 0, 0
@@ -16,6 +16,7 @@ class NaiveRequest:
         self.status, self.lane, self.cached_tokens = "waiting", None, 0
         self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
         self.enqueued_ps, self.source, self.is_leaving = None, None, False
+        self.priority, self.swapped = priority, 0
 
     def release_source(self, now_ps):
         """Give back the blocks on the lane that prefilled this request, and wake that lane if it waits for blocks."""
@@ -93,7 +94,7 @@ class NaiveLane:
         self.layers = pool.engine.layers
         self.waiting, self.running = [], []
         self.end_ps, self.start_ps = None, None
-        self.late_blocks, self.late_finishes = 0, 0
+        self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool = NaivePool(limits.total_blocks)
 
     def outstanding(self):
@@ -140,12 +141,12 @@ class NaiveLane:
     def admit(self, request, budget):
         """Return the request's first chunk, its cached blocks in hold; 0 where it must wait."""
         limits, shared, nodes, part, own = self.limits, [], 0, [], []
-        if limits.caching:
+        if limits.caching and not request.swapped:
             shared, nodes, part, own = self.look_up(request)
         found = [*shared, *part, *own]
         total = request.input_tokens + request.generated
         found_tokens = min(len(found) * limits.block_tokens, total)
-        computed = min(found_tokens, total - 1)
+        computed = max(request.swapped, min(found_tokens, total - 1))
         chunk = min(total - computed, limits.long_prefill_tokens)
         if not limits.chunked_prefill and chunk > budget:
             return 0
@@ -154,6 +155,10 @@ class NaiveLane:
         queued = sum(block.users == 0 for block in found)
         if need + queued > self.free_blocks() - self.unready() - limits.watermark_blocks:
             return 0
+        if limits.reserves and sum(map(self.most_blocks, [*self.running, request])) > limits.total_blocks:
+            return 0
+        self.swap_ps += request.swapped * limits.swap_ps_per_token
+        request.swapped = 0
         for block in found:
             self.pool.hold(block)
         for block in [*part, *own]:
@@ -180,9 +185,20 @@ class NaiveLane:
             self.pool.name(request.blocks[first : first + self.node_blocks(request, place)], ("shared", content))
             request.shared_nodes += 1
 
+    def most_blocks(self, request):
+        return self.blocks_for(request.input_tokens + request.output_tokens)
+
     def preempt_last(self):
-        request = self.running.pop()
-        if self.limits.caching:
+        """Preempt the last admitted or, by priority, the least urgent, latest that has no chunk in this step yet."""
+        request = self.running[-1]
+        if self.limits.by_priority:
+            free = [one for one in self.running if one.chunk == 0 or one.is_decoding()]
+            request = max(free, key=lambda one: (one.priority, one.index))
+        self.running.remove(request)
+        if self.limits.swap_ps_per_token:
+            request.swapped = request.computed
+            self.swap_ps += request.computed * self.limits.swap_ps_per_token
+        elif self.limits.caching:
             first = sum(self.node_blocks(request, place) for place in range(request.shared_nodes))
             own = request.blocks[first : request.computed // self.limits.block_tokens]
             self.pool.name(own, ("own", request.index))
@@ -194,6 +210,7 @@ class NaiveLane:
         request.preemptions += 1
         request.enqueued_ps = -1
         self.waiting.insert(0, request)
+        self.sort_waiting()
 
     def begin_step(self, now_ps):
         """Form a step with what the scheduler knew when the last one began, or, if that is nothing, with all."""
@@ -202,14 +219,20 @@ class NaiveLane:
         self.form_step(formed_ps)
         if not self.running and formed_ps < now_ps:
             self.form_step(now_ps)
-        self.end_ps = now_ps + self.price_ps() if self.running else None
-        if self.running and len(self.stage_free_ps) > 1:
-            self.end_ps = self.through_pipeline(self.price_ps())
+        self.end_ps = None
+        if self.running:
+            duration_ps, self.swap_ps = self.price_ps() + self.swap_ps, 0
+            self.end_ps = self.through_pipeline(duration_ps) if len(self.stage_free_ps) > 1 else now_ps + duration_ps
 
     def enqueue(self, request, now_ps):
         self.waiting.append(request)
+        self.sort_waiting()
         request.enqueued_ps = now_ps
         self.wake(now_ps)
+
+    def sort_waiting(self):
+        if self.limits.by_priority:
+            self.waiting.sort(key=lambda request: (request.priority, request.index))
 
     def wake(self, now_ps):
         if self.end_ps is None:
@@ -254,11 +277,8 @@ class NaiveLane:
         self.join_ready()
         for request in self.running:
             request.chunk = 0
-        while self.running and self.unready() > self.free_blocks():
-            self.preempt_last()
-            preempted = True
-        for request in [r for r in self.running if r.is_decoding()]:
-            request.chunk = 1
+        if not limits.prefill_first:
+            preempted = self.give_decodes()
         budget = limits.max_batched_tokens - sum(r.chunk for r in self.running)
         for request in [r for r in self.running if not r.is_decoding()]:
             if request not in self.running:
@@ -287,7 +307,19 @@ class NaiveLane:
             if request.scheduled_ps is None:
                 request.scheduled_ps = formed_ps
             budget -= chunk
+        if limits.prefill_first and not any(request.chunk for request in self.running):
+            self.give_decodes()
         self.late_blocks = self.late_finishes = 0
+
+    def give_decodes(self):
+        """Give every decode a token, once enough were preempted for the blocks they need; say if any was."""
+        preempted = False
+        while any(r.is_decoding() for r in self.running) and self.unready() > self.free_blocks():
+            self.preempt_last()
+            preempted = True
+        for request in self.running:
+            request.chunk = 1 if request.is_decoding() else 0
+        return preempted
 
     def through_pipeline(self, duration_ps):
         at_ps, stages = self.start_ps, len(self.stage_free_ps)
@@ -298,7 +330,7 @@ class NaiveLane:
 
     def price_ps(self):
         table, engine = self.table, self.engine
-        decodes = [r for r in self.running if r.is_decoding()]
+        decodes = [r for r in self.running if r.is_decoding() and r.chunk > 0]
         prefills = [r for r in self.running if not r.is_decoding() and r.chunk > 0]
         tokens = sum(r.chunk for r in self.running)
         price = int(table.token_ps[engine, tokens]) + int(table.sequence_ps[engine, len(decodes) + len(prefills)])
@@ -310,7 +342,7 @@ class NaiveLane:
         return price
 
     def end_step(self):
-        decodes = [request for request in self.running if request.is_decoding()]
+        decodes = [request for request in self.running if request.is_decoding() and request.chunk > 0]
         for request in decodes:
             self.take(request, 1)
         free_blocks, outstanding = len(self.pool.queue), self.outstanding()
@@ -355,8 +387,9 @@ class NaiveFleet:
                     self.pools.append(pool_index)
         self.front = [i for i, lane in enumerate(self.lanes) if lane.role != "decode"]
         self.back = [i for i, lane in enumerate(self.lanes) if lane.role == "decode"]
+        priorities = trace.columns.get("priority", np.zeros(len(trace), np.int64))
         self.requests = [
-            NaiveRequest(i, int(a) * 1000, t, o, contents[i].tolist() if contents else ())
+            NaiveRequest(i, int(a) * 1000, t, o, contents[i].tolist() if contents else (), int(priorities[i]))
             for i, (a, t, o) in enumerate(zip(trace.arrival_ns, trace.input_tokens, trace.output_tokens, strict=True))
         ]
         self.turn = 0

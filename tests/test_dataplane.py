@@ -39,6 +39,10 @@ def random_case(seed: int):
             max_context_tokens=total_blocks * block_tokens,
             asynchronous=bool(rng.random() < 0.4),
             caching=bool(rng.random() < 0.6),
+            prefill_first=bool(rng.random() < 0.2),
+            reserves=bool(rng.random() < 0.2),
+            by_priority=bool(rng.random() < 0.3),
+            swap_ps_per_token=int(rng.choice([0, 0, 1_000_000])),
         )
         engine = toys.engine(
             bounds,
@@ -58,7 +62,7 @@ def random_case(seed: int):
     gaps_s = rng.exponential(float(rng.choice([0.1, 2.0, 20.0])) * MS, count)
     inputs, outputs = rng.integers(1, 60, count), rng.integers(1, 60, count)
     contents = [shared_content(rng, tokens) for tokens in inputs] if rng.random() < 0.5 else None
-    trace = toys.trace(np.cumsum(gaps_s), inputs, outputs, contents)
+    trace = toys.trace(np.cumsum(gaps_s), inputs, outputs, contents, priority=rng.integers(-1, 3, count))
     link = Link(bytes_per_s=1e10, latency_s=float(rng.choice([0.0, 1e-4])), is_layerwise=bool(rng.random() < 0.5))
     patience_s = float(rng.choice([0.02, 0.1])) if rng.random() < 0.3 else math.inf
     router = str(rng.choice(list(ROUTERS)))

@@ -63,7 +63,7 @@ def fleet(replicas: int = 1, router: str = "join-shortest-queue", max_sequences:
     return Fleet((Pool(engine(limits(max_sequences=max_sequences), **costs), replicas),), router)
 
 
-def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16) -> Trace:
+def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16, **columns) -> Trace:
     """A trace of so many tokens in and out; contents are the content blocks of each request."""
     arrival_ns = np.sort(np.rint(np.asarray(arrivals_s) * 1e9).astype(np.int64))
     return Trace(
@@ -72,7 +72,7 @@ def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16) -> Trac
         input_tokens=np.broadcast_to(np.asarray(inputs, np.int32), arrival_ns.shape),
         output_tokens=np.broadcast_to(np.asarray(outputs, np.int32), arrival_ns.shape),
         status=np.zeros(arrival_ns.size, np.int8),
-        columns={} if contents is None else {"prefix_blocks": ragged(contents)},
+        columns=columns if contents is None else {"prefix_blocks": ragged(contents), **columns},
         metadata={} if contents is None else {"block_tokens": content_tokens},
     )
 
