@@ -24,7 +24,8 @@ MIXED_PARAMETERS = (
     "packing_code",
 )
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED = 0, 1, 2
-PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED = 0, 1, 2
+PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL = 0, 1, 2, 3
+LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
 MATMULS = 2.0  # scores = Q K^T, then scores V
 KV_TENSORS = 2.0
@@ -34,27 +35,25 @@ MIXED_BLOCK = 64.0
 
 
 @kernel
-def is_packed(code, window):
-    """Return whether the queries of one KV head share a tile: never, always, or without a sliding window only."""
-    return code == PACK_ALWAYS or (code == PACK_UNWINDOWED and window <= 0.0)
-
-
-@kernel
-def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
-    """Return the seconds of one query a sequence over `kv_tokens` cached tokens each, `batch` sequences."""
-    return attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit)[0]
+def is_packed(code, window, group):
+    """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
+    return (
+        code == PACK_ALWAYS
+        or (code == PACK_UNWINDOWED and window <= 0.0)
+        or (code == PACK_SMALL and group <= LARGEST_PACKED)
+    )
 
 
 @kernel
 def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
-    """Return attention_decode's seconds, then (compute / memory, wave fill, waves, split, rows, cache fill).
+    """Return the seconds of one query a sequence over `kv_tokens` cached tokens each, `batch` sequences, then traits.
 
     KV is read at the bandwidth that the busy blocks reach, or from cache; each block costs the padded query rows; a
     long context is split over idle processors and combined where the kernel can.
     """
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
     group = heads / kv_heads
-    packed = is_packed(int(fit[13]), window)
+    packed = is_packed(int(fit[13]), window, group)
     rows = group if packed else 1.0
     padded = 16.0 * pieces(rows, 16.0)
     blocks = batch * (kv_heads if packed else heads)
@@ -102,21 +101,13 @@ def causal_context(q_len, past, window):
 
 
 @kernel
-def attention_prefill(batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit):
-    """Return the seconds of `batch` chunks of q_len new tokens after `past` cached ones; causal 0 for an encoder."""
-    return attention_prefill_traits(
-        batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit
-    )[0]
-
-
-@kernel
 def attention_prefill_traits(batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit):
-    """Return attention_prefill's seconds, then (compute / memory, wave fill, waves, tile height, padding, context).
+    """Return the seconds of `batch` chunks of q_len new tokens after `past` cached ones, then traits.
 
     Query rows are cut into tiles, each of which walks its context; the tallest tile in the last wave is waited for.
     """
     group = heads / kv_heads
-    packed = is_packed(int(fit[11]), window)
+    packed = is_packed(int(fit[11]), window, group)
     rows = q_len * group if packed else q_len
     lanes = batch * (kv_heads if packed else heads)
     mean = causal_context(q_len, past, window) if causal > 0.0 else past + q_len
@@ -165,18 +156,10 @@ def attention_prefill_traits(batch, q_len, past, heads, kv_heads, head_dim, wind
 
 
 @kernel
-def attention_mixed(q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
-    """Return the seconds of one call that holds a prefill chunk and `decodes` sequences of `decode_tokens` KV."""
-    return attention_mixed_traits(
-        q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit
-    )[0]
-
-
-@kernel
 def attention_mixed_traits(
     q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit
 ):
-    """Return attention_mixed's seconds, then (compute / memory, waves, decode share, ...).
+    """Return the seconds of one call with a prefill chunk and `decodes` sequences of `decode_tokens` KV, then traits.
 
     One grid serves both: a decode takes a whole tile of queries for itself and walks its context unsplit, so the call
     costs more than its parts (Dao, FlashAttention-2, varlen grid). Work is counted in KV blocks walked by a tile.

@@ -157,7 +157,7 @@ def _feed_forward(engine: Engine, tokens: Floats) -> Iterator[Call]:
     yield _gemm("router", WIDE, llm.moe_layers, tokens, llm.experts, llm.hidden)
     shape = _rows(
         tokens,
-        m=tokens,
+        m=tokens * max(1.0, engine.ep / tp),  # data-parallel ranks share their experts' tokens
         k=llm.expert_latent or llm.hidden,
         inter=llm.expert_ffn,
         experts=llm.experts,

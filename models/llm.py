@@ -163,6 +163,10 @@ class Llm:
             + whole.kept_wide * wide_bytes
         )
 
+    def expert_bytes(self, dtype: str = NATIVE) -> float:
+        """Return the bytes of all routed experts' weights stored in a dtype."""
+        return parts.count(self).experts * bytes_per_value(self._stored_as(dtype)[1])
+
     def _stored_as(self, dtype: str) -> tuple[str, str]:
         if dtype in (NATIVE, self.native_expert_dtype):
             return self.native_dtype, self.native_expert_dtype or self.native_dtype

@@ -2,7 +2,7 @@
 
 Kernels take floats and return seconds. `fit` holds the fitted parameters of one (device, engine, operator, dtype,
 kernel) in the order of the operator's *_PARAMETERS; entries whose name ends in _code choose a discrete form.
-Each operator also has a *_traits kernel: its seconds, then the dimensionless numbers that explain its residual.
+A *_traits kernel returns its seconds, then traits: the dimensionless numbers that explain its residual.
 Attention is in models/attention.py. Forms: roofline with discrete kernel choice, calibrated on measurements.
 """
 
@@ -59,6 +59,7 @@ TILES = (
 FULL_MENU, UNSPLIT_MENU, LARGE_MENU = 0, 1, 2
 MENU_TILES = (11, 11, 6)
 MENU_SPLIT = (16, 1, 16)
+QUANTILES = 12.0  # of the power law of tokens over experts
 MOE_HEIGHTS = (16.0, 32.0, 64.0, 128.0)
 FLOPS_PER_MAC = 2.0
 SPLIT_BYTES = 8.0  # an fp32 partial sum, written once and read once
@@ -89,14 +90,8 @@ def residency(footprint_bytes, cache_bytes):
 
 
 @kernel
-def gemm(m, n, k, formats, machine, fit):
-    """Return the seconds of C[m, n] = A[m, k] B[k, n], m tokens, with the activation's quantisation where narrow."""
-    return gemm_traits(m, n, k, formats, machine, fit)[0]
-
-
-@kernel
 def gemm_traits(m, n, k, formats, machine, fit):
-    """Return gemm's seconds, then (log compute / memory, wave fill, tile height, tile width, split, cache fill, ...).
+    """Return the seconds of C[m, n] = A[m, k] B[k, n], m tokens, with the activation's quantisation, then traits.
 
     Every tile of the menu times every split of k is tried, as a kernel heuristic would: waves over processors of
     tiles of 2 Tm Tn (k / split + prologue) FLOP, against the bytes at the bandwidth that the busy processors reach.
@@ -152,43 +147,65 @@ def gemm_traits(m, n, k, formats, machine, fit):
 
 
 @kernel
-def distinct_experts(copies, experts):
-    """Return how many of `experts` equally likely experts at least one of `copies` routed tokens reaches."""
-    if experts <= 1.0:
-        return min(1.0, copies)
-    return experts * (1.0 - (1.0 - 1.0 / experts) ** copies)
+def hottest_share(local, ranks, ratio, exponent):
+    """Return the load of the busiest of `ranks` ranks over the mean, `local` experts each, under a power law.
+
+    An expert's load follows a density w^-exponent between 1 and `ratio`; the largest of some sums of such loads lies
+    z standard deviations above their mean, z that of normal draws and more for few experts, whose sums are skewed.
+    """
+    power = 1.0 - exponent
+    if abs(power) < 1e-6:
+        power = 1e-6
+    scale = power / (ratio**power - 1.0)
+    mean = scale * (ratio ** (power + 1.0) - 1.0) / (power + 1.0)
+    square = scale * (ratio ** (power + 2.0) - 1.0) / (power + 2.0)
+    spread = np.sqrt(max(0.0, square / (mean * mean) - 1.0) / local)
+    return 1.0 + spread * max(0.0, np.sqrt(2.0 * np.log(ranks)) - 0.6) * (1.0 + 0.5 / np.sqrt(local))
 
 
 @kernel
-def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
-    """Return the seconds of one fused expert layer for m tokens entering the rank.
-
-    `inter` and `experts` are global; the rank holds experts / ep of them and inter / tp of each. `uneven` is 0 for a
-    balanced router, else the exponent of the power law of tokens over experts. `matrices` is 3 for a gated
-    activation, 2 for a plain one.
-    """
-    return moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit)[0]
+def power_law_quantile(share, ratio, exponent):
+    """Return the quantile of a density w^-exponent between 1 and `ratio`."""
+    power = 1.0 - exponent
+    if abs(power) < 1e-6:
+        power = 1e-6
+    return ((ratio**power - 1.0) * share + 1.0) ** (1.0 / power)
 
 
 @kernel
 def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
-    """Return moe's seconds, then (compute / memory, wave fill, waves, tile height, tokens per expert, ...).
+    """Return the seconds of one fused expert layer for m tokens entering the rank, then traits.
+
+    `inter` and `experts` are global; the rank holds experts / ep of them and inter / tp of each. `uneven` is 0 for a
+    balanced router, else the exponent of the power law of tokens over experts. `matrices` is 3 for a gated
+    activation, 2 for a plain one.
 
     Distinct experts read their weights once; tokens of an expert are padded to the tile height; activations move for
-    the local copies and, in kernels that permute globally, for all m topk routed copies.
+    the local copies and, in kernels that permute globally, for all m topk routed copies. Under a power law the rank
+    priced is the busiest, and its experts' loads are taken at evenly spaced quantiles of the law.
     """
     local = max(1.0, experts / ep)
     width = inter / tp
     columns = matrices * width
     copies = m * topk / ep
-    reached = min(local, distinct_experts(copies, local))
-    load = fit[11]
+    kinds = np.floor(min(local, QUANTILES)) if uneven > 0.0 else 1.0
+    ratio, norm = 1.0, 1.0
+    reached = min(local, max(1.0, copies))
     if uneven > 0.0:
-        reached = min(local, max(1.0, reached * fit[13]))
-        load = fit[12]
-    if ep > 1.0:
-        copies *= 1.0 + load * (1.0 - 1.0 / ep)
-    per_expert = copies / max(reached, 1e-9)
+        ratio = max(1.5, 0.8 * m) if m * topk > experts else 200.0
+        hottest = 1.0 + fit[12] * (hottest_share(local, ep, ratio, uneven) - 1.0)
+        copies = min(copies * hottest, m * min(local, topk))
+        norm = 0.0
+        for kind in range(int(kinds)):
+            norm += power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / kinds
+        reached = 0.0
+        for kind in range(int(kinds)):
+            load = copies / local * power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / norm
+            reached += local / kinds * min(1.0, load)
+        reached = max(min(1.0, copies), reached * fit[13])
+    elif ep > 1.0:
+        copies *= 1.0 + fit[11] * (1.0 - 1.0 / ep)
+    per_expert = copies / reached
     weights = reached * columns * hidden * formats.weight_bytes
     moved = (hidden * (formats.activation_bytes + 2.0) + columns * 2.0) * copies
     routed = m * topk * (hidden + width) * 2.0
@@ -201,7 +218,14 @@ def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, format
         if code >= 0 and choice != code:
             continue
         tall = MOE_HEIGHTS[choice]
-        tiles = reached * pieces(per_expert, tall)
+        tiles = 0.0
+        for kind in range(int(kinds)):
+            load = copies / local
+            if uneven > 0.0:
+                load *= power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / norm
+            else:
+                load = per_expert * reached / local
+            tiles += local / kinds * min(1.0, load) * pieces(max(load, 1.0), tall)
         blocks = tiles * pieces(columns, 128.0)
         rounds = pieces(blocks, machine.processors)
         efficiency = (tall / 128.0) ** fit[2]
@@ -231,14 +255,11 @@ def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, format
 
 
 @kernel
-def roofline(flops, moved_bytes, rows, machine, fit):
-    """Return the seconds of an operator known only by its FLOP, its bytes and its independent rows of work."""
-    return roofline_traits(flops, moved_bytes, rows, machine, fit)[0]
-
-
-@kernel
 def roofline_traits(flops, moved_bytes, rows, machine, fit):
-    """Return roofline's seconds, then (compute / memory, cache fill); efficiencies saturate with the work at hand."""
+    """Return the seconds of an operator known by its FLOP, bytes and independent rows of work, then traits.
+
+    Efficiencies saturate with the work at hand.
+    """
     resident = residency(moved_bytes, machine.cache_bytes)
     stream_bytes = moved_bytes * (1.0 - resident + resident / fit[6])
     compute_s = (flops + fit[3] * (flops / (flops + fit[3]) if flops > 0.0 else 0.0)) / (machine.flops_per_s * fit[1])

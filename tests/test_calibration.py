@@ -12,7 +12,7 @@ from models.operators import COLLECTIVE_PARAMETERS
 
 MEGABYTE = 1e6
 CALIBRATIONS_MEGABYTES = 5.0
-LARGEST_CORRECTION = 1.0  # residuals are clipped to a factor of e before trees are fitted
+LARGEST_CORRECTION = residual.LARGEST
 
 # (operator, device, dtype, engine): held-out shapes must be predicted this well, median and p90.
 HELD_OUT = [
@@ -85,10 +85,10 @@ def test_packed_trees_predict_what_the_boosted_model_predicts():
     rng = np.random.default_rng(3)
     features = rng.uniform(0.0, 10.0, (500, 3))
     truth = 0.2 * np.sin(features[:, 0]) + 0.1 * (features[:, 1] > 5)
-    packed = residual.boost(features, truth, 1, trees=40, leaves=12, rate=0.2, loss="squared_error")
+    packed = residual.boost(features, truth, 1, trees=42, leaves=12)
     out = np.log(residual.corrected(np.ones(500), features, residual.unpack(packed)))
     assert np.sqrt(np.mean((out - truth) ** 2)) < 0.02
-    assert len(packed["feature"]) <= 40 * (2 * 12 - 1)
+    assert len(packed["feature"]) <= 42 * (2 * 12 - 1)
 
 
 def test_files_keep_what_was_fitted(tmp_path):

@@ -1,5 +1,7 @@
 """Fit the parameters of one kernel form to measured seconds: least squares on the log, robust, few rows."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,7 +10,9 @@ from models.operators import Formats, Machine
 
 Floats = npt.NDArray[np.float64]
 
-MAX_ROWS = 2000
+MAX_ROWS = 1600
+TRIAL_ROWS = 400
+FINALISTS = 2
 SOFT_SCALE = 0.1  # log error beyond which a row pulls linearly, not quadratically
 PRIOR_WEIGHT = 0.03  # holds parameters that the rows do not determine near their guess
 TIMER_S = 1.5e-6  # rows not much longer than this are noise: their log error is scaled down
@@ -22,15 +26,17 @@ def fit_physics(
     """Return the parameters, codes last, that explain `seconds` best among the form's discrete choices."""
     chosen = rng.permutation(len(seconds))[:MAX_ROWS]
     columns, seconds = columns[chosen], seconds[chosen]
-    few = slice(0, MAX_ROWS // 4)
+    few = slice(0, TRIAL_ROWS)
     guess = np.array(list(form.guesses.values()))
     trials: list[tuple[float, int, Floats, tuple[float, ...]]] = []
     for codes in form.codes:
-        fit, loss = _least_squares(form, columns[few], seconds[few], formats, machine, guess, codes, 15)
+        fit, loss = _least_squares(form, columns[few], seconds[few], formats, machine, guess, codes, 10)
         trials.append((loss, len(trials), fit, codes))
-    best = min(trials)
-    fit, _ = _least_squares(form, columns, seconds, formats, machine, best[2], best[3], 40)
-    return np.append(fit, best[3])
+    finals: list[tuple[float, int, Floats]] = []
+    for _, _, start, codes in sorted(trials)[:FINALISTS]:
+        fit, loss = _least_squares(form, columns, seconds, formats, machine, start, codes, 20)
+        finals.append((loss, len(finals), np.append(fit, codes)))
+    return min(finals)[2]
 
 
 def refit_physics(
@@ -63,14 +69,7 @@ def _least_squares(
     """Return positive parameters and the robust loss; parameters move in log space, held near the form's guess."""
     from scipy.optimize import least_squares
 
-    centre = np.log(np.array(list(form.guesses.values())))
-    weight = 1.0 / (1.0 + TIMER_S / seconds)
-    prior = PRIOR_WEIGHT * np.sqrt(len(seconds) / len(centre)) * SOFT_SCALE
-
-    def errors(logs: Floats) -> Floats:
-        predicted = form.evaluate(columns, formats, machine, np.append(np.exp(logs), codes))[:, 0]
-        return np.append(weight * np.log(predicted / seconds), prior * (logs - centre))
-
+    errors = _errors_of(form, columns, seconds, formats, machine, codes)
     lowest, highest = limits(form)
     first = np.clip(np.log(start), lowest + 1e-6, highest - 1e-6)
     found = least_squares(
@@ -83,6 +82,21 @@ def _least_squares(
         diff_step=1e-3,
     )
     return np.exp(found.x), float(found.cost) / len(seconds)
+
+
+def _errors_of(
+    form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, codes: tuple[float, ...]
+) -> Callable[[Floats], Floats]:
+    """Return the function from log parameters to weighted log errors, with the pull towards the form's guess."""
+    centre = np.log(np.array(list(form.guesses.values())))
+    weight = 1.0 / (1.0 + TIMER_S / seconds)
+    prior = PRIOR_WEIGHT * np.sqrt(len(seconds) / len(centre)) * SOFT_SCALE
+
+    def errors(logs: Floats) -> Floats:
+        predicted = form.evaluate(columns, formats, machine, np.append(np.exp(logs), codes))[:, 0]
+        return np.append(weight * np.log(predicted / seconds), prior * (logs - centre))
+
+    return errors
 
 
 def limits(form: Form) -> tuple[Floats, Floats]:

@@ -60,7 +60,7 @@ _add(
 _add(
     "moe",
     operators.MOE_PARAMETERS,
-    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 0.8),
+    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 1.0),
     ((-1.0,), (0.0,), (1.0,), (2.0,), (3.0,)),
     11,
     batch.moe_rows,
@@ -69,7 +69,7 @@ _add(
     "decode",
     attention.DECODE_PARAMETERS,
     (6e-6, 0.3, 0.8, 1.5, 2.0, 1.0, 3e-6, 1e-6, 3e-7, 256.0, 30.0, 3.0),
-    tuple((float(split), float(pack)) for split in (1, 2, 0) for pack in (1, 2, 0)),
+    tuple((float(split), float(pack)) for split in (1, 2, 0) for pack in (1, 3, 2, 0)),
     9,
     batch.decode_rows,
 )

@@ -92,11 +92,12 @@ def formats_of(op: str, dtype: str, kv_dtype: str) -> Formats:
     return Formats(activation, stored, 2.0, 0.5 * kv if op == "mla_decode" else kv)
 
 
-def read_operators(path: Path, op: str | None = None) -> Any:
-    """Return an operators table as a frame, optionally of one operator only."""
+def read_operators(path: Path, op: str | None = None, device: str | None = None) -> Any:
+    """Return an operators table as a frame, optionally of one operator or one device only."""
     import pandas
 
-    frame = pandas.read_parquet(path, filters=None if op is None else [("op", "==", op)])
+    wanted = [(name, "==", value) for name, value in (("op", op), ("device", device)) if value is not None]
+    frame = pandas.read_parquet(path, filters=wanted or None)
     for name in (*KEY, "distribution"):
         frame[name] = frame[name].fillna("").astype(str)
     # A matrix is its shape, whatever the layer is called; other operators' layers run kernels of their own.
@@ -104,15 +105,18 @@ def read_operators(path: Path, op: str | None = None) -> Any:
     return frame
 
 
-def operator_groups(path: Path) -> Iterator[Group]:
-    """Yield every group of an operators table whose operator we have a form for, one operator at a time."""
+def devices_in(path: Path) -> list[str]:
+    """Return the devices that a measurement table names."""
     import pyarrow.parquet
 
-    present = sorted(set(pyarrow.parquet.read_table(path, columns=["op"])["op"].unique().to_pylist()))
-    for op in present:
-        if op in SHAPE_COLUMNS:
-            for key, part in groups_in(read_operators(path, op)):
-                yield group_of(key, part)
+    return sorted(set(pyarrow.parquet.read_table(path, columns=["device"])["device"].unique().to_pylist()))
+
+
+def operator_groups(path: Path, device: str) -> Iterator[Group]:
+    """Yield every group of one device of an operators table whose operator we have a form for."""
+    for key, part in groups_in(read_operators(path, device=device)):
+        if key[KEY.index("op")] in SHAPE_COLUMNS:
+            yield group_of(key, part)
 
 
 def read_collectives(path: Path) -> Any:
@@ -131,15 +135,15 @@ def collective_times_us(frame: Any) -> Floats:
     return times
 
 
-def collective_groups(path: Path) -> Iterator[Group]:
-    """Yield every group of a collectives table: a (device, library, operation, kernel, fabric) each.
+def collective_groups(path: Path, only_device: str) -> Iterator[Group]:
+    """Yield every group of one device of a collectives table: a (library, operation, kernel, fabric) each.
 
     Rows without a size in bytes (DeepEP), with more devices than could be, and the fabric that the table's README
     distrusts are left out.
     """
     frame = read_collectives(path)
     believable = (frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & (frame["n_devices"] <= MOST_DEVICES)
-    frame = frame[believable & frame["op"].isin(RINGS)]
+    frame = frame[believable & frame["op"].isin(RINGS) & (frame["device"] == only_device)]
     for (device, lib, op, kernel, fabric), part in frame.groupby(list(COLLECTIVE_KEY), sort=True, observed=True):
         shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
         source = ", ".join(sorted(part["source"].unique()))
@@ -188,7 +192,9 @@ def shape_of(op: str, part: Any) -> dict[str, Floats]:
         shape["batch"] = np.nan_to_num(shape["batch"], nan=1.0)
     if op == "moe":
         shape["ep"] = np.nan_to_num(shape["ep"], nan=1.0)
-        shape["matrices"] = matrices_of(shape["k"], shape["inter"], shape["experts"])
+        shape["matrices"] = matrices_of(
+            shape["k"], shape["inter"], shape["experts"], part["engine_version"].fillna("").to_numpy(object)
+        )
     return shape
 
 

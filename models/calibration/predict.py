@@ -17,7 +17,7 @@ from models.calibration.measured import formats_of, machine_of
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, feature_columns, kernel_columns
 from models.device import Device
 from models.engine import Engine
-from models.forward import Call
+from models.forward import WIDE, Call
 
 Floats = npt.NDArray[np.float64]
 Values = npt.ArrayLike
@@ -28,7 +28,7 @@ LIBRARIES = ("oneccl", "nccl-tests", "nccl")
 GRAPH = {"vllm": ("custom:vLLM_custom_graph",), "sglang": ("custom:SGLang_CustomAllReduce_graph",)}
 # What measurement tables call a serving framework, and a weight-only dtype.
 TABLE_ENGINES = {"tensorrt-llm": "trtllm", "llama.cpp": "vllm"}
-TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo"}
+TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo", "mxfp4": "w4a16_mxfp4", "fp4": "nvfp4"}
 
 
 def seconds_of(
@@ -96,13 +96,64 @@ def collective_s(calibration: Calibration, op: str, shape: Mapping[str, Values])
 
 def call_s(engine: Engine, call: Call) -> Floats:
     """Return the seconds of one operator of a step of an Engine, one entry per row of its shape."""
-    calibration = Calibration(engine.device, TABLE_ENGINES.get(engine.framework, engine.framework))
+    calibration = _calibration(engine)
     if call.op in RINGS:
         return collective_s(calibration, call.op, call.shape)
-    kv_dtype = engine.kv_dtype if "attn" in call.op or "mla" in call.op else ""
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
-    return operator_s(calibration, call.op, TABLE_DTYPES.get(call.dtype, call.dtype), call.shape, kv_dtype)
+    return operator_s(calibration, call.op, table_dtype(engine, call), call.shape, _kv_dtype(engine, call))
+
+
+def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
+    """Return the fit that prices an operator of a step, or the largest part of it."""
+    calibration = _calibration(engine)
+    if call.op in RINGS:
+        return calibration.find(call.op, "", kernel=GRAPH.get(calibration.engine, ()))
+    if call.op in STATEFUL:
+        return calibration.find("gdn" if call.op == "mamba2" else call.op, call.dtype, kernel=SCANS)
+    return calibration.find(call.op, table_dtype(engine, call), _kv_dtype(engine, call))
+
+
+def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
+    """Return the FLOP and the bytes that an operator's first row needs at least; no FLOP for what does not multiply."""
+    shape = {name: float(values[0]) for name, values in call.shape.items()}
+    formats = formats_of(call.op, table_dtype(engine, call), _kv_dtype(engine, call))
+    if call.op == "gemm":
+        m, n, k = shape["m"], shape["n"], shape["k"]
+        moved = m * k * formats.activation_bytes + n * k * formats.weight_bytes + m * n * formats.output_bytes
+        return 2.0 * m * n * k, moved
+    if call.op == "moe":
+        width = shape["matrices"] * shape["inter"] / shape["tp"] * shape["k"]
+        local = shape["experts"] / shape["ep"]
+        copies = shape["m"] * shape["topk"] / shape["ep"]
+        return 2.0 * copies * width, min(local, copies) * width * formats.weight_bytes
+    if call.op.startswith("attn"):
+        context = shape["past"] + 0.5 * (shape["q_len"] + 1.0)
+        context = min(context, shape["window"]) if shape["window"] else context
+        tokens = shape["batch"] * shape["q_len"]
+        kv_bytes = 2.0 * shape["batch"] * shape["kv_heads"] * shape["head_dim"] * formats.kv_bytes
+        held = min(shape["past"] + shape["q_len"], shape["window"] or float("inf"))
+        return 4.0 * tokens * shape["heads"] * shape["head_dim"] * context, kv_bytes * held
+    return 0.0, 1.0
+
+
+def table_dtype(engine: Engine, call: Call) -> str:
+    """Return what measurement tables call the number format that a call multiplies in.
+
+    "native", or the narrow format of published experts, narrows the experts alone.
+    """
+    llm, dtype = engine.llm, call.dtype
+    if dtype in ("native", llm.native_expert_dtype) and dtype != WIDE:
+        dtype = (llm.native_expert_dtype or llm.native_dtype) if call.op == "moe" else llm.native_dtype
+    return TABLE_DTYPES.get(dtype, dtype)
+
+
+def _calibration(engine: Engine) -> Calibration:
+    return Calibration(engine.device, TABLE_ENGINES.get(engine.framework, engine.framework))
+
+
+def _kv_dtype(engine: Engine, call: Call) -> str:
+    return engine.kv_dtype if "attn" in call.op or "mla" in call.op else ""
 
 
 def _stateful_s(calibration: Calibration, call: Call) -> Floats:

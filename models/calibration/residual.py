@@ -17,7 +17,9 @@ Floats = npt.NDArray[np.float64]
 LEAF = 255
 CODES = 255.0
 LEAF_STEPS = 127.0
-FEW_FOR_SQUARES = 3000  # below, a few odd rows would pull squares off course
+LARGEST = 4.0  # natural logs; beyond, a residual is taken for this much
+STAGES, CLIP_SIZES, LEARNING_RATE = 3, 3.0, 0.25
+TYPICAL_PER_MEDIAN = 1.4826  # standard deviations in a median absolute deviation, for normal residuals
 OFFSET = 1.0 / 64.0  # keeps the log of a fraction that may be zero
 MICROSECONDS_PER_SECOND = 1e6
 FADE_OCTAVES = 3.0  # outside the fitted range the correction halves every so many doublings
@@ -90,43 +92,60 @@ def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
     return seconds * np.exp(out)
 
 
-def boost(
-    features: Floats, residuals: Floats, shape_features: int, trees: int, leaves: int, rate: float, loss: str
-) -> dict[str, Any]:
-    """Fit trees to log residuals (needs scikit-learn) and return them packed, as `unpack` reads them."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-    from threadpoolctl import threadpool_limits
+def boost(features: Floats, residuals: Floats, shape_features: int, trees: int, leaves: int) -> dict[str, Any]:
+    """Fit trees to log residuals (needs scikit-learn) and return them packed, as `unpack` reads them.
 
+    Trees are grown in stages; before each, what is still unexplained is clipped to a few of its own typical sizes, so
+    that odd rows pull linearly.
+    """
     low, high = features.min(axis=0), features.max(axis=0)
     low, high = low.astype(np.float32), np.nextafter(high.astype(np.float32), np.float32(np.inf))
-    model = HistGradientBoostingRegressor(
-        loss=loss,
-        max_iter=trees,
-        max_leaf_nodes=leaves,
-        learning_rate=rate,
-        min_samples_leaf=8,
-        l2_regularization=1.0,
-        early_stopping=False,
-    )
-    with threadpool_limits(1):
-        model.fit(coded(features, low.astype(float), high.astype(float)), np.clip(residuals, -1.0, 1.0))
-    packed = [_packed_tree(predictors[0].nodes) for predictors in model._predictors]
+    codes = coded(features, low.astype(float), high.astype(float))
+    left = np.clip(residuals, -LARGEST, LARGEST)
+    packed: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]] = []
+    baseline = 0.0
+    for _ in range(STAGES):
+        model = _grown(codes, _clipped(left), trees // STAGES, leaves)
+        left = left - model.predict(codes)
+        packed += [_packed_tree(predictors[0].nodes) for predictors in model._predictors]
+        baseline += float(np.ravel(model._baseline_prediction)[0])
     return {
         "low": low,
         "high": high,
         "feature": np.concatenate([tree[0] for tree in packed]),
         "value": np.concatenate([tree[1] for tree in packed]),
         "scale": np.array([tree[2] for tree in packed], np.float32),
-        "baseline": float(np.ravel(model._baseline_prediction)[0]),
+        "baseline": baseline,
         "shape_features": shape_features,
     }
 
 
-def budget(op: str, rows: int) -> tuple[int, int, float, str]:
-    """Return (trees, leaves a tree, learning rate, loss) for a group: larger groups earn more trees."""
-    trees = int(np.clip(rows / 40, 15, 60))
-    leaves = int(np.clip(rows / 30, 6, 31))
-    return trees, leaves, 0.15, "absolute_error" if rows < FEW_FOR_SQUARES else "squared_error"
+def _grown(codes: npt.NDArray[np.uint8], residuals: Floats, trees: int, leaves: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
+
+    model = HistGradientBoostingRegressor(
+        max_iter=trees,
+        max_leaf_nodes=leaves,
+        learning_rate=LEARNING_RATE,
+        min_samples_leaf=8,
+        l2_regularization=1.0,
+        early_stopping=False,
+    )
+    with threadpool_limits(1):
+        return model.fit(codes, residuals)
+
+
+def _clipped(residuals: Floats) -> Floats:
+    centre = np.median(residuals)
+    typical = max(1e-4, TYPICAL_PER_MEDIAN * float(np.median(np.abs(residuals - centre))))
+    return np.asarray(np.clip(residuals, centre - CLIP_SIZES * typical, centre + CLIP_SIZES * typical))
+
+
+def budget(op: str, rows: int) -> tuple[int, int]:
+    """Return (trees, leaves a tree) for a group: larger groups earn more; whole modules, less regular, earn half."""
+    trees = np.clip(rows / 40, 15, 60) + np.clip((rows - 4000) / 120, 0, 45)
+    return int(trees * (0.5 if "module" in op else 1.0)), int(np.clip(rows / 30, 6, 31))
 
 
 def _packed_tree(nodes: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]:

@@ -79,6 +79,7 @@ RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall"
 
 # Shape columns that the residual correction may see, where not all: it must not learn an architecture by heart.
 _FEATURES: dict[str, tuple[str, ...]] = {
+    "moe": ("m", "topk", "tp", "ep", "uneven"),
     "all_reduce": ("bytes",),
     "all_gather": ("bytes",),
     "reduce_scatter": ("bytes",),
@@ -103,11 +104,12 @@ def modules() -> dict[str, Any]:
     return tomllib.loads(MODULES.read_text())
 
 
-def matrices_of(hidden: Floats, inter: Floats, experts: Floats) -> Floats:
+def matrices_of(hidden: Floats, inter: Floats, experts: Floats, versions: npt.NDArray[np.object_]) -> Floats:
     """Return how many weight matrices an expert of each row has: three, or two where the facts file says so."""
     plain = np.zeros(len(hidden), bool)
     for row in modules()["two_matrices"]:
         plain |= (hidden == row["hidden"]) & (inter == row["inter"]) & (experts == row["experts"])
+    plain &= ~np.isin(versions.astype(str), modules()["gated_versions"])
     return np.where(plain, PLAIN_MATRICES, GATED_MATRICES)
 
 

@@ -3,7 +3,9 @@
 `DEVICE.ENGINE.toml` holds parameters, errors and ranges; `DEVICE.ENGINE.npz` holds the residual trees of all its fits.
 """
 
+import io
 import tomllib
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -83,7 +85,18 @@ def write(folder: Path, device: str, engine: str, fits: Sequence[OperatorFit]) -
     stem.with_name(stem.name + ".toml").write_text("\n".join(lines) + "\n")
     if arrays["scale"]:
         flat = {name: np.concatenate(parts) for name, parts in arrays.items()}
-        np.savez_compressed(stem.with_name(stem.name + ".npz"), allow_pickle=False, **flat)
+        _save(stem.with_name(stem.name + ".npz"), flat)
+
+
+def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays as numpy reads them, packed tightly, the same bytes for the same arrays."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.compress_type = zipfile.ZIP_LZMA
+            archive.writestr(member, content.getvalue())
 
 
 def _fit_lines(fit: OperatorFit) -> list[str]:

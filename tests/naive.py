@@ -1,0 +1,245 @@
+"""The operators' kernels again, as a student would write them from their docstrings: plain, one value at a time."""
+
+from math import ceil, inf, log, sqrt
+
+TILES = [
+    *[(128, 256), (256, 128), (128, 128), (64, 256), (128, 64), (64, 128)],
+    *[(64, 64), (32, 128), (16, 128), (32, 64), (16, 64)],
+]
+MENUS = {0: (11, 16), 1: (11, 1), 2: (6, 16)}
+
+
+def smooth_max(first, second, sharpness):
+    larger, smaller = max(first, second), min(first, second)
+    return larger * (1 + (smaller / larger) ** sharpness) ** (1 / sharpness) if larger > 0 else 0.0
+
+
+def residency(footprint, cache):
+    return 1 / (1 + (footprint / cache) ** 4) if cache > 0 else 0.0
+
+
+def gemm(m, n, k, formats, machine, fit):
+    """Return the time of the tile and split of the menu that would be quickest."""
+    (fixed, compute_eff, exponent, prologue, memory_eff, share, speedup, copies) = fit[:8]
+    (split_s, split_traffic, sharpness, quantise_traffic, quantise_s, menu) = fit[8:]
+    tiles, most_split = MENUS[int(menu)]
+    resident = residency(copies * n * k * formats.weight_bytes + m * k * formats.activation_bytes, machine.cache_bytes)
+    moved = m * k * formats.activation_bytes + n * k * formats.weight_bytes + m * n * formats.output_bytes
+    stream = moved / machine.bandwidth_bytes_per_s * (1 - resident + resident / speedup)
+    candidates = []
+    for tall, wide in TILES[:tiles]:
+        split = 1
+        while split <= most_split:
+            blocks = ceil(m / tall) * ceil(n / wide) * split
+            rounds = ceil(blocks / machine.processors)
+            rate = machine.flops_per_s / machine.processors * compute_eff * (tall * wide / 128**2) ** exponent
+            busy = rounds * 2 * tall * wide * (k / split + prologue) / rate
+            read = stream / min(memory_eff, share * min(1, blocks / machine.processors))
+            merge = split_s + split_traffic * 8 * m * n * split / machine.bandwidth_bytes_per_s if split > 1 else 0
+            candidates.append((max(busy, read) + 0.2 * min(busy, read) + merge, busy, read, merge))
+            split *= 2
+            if k / split < 128 or rounds > 1:
+                break
+    _, busy, read, merge = min(candidates, key=lambda candidate: candidate[0])
+    quantise = 0.0
+    if formats.activation_bytes < 2:
+        quantise = (
+            quantise_s + quantise_traffic * m * k * (2 + formats.activation_bytes) / machine.bandwidth_bytes_per_s
+        )
+    return fixed + smooth_max(busy, read, sharpness) + merge + quantise
+
+
+def power_law(share, ratio, exponent):
+    power = 1 - exponent if abs(1 - exponent) >= 1e-6 else 1e-6
+    return ((ratio**power - 1) * share + 1) ** (1 / power)
+
+
+def hottest_share(local, ranks, ratio, exponent):
+    power = 1 - exponent if abs(1 - exponent) >= 1e-6 else 1e-6
+    scale = power / (ratio**power - 1)
+    mean = scale * (ratio ** (power + 1) - 1) / (power + 1)
+    square = scale * (ratio ** (power + 2) - 1) / (power + 2)
+    spread = sqrt(max(0, square / mean**2 - 1) / local)
+    return 1 + spread * max(0, sqrt(2 * log(ranks)) - 0.6) * (1 + 0.5 / sqrt(local))
+
+
+def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
+    """Return the time of one expert layer, its experts' loads written out as a list."""
+    (fixed, compute_eff, exponent, memory_eff, share, speedup, local_traffic, routed_traffic) = fit[:8]
+    (expert_s, prologue, sharpness, skew_balanced, skew_uneven, distinct_uneven, tile) = fit[8:]
+    local, columns = max(1, experts / ep), matrices * inter / tp
+    copies = m * topk / ep
+    if uneven:
+        ratio = max(1.5, 0.8 * m) if m * topk > experts else 200
+        copies *= 1 + skew_uneven * (hottest_share(local, ep, ratio, uneven) - 1)
+        copies = min(copies, m * min(local, topk))
+        kinds = int(min(local, 12))
+        shares = [power_law((i + 0.5) / kinds, ratio, uneven) for i in range(kinds)]
+        mean = sum(shares) / kinds
+        loads = [copies / local * one / mean for one in shares]
+        reached = max(min(1, copies), distinct_uneven * sum(local / kinds * min(1, load) for load in loads))
+    else:
+        reached = min(local, max(1, copies))
+        if ep > 1:
+            copies *= 1 + skew_balanced * (1 - 1 / ep)
+        loads = [copies / local]
+        kinds = 1
+    weights = reached * columns * hidden * formats.weight_bytes
+    moved = (hidden * (formats.activation_bytes + 2) + columns * 2) * copies
+    routed = m * topk * (hidden + inter / tp) * 2
+    resident = residency(weights, machine.cache_bytes)
+    traffic = weights * (1 - resident + resident / speedup) + local_traffic * moved + routed_traffic * routed
+    candidates = []
+    for choice, tall in enumerate((16, 32, 64, 128)):
+        if tile >= 0 and choice != int(tile):
+            continue
+        tiles = sum(local / kinds * min(1, load) * ceil(max(load, 1) / tall) for load in loads)
+        blocks = tiles * ceil(columns / 128)
+        rounds = ceil(blocks / machine.processors)
+        rate = machine.flops_per_s / machine.processors * compute_eff * (tall / 128) ** exponent
+        waves = max(rounds, 0.5 * (rounds + blocks / machine.processors))
+        busy = waves * 2 * tall * 128 * (hidden + prologue) / rate
+        read = traffic / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, blocks / machine.processors))
+        candidates.append((max(busy, read) + 0.2 * min(busy, read), busy, read))
+    _, busy, read = min(candidates, key=lambda candidate: candidate[0])
+    return fixed + expert_s * reached + smooth_max(busy, read, sharpness)
+
+
+def is_packed(code, window, group):
+    return {0: False, 1: True, 2: window <= 0, 3: group <= 32}[int(code)]
+
+
+def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
+    """Return the time of one query a sequence, from blocks, waves and the KV bytes that must be read."""
+    (fixed, compute_eff, memory_eff, share, speedup, copies, combine, wave, block) = fit[:9]
+    (split_tokens, dim_half, sharpness, split_code, pack_code) = fit[9:]
+    seen = min(kv_tokens, window) if window > 0 else kv_tokens
+    group = heads / kv_heads
+    packed = is_packed(pack_code, window, group)
+    blocks = batch * (kv_heads if packed else heads)
+    splits = 1
+    if (split_code == 1 or (split_code == 2 and group > 1)) and blocks < 0.8 * machine.processors:
+        splits = max(1, min(machine.processors // blocks, ceil(seen / split_tokens)))
+    waves = blocks * splits / machine.processors
+    kv_bytes = 2 * batch * kv_heads * seen * head_dim * formats.kv_bytes
+    resident = residency(copies * kv_bytes, machine.cache_bytes)
+    reread = 1 if packed else 1 + 0.15 * (group - 1) * (1 - resident)
+    moved = kv_bytes * reread * (1 - resident + resident / speedup) + 2 * batch * heads * head_dim * 2
+    memory = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, waves))
+    rows = 16 * ceil((group if packed else 1) / 16)
+    rate = machine.flops_per_s / machine.processors * compute_eff * head_dim / (head_dim + dim_half)
+    compute = max(waves, 1) * 4 * rows * seen / splits * head_dim / rate
+    walked = ceil(waves) * (wave + block * ceil(seen / splits / 64))
+    busy = smooth_max(smooth_max(memory, compute, sharpness), walked, sharpness)
+    return fixed + (combine if splits > 1 else 0) + busy
+
+
+def causal_context(q_len, past, window):
+    """Return the mean tokens seen by the queries of a chunk, counted query by query."""
+    limit = window if window > 0 else inf
+    return sum(min(past + query + 1, limit) for query in range(int(q_len))) / q_len
+
+
+def attention_prefill(batch, q_len, past, heads, kv_heads, head_dim, window, causal, formats, machine, fit):
+    """Return the time of a chunk, the best tile height taken."""
+    (fixed, compute_eff, memory_eff, dim_half, exponent, prologue, wave, balance, speedup, sharpness) = fit[:10]
+    height_code, pack_code = fit[10:]
+    group = heads / kv_heads
+    packed = is_packed(pack_code, window, group)
+    longest = min(past + q_len, window) if window > 0 else past + q_len
+    mean = causal_context(q_len, past, window) if causal else past + q_len
+    rate = machine.flops_per_s / machine.processors * compute_eff * head_dim / (head_dim + dim_half)
+    kv_bytes = 2 * batch * kv_heads * (past + q_len) * head_dim * formats.kv_bytes
+    moved = kv_bytes + 2 * batch * heads * q_len * head_dim * 2
+    resident = residency(moved, machine.cache_bytes)
+    memory = moved * (1 - resident + resident / speedup) / (machine.bandwidth_bytes_per_s * memory_eff)
+    best = inf
+    for choice, tall in enumerate((16, 64, 128, 256)):
+        if height_code >= 0 and choice != int(height_code):
+            continue
+        token_s = 4 * tall * head_dim / (rate * (tall / 128) ** exponent)
+        blocks = batch * (kv_heads if packed else heads) * ceil((q_len * group if packed else q_len) / tall)
+        fill = blocks / machine.processors
+        half_tile = 0.5 * (tall / group if packed else tall)
+        walk = min(mean, longest) + half_tile if causal else mean
+        tail = max(0, longest - walk) + (ceil(fill) - fill) * (walk + prologue)
+        total = max(fill, 1) * token_s * (walk + prologue) + balance * token_s * tail + wave * ceil(fill)
+        best = min(best, total)
+    return fixed + smooth_max(best, memory, sharpness)
+
+
+def attention_mixed(q_len, past, decodes, decode_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
+    """Return the time of one grid of tiles that holds a chunk and decodes, a tile for each decode."""
+    (fixed, compute_eff, memory_eff, prologue, weight, balance, wave, speedup, sharpness, pack_code) = fit
+    group = heads / kv_heads
+    packed = int(pack_code) == 1
+    lanes = kv_heads if packed else heads
+    tiles = (
+        []
+        if q_len <= 0
+        else [causal_context(q_len, past, window) + 64] * int(lanes * ceil((q_len * group if packed else q_len) / 128))
+    )
+    seen = min(decode_tokens, window) if window > 0 else decode_tokens
+    walk = 64 * ceil(seen / 64) * weight
+    tiles += [walk] * int(lanes * decodes)
+    token_s = 4 * 128 * head_dim / (machine.flops_per_s / machine.processors * compute_eff)
+    share = sum(tile + prologue for tile in tiles) / machine.processors
+    fill = len(tiles) / machine.processors
+    longest = max(past + q_len if q_len > 0 else 0, walk if decodes > 0 else 0) + prologue
+    compute = token_s * smooth_max(share + balance * (1 - 1 / max(1, fill)) * longest, longest, 6)
+    moved = 2 * kv_heads * head_dim * formats.kv_bytes * (past + q_len + decodes * seen)
+    moved += 2 * heads * head_dim * 2 * (q_len + decodes)
+    resident = residency(moved, machine.cache_bytes)
+    memory = moved * (1 - resident + resident / speedup) / (machine.bandwidth_bytes_per_s * memory_eff)
+    return fixed + wave * ceil(fill) + smooth_max(compute, memory, sharpness)
+
+
+def roofline(flops, moved_bytes, rows, machine, fit):
+    (fixed, compute_eff, memory_eff, half_flops, half_bytes, row_s, speedup, sharpness) = fit
+    resident = residency(moved_bytes, machine.cache_bytes)
+    stream = moved_bytes * (1 - resident + resident / speedup)
+    compute = (flops + half_flops * flops / (flops + half_flops)) / (machine.flops_per_s * compute_eff)
+    memory = (stream + half_bytes * moved_bytes / (moved_bytes + half_bytes)) / (
+        machine.bandwidth_bytes_per_s * memory_eff
+    )
+    return fixed + smooth_max(compute, memory, sharpness) + row_s * ceil(rows / machine.processors)
+
+
+def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
+    """Return the faster of two protocols, each latency + hops + bytes over bandwidth, and the link between nodes."""
+    (fixed, hop, bandwidth, eager, eager_hop, eager_bandwidth, node_hop, node_bandwidth, sharpness) = fit
+    if devices <= 1:
+        return 0.0
+    share = (devices - 1) / devices * rings
+    bulk = fixed + hop * (devices - 1) + share * moved_bytes / bandwidth
+    quick = eager + eager_hop * (devices - 1) + (1 if all_pairs else share) * moved_bytes / eager_bandwidth
+    between = node_hop * (nodes - 1) + (moved_bytes * rings / node_bandwidth if nodes > 1 else 0)
+    slower, faster = max(bulk, quick), min(bulk, quick)
+    return faster / (1 + (faster / slower) ** sharpness) ** (1 / sharpness) + between
+
+
+def corrected(seconds, features, packed, fade_octaves):
+    """Return seconds times the trees' correction, walking nested tuples instead of flat arrays."""
+    low, high = packed["low"].astype(float), packed["high"].astype(float)
+    codes = [
+        int(min(max((x - a) / max(b - a, 1e-9) * 255, 0), 255)) for x, a, b in zip(features, low, high, strict=True)
+    ]
+    total, at = packed["baseline"], 0
+    for scale in packed["scale"]:
+        tree, at = nested(packed["feature"], packed["value"], at)
+        while isinstance(tree, tuple):
+            feature, threshold, left, right = tree
+            tree = left if codes[feature] <= threshold else right
+        total += float(scale) * (tree if tree < 128 else tree - 256)
+    shapes = range(1, packed["shape_features"] + 1)
+    outside = max([0.0, *(low[j] - features[j] for j in shapes), *(features[j] - high[j] for j in shapes)])
+    return seconds * 2.718281828459045 ** (total * 0.5 ** (outside / fade_octaves))
+
+
+def nested(feature, value, at):
+    """Return the tree that starts at a place of the preorder, as (feature, threshold, left, right), and its end."""
+    if feature[at] == 255:
+        return int(value[at]), at + 1
+    left, after = nested(feature, value, at + 1)
+    right, end = nested(feature, value, after)
+    return (int(feature[at]), int(value[at]), left, right), end

@@ -1,0 +1,179 @@
+"""Operators: what physics says must hold, and each kernel against its naive twin."""
+
+from itertools import pairwise
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import attention, operators
+from models.calibration import load, residual
+from models.calibration.forms import FORMS
+from models.operators import Formats, Machine
+
+TOY = Machine(flops_per_s=1e15, bandwidth_bytes_per_s=1e12, processors=100.0, cache_bytes=1e6)
+BF16 = Formats(2.0, 2.0, 2.0, 2.0)
+FP8 = Formats(1.0, 1.0, 2.0, 1.0)
+
+tokens = st.integers(1, 8192).map(float)
+widths = st.sampled_from([64.0, 512.0, 1000.0, 4096.0, 28672.0])
+heads = st.sampled_from([(1.0, 1.0), (8.0, 1.0), (32.0, 8.0), (64.0, 1.0), (16.0, 16.0)])
+windows = st.sampled_from([0.0, 128.0, 4096.0])
+formats = st.sampled_from([BF16, FP8])
+
+
+def guess(name, codes=0):
+    """Return a form's starting parameters with one of its discrete choices, as kernels take them."""
+    form = FORMS[name]
+    return np.array([*form.guesses.values(), *form.codes[codes % len(form.codes)]])
+
+
+def plain(name):
+    return tuple(float(value) for value in guess(name))
+
+
+@given(tokens, widths, widths, formats, st.integers(0, 2))
+@settings(deadline=None, max_examples=60)
+def test_gemm_agrees_with_its_twin(m, n, k, formats, menu):
+    fit = guess("gemm", menu)
+    assert operators.gemm_traits(m, n, k, formats, TOY, fit)[0] == pytest.approx(naive.gemm(m, n, k, formats, TOY, fit))
+
+
+@given(tokens, st.sampled_from([(8.0, 2.0), (128.0, 8.0), (512.0, 22.0)]), st.sampled_from([1.0, 4.0, 8.0]),
+       st.sampled_from([0.0, 1.01, 1.2, 1.0]), st.integers(0, 4))  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_experts_agree_with_their_twin(m, experts, ep, uneven, tile):
+    fit = guess("moe", tile)
+    arguments = (m, 2048.0, 1536.0, *experts, 1.0, ep, uneven, 3.0, BF16, TOY, fit)
+    assert operators.moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
+
+
+@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 11))
+@settings(deadline=None, max_examples=60)
+def test_decode_attention_agrees_with_its_twin(batch, context, heads, window, formats, codes):
+    arguments = (batch, context, *heads, 128.0, window, formats, TOY, guess("decode", codes))
+    assert attention.attention_decode_traits(*arguments)[0] == pytest.approx(naive.attention_decode(*arguments))
+
+
+@given(tokens, st.integers(0, 20_000).map(float), heads, windows, st.sampled_from([0.0, 1.0]), st.integers(0, 7))
+@settings(deadline=None, max_examples=60)
+def test_prefill_attention_agrees_with_its_twin(q_len, past, heads, window, causal, codes):
+    arguments = (2.0, q_len, past, *heads, 128.0, window, causal, BF16, TOY, guess("prefill", codes))
+    assert attention.attention_prefill_traits(*arguments)[0] == pytest.approx(naive.attention_prefill(*arguments))
+
+
+@given(tokens, st.integers(0, 9000).map(float), st.integers(0, 300).map(float), tokens, heads, windows,
+       st.integers(0, 1))  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_mixed_attention_agrees_with_its_twin(q_len, past, decodes, context, heads, window, codes):
+    arguments = (q_len, past, decodes, context, *heads, 64.0, window, BF16, TOY, guess("mixed", codes))
+    assert attention.attention_mixed_traits(*arguments)[0] == pytest.approx(naive.attention_mixed(*arguments))
+
+
+@given(st.floats(0, 1e13), st.floats(1, 1e10), st.integers(1, 5000).map(float))
+@settings(deadline=None, max_examples=40)
+def test_roofline_agrees_with_its_twin(flops, moved, rows):
+    arguments = (flops, moved, rows, TOY, guess("roofline"))
+    assert operators.roofline_traits(*arguments)[0] == pytest.approx(naive.roofline(*arguments))
+
+
+@given(st.floats(1, 1e10), st.integers(1, 16).map(float), st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 1.0]))
+@settings(deadline=None, max_examples=40)
+def test_collectives_agree_with_their_twin(moved, devices, nodes, all_pairs):
+    arguments = (moved, devices, nodes, all_pairs, 2.0, guess("collective"))
+    assert operators.collective(*arguments) == pytest.approx(naive.collective(*arguments))
+
+
+def test_packed_trees_agree_with_nested_ones():
+    packed = load("h100-sxm").find("gemm", "bf16").packed
+    low, high = packed["low"].astype(float), packed["high"].astype(float)
+    rows = low + (high - low) * np.random.default_rng(2).uniform(-0.3, 1.3, (40, len(low)))
+    corrected = residual.corrected(np.ones(40), rows, residual.unpack(packed))
+    for row, value in zip(rows, corrected, strict=True):
+        assert value == pytest.approx(naive.corrected(1.0, row, packed, residual.FADE_OCTAVES))
+
+
+@pytest.mark.parametrize("grown", ["m", "n", "k"])
+def test_a_larger_matrix_never_takes_much_less_time(grown):
+    sizes = {"m": 256.0, "n": 4096.0, "k": 4096.0}
+    times = [
+        operators.gemm_traits(*{**sizes, grown: sizes[grown] * factor}.values(), BF16, TOY, guess("gemm"))[0]
+        for factor in (1, 2, 4, 8, 16, 32)
+    ]
+    assert all(later > 0.95 * earlier for earlier, later in pairwise(times))
+
+
+def test_a_huge_matrix_runs_at_the_efficient_share_of_the_peak():
+    fit = guess("gemm")
+    size = 65536.0
+    largest_tile = (128 * 256 / 128**2) ** fit[2]
+    ideal_s = 2 * size**3 / (TOY.flops_per_s * fit[1] * largest_tile)
+    assert operators.gemm_traits(size, size, size, BF16, TOY, fit)[0] == pytest.approx(ideal_s, rel=0.02)
+
+
+def test_one_token_reads_the_weights_at_the_bandwidth_it_reaches():
+    fit = guess("gemm")
+    ideal_s = 28672 * 8192 * 2 / (TOY.bandwidth_bytes_per_s * fit[4])
+    assert operators.gemm_traits(1.0, 28672.0, 8192.0, BF16, TOY, fit)[0] == pytest.approx(ideal_s, rel=0.03)
+
+
+def test_decode_attention_reads_a_long_context_once():
+    fit = guess("decode")
+    kv_bytes = 2 * 64 * 8 * 100_000 * 128 * 2
+    seconds = attention.attention_decode_traits(64.0, 1e5, 64.0, 8.0, 128.0, 0.0, BF16, TOY, fit)[0]
+    assert seconds == pytest.approx(kv_bytes / (TOY.bandwidth_bytes_per_s * fit[2]), rel=0.15)
+
+
+def test_a_window_bounds_what_decoding_costs():
+    short, long = (
+        attention.attention_decode_traits(8.0, context, 8.0, 8.0, 128.0, 128.0, BF16, TOY, guess("decode"))[0]
+        for context in (200.0, 100_000.0)
+    )
+    assert short == long
+
+
+def test_a_chunk_beside_decodes_costs_more_than_alone():
+    fit = guess("mixed")
+    alone = attention.attention_mixed_traits(512.0, 0.0, 0.0, 0.0, 32.0, 8.0, 128.0, 0.0, BF16, TOY, fit)[0]
+    beside = attention.attention_mixed_traits(512.0, 0.0, 64.0, 4096.0, 32.0, 8.0, 128.0, 0.0, BF16, TOY, fit)[0]
+    assert beside > alone
+
+
+@pytest.mark.parametrize(
+    ("q_len", "past", "window"), [(1, 0, 0), (7, 100, 0), (100, 0, 10), (64, 90, 100), (5, 500, 8)]
+)
+def test_the_mean_context_is_that_of_its_queries(q_len, past, window):
+    closed = attention.causal_context(float(q_len), float(past), float(window))
+    assert closed == pytest.approx(naive.causal_context(q_len, past, window))
+
+
+@pytest.mark.parametrize(("experts", "ranks"), [(8, 2), (128, 8), (128, 32), (256, 32), (512, 128), (128, 128)])
+@pytest.mark.parametrize("ratio", [200.0, 1000.0])
+def test_the_busiest_rank_is_as_busy_as_draws_of_the_law_say(experts, ranks, ratio):
+    draws = np.random.default_rng(5).random((400, experts))
+    loads = (ratio**-0.01 * draws - draws + 1.0) ** (1 / -0.01)
+    loads /= loads.sum(axis=1, keepdims=True)
+    drawn = loads.reshape(400, ranks, -1).sum(axis=2).max(axis=1).mean() * ranks
+    assert operators.hottest_share(experts / ranks, float(ranks), ratio, 1.01) == pytest.approx(drawn, rel=0.15)
+
+
+def test_experts_cost_at_least_the_weights_that_tokens_reach():
+    few, many = (
+        operators.moe_traits(m, 4096.0, 1536.0, 128.0, 8.0, 1.0, 1.0, 0.0, 3.0, BF16, TOY, guess("moe"))[0]
+        for m in (1.0, 64.0)
+    )
+    expert_s = 3 * 4096 * 1536 * 2 / TOY.bandwidth_bytes_per_s
+    assert few > 8 * expert_s
+    assert many > 128 * expert_s
+
+
+def test_a_collective_of_one_device_is_free():
+    assert operators.collective(1e9, 1.0, 1.0, 0.0, 2.0, guess("collective")) == 0.0
+
+
+def test_a_large_all_reduce_moves_twice_the_message_over_the_link():
+    fit = guess("collective")
+    seconds = operators.collective(1e11, 8.0, 1.0, 0.0, 2.0, fit)
+    assert seconds == pytest.approx(2 * 7 / 8 * 1e11 / fit[2], rel=0.01)
