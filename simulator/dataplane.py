@@ -303,11 +303,11 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
 def _begin_decode_run(state, here, postponed):
     """Decode until a request finishes or blocks run out.
 
-    Only one step where that is asked, where stages are shared, and where admissions are put off to the next.
+    Only one step where that is asked, where stages are shared, where it also swaps, and where admissions are put off.
     """
     here.activity = DECODE_RUN
     steps = (state.words[here.finishes_at] >> KEY_SHIFT) - here.steps
-    if here.stages > 1 or postponed or state.clock[0].fast_forward == 0:
+    if here.stages > 1 or postponed or here.swap_ps > 0 or state.clock[0].fast_forward == 0:
         steps = 1
     elif here.is_eroding:
         steps = _steps_until_crossing(state.words, here, steps)

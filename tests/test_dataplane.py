@@ -111,6 +111,12 @@ def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(bloc
     assert cached > 0, "the cases must share prompts"
 
 
+@pytest.mark.parametrize("seed", [1131, 1772, 2120])
+def test_a_step_that_swaps_is_not_cut_short_of_it(seed):
+    trace, fleet = random_case(seed)
+    assert (outcome(replay(trace, fleet)) == outcome(replay(trace, fleet, fast_forward=False))).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1000, 10**9))
 def test_requests_are_neither_lost_nor_made_and_blocks_come_back(seed):
