@@ -60,7 +60,8 @@ def engine(bounds: Limits | None = None, *, name: str = "toy", stages: int = 1, 
 
 
 def fleet(replicas: int = 1, router: str = "join-shortest-queue", max_sequences: int = 8, **costs) -> Fleet:
-    return Fleet((Pool(engine(limits(max_sequences=max_sequences), **costs), replicas),), router)
+    bounds = costs.pop("bounds", limits(max_sequences=max_sequences))
+    return Fleet((Pool(engine(bounds, **costs), replicas),), router)
 
 
 def trace(arrivals_s, inputs, outputs, contents=None, content_tokens=16, **columns) -> Trace:
