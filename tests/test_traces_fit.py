@@ -52,6 +52,12 @@ def test_a_coarse_clock_does_not_hide_a_poisson_stream() -> None:
     assert not found.poisson["rejected"]
 
 
+def test_a_clockwork_is_neither_poisson_nor_bursty() -> None:
+    found = fit_trace(made("deterministic", 100.0, 1, rate_per_s=4.0))
+    assert (found.law, found.poisson["rejected"]) == ("deterministic", True)
+    assert "rejected" in found.words()
+
+
 @pytest.mark.parametrize("law", ["mmpp", "cox", "hawkes"])
 def test_bursts_are_never_taken_for_poisson_or_renewal(law: str) -> None:
     parameters = {

@@ -24,6 +24,8 @@ WINDOWS_S = (1.0, 10.0, 60.0)
 GOOD = {"idc_log_error": 0.3, "gap_ks": 0.05, "cv_log_error": 0.3, "length_ks": 0.05, "rank_difference": 0.1}
 PARAMETER_COST = 0.01  # what a parameter more must improve the misfit by
 DRIFT_WINDOWS = 30
+GAP_DIGITS = 4  # gaps that differ by less of their mean are equal
+LEAST_LOGGED = 0.05  # a dispersion or CV below this is as good as none
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,12 @@ class Likeness:
             f"{window} s: {_short(held['idc_predicted'][window])} [{_short(low)}, {_short(high)}], "
             f"found {_short(held['idc'][window])}"
             for window, (low, high) in held["idc_interval"].items()
+            if held["idc"][window] is not None and held["idc_predicted"][window] is not None
         )
         rejected = "rejected" if self.poisson["rejected"] else "accepted"
         return (
             f"law: {self.law} ({shown})\nPoisson: {rejected}, smallest p-value {self.poisson['p_value']:.2g}\n"
-            f"dispersion on held-out time, predicted [90 %]: {windows}\n"
+            f"dispersion on held-out time, predicted [90 %]: {windows or 'too short to tell'}\n"
             f"verdict: {self.verdict}" + "".join(f"\n  {reason}" for reason in self.reasons)
         )
 
@@ -230,8 +233,7 @@ def judged(law: str, parameters: Mapping[str, Any], fitted: Trace, held: Trace, 
     """Return how a law compares with held-out time: predictions are means over traces made as long as it is, with the
     5th and 95th percentile over them; errors are of logarithms."""
     made = [_made(law, parameters, held.span_s, seed + number) for number in range(4 * SEEDS)]
-    windows_s = _fit_windows_s(held)
-    curve, predicted = idc_curve(held, windows_s), _mean_curve(made, windows_s)
+    errors = _log_errors(made, held, _fit_windows_s(held))
     cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
     values = {
         f"{window:g}": [found for each in made if (found := idc(each, window)) is not None] for window in WINDOWS_S
@@ -244,7 +246,7 @@ def judged(law: str, parameters: Mapping[str, Any], fitted: Trace, held: Trace, 
         "idc": _idcs(held),
         "idc_predicted": {window: float(np.mean(found)) if found else None for window, found in values.items()},
         "idc_interval": {window: _interval(found) for window, found in values.items()},
-        "idc_log_error": float(np.nanmax(np.abs(np.log(predicted) - np.log(curve)))) if len(windows_s) else None,
+        "idc_log_error": float(np.abs(errors).max()) if len(errors) else None,
         "idc_log_error_fitted": _curve_error(law, parameters, fitted, seed),
         "iat_cv": iat_cv(held),
         "iat_cv_predicted": float(np.mean(cvs)) if cvs else None,
@@ -274,12 +276,13 @@ def _candidate(name: str, parameters: dict[str, Any], trace: Trace, seed: int) -
     law = LAW_OF.get(name, name)
     made = [_made(law, parameters, trace.span_s, seed + 1000 + number) for number in range(SEEDS)]
     windows_s = _fit_windows_s(trace)
-    curves = np.log(_mean_curve(made, windows_s)) - np.log(idc_curve(trace, windows_s))
-    log_rmse = float(np.sqrt(np.nanmean(curves**2))) if len(windows_s) else 0.0
+    errors = _log_errors(made, trace, windows_s)
+    log_rmse = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
     gap_ks = _gap_ks(trace, made)
     cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
     ratio = float(np.mean(cvs)) / (iat_cv(trace) or 1.0) if cvs else None
-    misfit = log_rmse + gap_ks + (abs(log(ratio)) if ratio else 1.0) + PARAMETER_COST * len(parameters)
+    of_cv = abs(log((float(np.mean(cvs)) + LEAST_LOGGED) / ((iat_cv(trace) or 0.0) + LEAST_LOGGED))) if cvs else 1.0
+    misfit = log_rmse + gap_ks + of_cv + PARAMETER_COST * len(parameters)
     return Candidate(name, law, parameters, misfit, log_rmse, gap_ks, ratio)
 
 
@@ -345,8 +348,14 @@ def _fit_hawkes(trace: Trace) -> dict[str, Any] | None:
     }
 
 
+def _fit_deterministic(trace: Trace) -> dict[str, Any] | None:
+    cv = iat_cv(trace)
+    return _fit_poisson(trace) if cv is not None and cv < 0.2 else None
+
+
 FITS: dict[str, Callable[[Trace], dict[str, Any] | None]] = {
     "poisson": _fit_poisson,
+    "deterministic": _fit_deterministic,
     "gamma": _renewal("gamma"),
     "weibull": _renewal("weibull"),
     "lognormal": _renewal("lognormal"),
@@ -385,11 +394,19 @@ def _mean_curve(made: list[Trace], windows_s: Array) -> Array:
 
 
 def _curve_error(law: str, parameters: Mapping[str, Any], trace: Trace, seed: int) -> float | None:
-    windows_s = _fit_windows_s(trace)
     made = [_made(law, parameters, trace.span_s, seed + 2000 + number) for number in range(SEEDS)]
-    if not len(windows_s):
-        return None
-    return float(np.nanmax(np.abs(np.log(_mean_curve(made, windows_s)) - np.log(idc_curve(trace, windows_s)))))
+    errors = _log_errors(made, trace, _fit_windows_s(trace))
+    return float(np.abs(errors).max()) if len(errors) else None
+
+
+def _log_errors(made: list[Trace], trace: Trace, windows_s: Array) -> Array:
+    """The logarithm of the mean dispersion of made traces over that of a trace, at the windows where both are known."""
+    curves = [
+        np.log(np.maximum(each, LEAST_LOGGED)) for each in (_mean_curve(made, windows_s), idc_curve(trace, windows_s))
+    ]
+    errors: Array = curves[0] - curves[1]
+    errors = errors[np.isfinite(errors)]
+    return errors
 
 
 def _test_windows_s(trace: Trace) -> list[float]:
@@ -410,7 +427,8 @@ def _gap_ks(trace: Trace, made: list[Trace]) -> float:
     pooled = [np.diff(each.arrival_ns) / NS_PER_S for each in made if len(each) > 2]
     if not pooled or not len(real):
         return 1.0
-    return ks_distance(real / real.mean(), np.concatenate([each / each.mean() for each in pooled if each.any()]))
+    relative = np.concatenate([each / each.mean() for each in pooled if each.any()])
+    return ks_distance(np.round(real / real.mean(), GAP_DIGITS), np.round(relative, GAP_DIGITS))
 
 
 def ks_distance(first: Array, second: Array) -> float:

@@ -30,6 +30,11 @@ def unnest(table: Table, count_tokens: CountTokens | None, context: str | None) 
     return table
 
 
+def is_nested(table: Table) -> bool:
+    """Return whether objects of a table hold requests, or hold them by reference."""
+    return table.kind == "json" and any(marks <= set(table.columns) for marks, _ in NESTS)
+
+
 def estimate_tokens(text: str) -> int:
     """Return the tokens that a text would have at four characters each."""
     return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

@@ -18,14 +18,14 @@ from traces.arrivals import Arrivals, quantum_ns, restarts_in
 from traces.doubts import refuse_absurd_rate
 from traces.errors import BadTrace
 from traces.fast_csv import fast_columns
-from traces.formats import choose, mapped
+from traces.formats import FORMATS, choose, mapped
 from traces.joining import joined
 from traces.layout import Format
-from traces.nested import unnest
+from traces.nested import is_nested
 from traces.reading import About, Options, with_options
 from traces.servegen import refuse_servegen
 from traces.source import PARQUET_MAGIC, Source, refuse_what_is_no_data
-from traces.table import Problem, Table, csv_table, decode, json_lines, looks_like_json, renamed_columns
+from traces.table import Problem, Table, csv_table, decode, json_lines, looks_like_json, normal, renamed_columns
 from traces.trace import NS_PER_S, Array, Column, Status, take_column
 
 BLOCK_BYTES = 8 << 20
@@ -306,8 +306,16 @@ class _Reader:
         table.problems = [replace(each, line=each.line + shift) for each in table.problems]
         table.lines_before = shift
         if self.is_json:
+            if is_nested(table) or self._names_another_format(table):
+                raise _NeedsTheWhole
             self._with_known_columns(table)
         return renamed_columns(table, self.options.rename) if self.options.rename else table
+
+    def _names_another_format(self, table: Table) -> bool:
+        """Whether a block has keys that the first had not and that tell formats apart."""
+        telling = {name for each in FORMATS.values() for name in (*each.marks, *each.forbidden)}
+        telling |= {normal(name) for each in FORMATS.values() for wanted in each.fields for name in wanted.sources}
+        return bool((set(table.columns) - set(self.table.columns)) & telling)
 
     def _with_known_columns(self, table: Table) -> None:
         """A key that no object of this block has is missing in all of them."""
@@ -329,7 +337,7 @@ class _Reader:
         table = json_lines(self.file, text)
         if first == "[" or not table.lines:
             raise _NeedsTheWhole
-        if unnest(table, self.options.count_tokens, self.options.context) is not table:
+        if is_nested(table):
             raise _NeedsTheWhole
         return renamed_columns(table, self.options.rename) if self.options.rename else table
 
