@@ -294,3 +294,8 @@ def test_pools_that_decode_only_need_pools_that_prefill_only():
         Fleet((replace(pool, role="decode"), replace(pool, role="prefill")))
     with pytest.raises(ValueError, match="unknown role 'both ways'; known: both, prefill, decode"):
         Fleet((replace(pool, role="both ways"),))
+
+
+def test_chunks_that_arrive_at_one_instant_are_all_served():
+    run = replay(toys.trace(np.zeros(20), 1, 2), toys.fleet(2), chunk_requests=3)
+    assert run.counts()["finished"] == 20
