@@ -18,12 +18,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from test_traces_formats import ODD, SEEDS  # noqa: E402
+GUIDED = sys.argv[1:2] == ["atheris"]
+if GUIDED:
+    import atheris
 
-import traces  # noqa: E402
-from traces import BadTrace, servegen, streaming  # noqa: E402
-from traces.statistics import describe  # noqa: E402
-from traces.trace import content_sha256  # noqa: E402
+with atheris.instrument_imports(include=["traces"]) if GUIDED else contextlib.nullcontext():
+    from test_traces_formats import ODD, SEEDS
+
+    import traces
+    from traces import BadTrace, servegen, streaming
+    from traces.statistics import describe
+    from traces.trace import content_sha256
 
 TEXTS = [text.encode() for _, text in SEEDS]
 TEXTS += [b"0,0,0,,0,0\n600,0.0766,1.156,Gamma,0.748,0.0443\n", b'{"0": {"input_tokens": "{9: 0.5, 163: 0.5}"}}']
@@ -117,18 +122,19 @@ def run(seconds: float, seed: int) -> int:
     return len(finds)
 
 
+def _tried_by_length(content: bytes, folder: Path) -> None:
+    tried(content, folder, len(content))
+
+
 def guided() -> None:
     """Let atheris choose the bytes."""
-    import atheris
-
-    atheris.instrument_all()
     with tempfile.TemporaryDirectory() as folder:
-        atheris.Setup(sys.argv[:1] + sys.argv[2:], lambda content: tried(content, Path(folder), len(content)))
+        atheris.Setup(sys.argv[:1] + sys.argv[2:], lambda content: _tried_by_length(content, Path(folder)))
         atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["atheris"]:
+    if GUIDED:
         guided()
     else:
         sys.exit(run(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0) > 0)

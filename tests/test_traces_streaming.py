@@ -181,6 +181,15 @@ def test_fast_columns_are_the_slow_ones(tmp_path: Path) -> None:
     assert np.array_equal(whole.arrival_ns[:2], [0, 1_000_000])
 
 
+@pytest.mark.parametrize("between", ["x", "_", "\u00e9", ""])
+def test_a_date_is_no_date_with_another_character_in_it(tmp_path: Path, between: str) -> None:
+    path = write(tmp_path, rows(5, r3=f"2024-05-12{between}00:00:03+00:00,4,1\n"))
+    for reader in (traces.read, lambda each: import_to_parquet(each, tmp_path / "made.parquet")):
+        with pytest.raises(BadTrace, match="not a time") as caught:
+            reader(path)
+        assert caught.value.line == 5
+
+
 def test_a_large_file_is_read_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, rows(3000))
     whole = traces.read(path)

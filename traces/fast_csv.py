@@ -13,6 +13,7 @@ from traces.trace import MISSING, Array, Column, Labels, Status
 if TYPE_CHECKING:
     from traces.reading import Options
 
+DATE_CHARACTERS = len("2024-05-12")
 FRACTION_DIGITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}  # a decimal of a unit with so many digits is whole ns
 
 
@@ -23,7 +24,7 @@ def fast_columns(
 
     before is the number of lines in front of the block; times are absolute, under arrival_ns.
     """
-    if not block or b"0x" in block or b"0X" in block or b"\0" in block:
+    if not block.isascii() or not block or b"0x" in block or b"0X" in block or b"\0" in block:
         return None
     fields = {}
     for wanted in layout.fields:
@@ -39,7 +40,7 @@ def fast_columns(
         return None
     rows = block.count(b"\n") + (not block.endswith(b"\n"))
     dates = any(wanted.kind == "time" and unit is None and _is_date(types[name]) for wanted, name in fields.items())
-    if arrow.num_rows != rows or (dates and block.count(b":") < 2 * rows):
+    if arrow.num_rows != rows or (dates and not _plain_dates(block, rows, table, layout)):
         return None
     columns: dict[str, Column] = {"source_line": np.arange(before + 1, before + 1 + rows)}
     for wanted, name in fields.items():
@@ -48,6 +49,19 @@ def fast_columns(
             return None
         columns[wanted.name] = column
     return columns
+
+
+def _plain_dates(block: bytes, rows: int, table: Table, layout: Format) -> bool:
+    """Whether every line begins with a date, a space or T, and a time of day: Arrow takes any character between."""
+    source = next(layout.source_of(wanted, table.columns) for wanted in layout.fields if wanted.kind == "time")
+    if normal(table.header[0]) != source or block.count(b":") < 2 * rows:
+        return False
+    characters = np.frombuffer(block, np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(characters == ord("\n")) + 1])[:rows]
+    if starts[-1] + DATE_CHARACTERS >= len(characters):
+        return False
+    between = characters[starts + DATE_CHARACTERS]
+    return bool(np.all((between == ord(" ")) | (between == ord("T"))))
 
 
 def _parsed(block: bytes, table: Table, types: dict[str, Any]) -> Any:
