@@ -1,22 +1,27 @@
-"""A serving framework: what its host and its CUDA graphs add to a step."""
+"""A serving framework: what its host, its fusions and its CUDA graphs make of the operators' times."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FOLDER = Path(__file__).parent / "catalogue" / "frameworks"
+ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "llama.cpp", "llamacpp": "llama.cpp"}
 
 
 @dataclass(frozen=True, slots=True)
 class Framework:
     """Host time that the device waits for, per step and per scheduled sequence, and the sizes graphs are captured for.
 
+    decode_factor and prefill_factor multiply the operators' time on the device: below one where the framework fuses or
+    overlaps operators that were measured alone. prefill_first means that prompts and decodes never share a step.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
-    `graph_coarse_from_tokens` and of twice that above.
+    `graph_coarse_from_tokens` and of twice that above. interval holds the factors on a step's time between which 90 %
+    of the measurements lay that the scalars were not fitted to.
     """
 
     name: str
@@ -27,6 +32,11 @@ class Framework:
     graph_coarse_from_tokens: int
     provenance: str
     source: str
+    decode_factor: float = 1.0
+    prefill_factor: float = 1.0
+    first_token_s: float = 0.0
+    prefill_first: bool = False
+    interval: tuple[float, float] = (0.75, 1.35)
 
     def padded_tokens(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the tokens a step computes for each number of tokens it was given."""
@@ -39,10 +49,23 @@ class Framework:
 
 
 @cache
-def load(name: str) -> Framework:
-    """Return a framework of the catalogue; ValueError names the known ones."""
-    path = FOLDER / f"{name}.toml"
+def load(name: str, device: str | None = None) -> Framework:
+    """Return a framework of the catalogue, as fitted on a device (as measurement tables call it) where it was.
+
+    ValueError names the known ones.
+    """
+    canonical = ALIASES.get(name, name)
+    path = FOLDER / f"{canonical}.toml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise ValueError(f"unknown serving framework {name!r}; known: {known}")
-    return Framework(name=name, **tomllib.loads(path.read_text()))
+    table: dict[str, Any] = tomllib.loads(path.read_text())
+    fitted = table.pop("fitted", {})
+    plain = Framework(name=canonical, **{key: _frozen(value) for key, value in table.items()})
+    own = fitted.get(device, {}) if device else {}
+    known_fields = {key: _frozen(value) for key, value in own.items() if key in Framework.__slots__}
+    return replace(plain, **known_fields)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

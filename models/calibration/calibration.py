@@ -19,6 +19,8 @@ SAME_WIDTH = {"fp16": "bf16"}
 BORROWED_ENGINE = 1.15
 BORROWED_DTYPE = 1.25
 BORROWED_DEVICE = 1.3
+LAUNCH_BOUND_S = 3e-5  # a kernel of these kinds that takes this long whatever its size was waiting for its host
+QUICK_OPS = ("gemm", "attn_decode", "mla_decode")
 ENGINES = (
     *("vllm", "trtllm", "sglang", "nccl", "oneccl", "nccl-tests"),
     *("sarathi(torch)", "vllm flash-attn", "hf_torch_profiler", "torchxla", "torch"),
@@ -33,15 +35,22 @@ class Calibration:
     engine: str
 
     def find(
-        self, op: str, dtype: str, kv_dtype: str = "", kernel: tuple[str, ...] = (), sub_op: str | None = None
+        self,
+        op: str,
+        dtype: str,
+        kv_dtype: str = "",
+        kernel: tuple[str, ...] = (),
+        sub_op: str | None = None,
+        in_graph: bool = False,
     ) -> OperatorFit:
         """Return the fit that prices an operator; its provenance says how it was come by.
 
         In order: this device and engine (`calibrated`); this device under another engine, then in another dtype; the
         nearest measured kin (`modelled`). `kernel` names are prefixes, any of which will do. ValueError where no
-        device at all was measured for the operator.
+        device at all was measured for the operator. in_graph passes over kernels that were timed with the host
+        launching them one by one, which a step replayed as a graph does not wait for.
         """
-        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op)
+        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph)
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
@@ -59,10 +68,19 @@ def load(device: Device | str, engine: str = "vllm") -> Calibration:
 
 @cache
 def _find(
-    device: Device, engine: str, op: str, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None
+    device: Device,
+    engine: str,
+    op: str,
+    dtype: str,
+    kv_dtype: str,
+    kernel: tuple[str, ...],
+    sub_op: str | None,
+    in_graph: bool,
 ) -> OperatorFit:
     for label, other, widened in _candidates(device, engine, op):
         fits = [fit for fit in store.read(label, other) if fit.op == op]
+        if in_graph and op in QUICK_OPS:
+            fits = [fit for fit in fits if fit.parameters[0] < LAUNCH_BOUND_S]
         if widened == 1.0:
             fits = [fit for fit in fits if _width(fit.dtype) == _width(dtype)]
         if not fits:

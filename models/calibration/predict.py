@@ -72,9 +72,10 @@ def operator_s(
     kv_dtype: str = "",
     kernel: tuple[str, ...] = (),
     sub_op: str | None = None,
+    in_graph: bool = False,
 ) -> Floats:
     """Return the seconds of any operator by its name and shape columns, which broadcast against each other."""
-    fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op)
+    fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op, in_graph)
     arrays = np.broadcast_arrays(*(np.asarray(shape[name], np.float64) for name in SHAPE_COLUMNS[op]))
     flat = {name: np.ravel(array) for name, array in zip(SHAPE_COLUMNS[op], arrays, strict=True)}
     seconds = seconds_of(fit, calibration.device, flat, dtype, kv_dtype or fit.kv_dtype)
@@ -101,7 +102,8 @@ def call_s(engine: Engine, call: Call) -> Floats:
         return collective_s(calibration, call.op, call.shape)
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
-    return operator_s(calibration, call.op, table_dtype(engine, call), call.shape, _kv_dtype(engine, call))
+    dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
+    return operator_s(calibration, call.op, dtype, call.shape, kv_dtype, in_graph=True)
 
 
 def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
@@ -111,7 +113,7 @@ def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
         return calibration.find(call.op, "", kernel=GRAPH.get(calibration.engine, ()))
     if call.op in STATEFUL:
         return calibration.find("gdn" if call.op == "mamba2" else call.op, call.dtype, kernel=SCANS)
-    return calibration.find(call.op, table_dtype(engine, call), _kv_dtype(engine, call))
+    return calibration.find(call.op, table_dtype(engine, call), _kv_dtype(engine, call), in_graph=True)
 
 
 def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
@@ -145,6 +147,8 @@ def table_dtype(engine: Engine, call: Call) -> str:
     llm, dtype = engine.llm, call.dtype
     if dtype in ("native", llm.native_expert_dtype) and dtype != WIDE:
         dtype = (llm.native_expert_dtype or llm.native_dtype) if call.op == "moe" else llm.native_dtype
+    if dtype == "mxfp4" and "fp4" in engine.device.flops_per_s:
+        return "w4a8_mxfp4_mxfp8"
     return TABLE_DTYPES.get(dtype, dtype)
 
 

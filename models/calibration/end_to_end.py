@@ -1,0 +1,143 @@
+"""Compare estimates with measured serving results, row by row: which Engine and load a row of the table describes."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import device as devices
+from models import llm as llms
+from models.calibration.validation import Predictions, none_yet, summary
+from models.closed_loop import Answered, Load
+from models.engine import Engine, Settings
+from models.estimate import StepCosts, answer, check_fits
+from models.llm import Llm
+
+Floats = npt.NDArray[np.float64]
+
+QUANTISED = re.compile(r"-(FP8|NVFP4|FP4|MXFP4|INT4|W4A16|AWQ)$")  # what a checkpoint's name adds to its model's
+METRICS = ("ttft", "tpot", "e2e")
+GROUPS = {"device": "device", "engine": "engine", "mode": "op", "weight_dtype": "dtype"}
+MODES = ("agg",)
+INFERENCEX_SHORTEST = 0.8
+COLD_WAVES = 10  # its benchmark sends ten requests a client, the first of all at once
+MISLABELLED = "mislabelled"
+UNSTATED = ("", "nan", "<NA>", "gemm:nan/moe:nan")
+NARROW_KV = ("fp8", "fp4", "nvfp4")
+PUBLISHED_AS = {"mxfp4": ("fp4", "mxfp4", "fp8"), "int4": ("int4",)}  # what tables call a published expert format
+PER_TENSOR_FP8 = ("llama",)  # published with one scale a tensor; others' fp8 checkpoints scale blocks of 128 x 128
+
+
+def engine_of(row: Mapping[str, Any]) -> Engine:
+    """Return the Engine that a row describes; ValueError says why there is none."""
+    if row["mode"] not in MODES:
+        raise ValueError(f"mode {row['mode']!r} is not described; known: {', '.join(MODES)}")
+    if str(row.get("quality", "")).startswith(MISLABELLED):
+        raise ValueError(f"row marked {row['quality']}")
+    if row["engine"] not in ("vllm", "sglang", "trtllm"):
+        raise ValueError(f"no calibration for engine {row['engine']!r}")
+    device = devices.find(row["device"])
+    llm = llms.find(QUANTISED.sub("", row["model"]))
+    dtype = dtype_of(llm, str(row["weight_dtype"]), device)
+    tp, ep = _count(row["tp"]), _count(row["ep"])
+    dp = _count(row["attn_dp"])
+    kv_dtype = "fp8" if str(row["weight_dtype"]) in NARROW_KV and "fp8" in device.flops_per_s else "bf16"
+    return _engine(llm, device, tp, ep, dp, dtype, kv_dtype, row["engine"])
+
+
+def _count(value: Any) -> int:
+    return max(1, int(value)) if value == value and value is not None else 1
+
+
+@cache
+def _engine(
+    llm: Llm, device: devices.Device, tp: int, ep: int, dp: int, dtype: str, kv_dtype: str, framework: str
+) -> Engine:
+    settings = Settings(max_num_seqs=1024, max_num_batched_tokens=8192)
+    framework = {"trtllm": "tensorrt-llm"}.get(framework, framework)
+    return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings)
+
+
+def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
+    """Return the engine dtype of a row: what is stated, in the way that the model's checkpoints are quantised."""
+    if stated in UNSTATED or stated == "bf16":
+        return "bf16"
+    if llm.native_expert_dtype and stated in PUBLISHED_AS.get(llm.native_expert_dtype, ()):
+        return "native"
+    if stated == "fp8":
+        return "fp8" if llm.name.startswith(PER_TENSOR_FP8) else "fp8_block"
+    return {"fp4": "nvfp4", "int4": "int4"}.get(stated, stated)
+
+
+def load_of(row: Mapping[str, Any]) -> Load:
+    """Return the closed loop that a row describes."""
+    is_inferencex = "InferenceX" in str(row.get("len_note", ""))
+    values = [row["isl"], row["osl"], row["concurrency"]]
+    if not all(isinstance(value, int | float) and isfinite(value) and value >= 1 for value in values):
+        raise ValueError("input length, output length or concurrency is not given")
+    shortest = INFERENCEX_SHORTEST if is_inferencex else 1.0
+    return Load(int(values[0]), int(values[1]), int(values[2]), shortest, COLD_WAVES)
+
+
+def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
+    """Return what each row's clients would see, or why that is not known; equal rows are worked out once."""
+    known: dict[Any, tuple[Engine, Answered] | str] = {}
+    costs: dict[Engine, StepCosts] = {}
+    found = []
+    for row in frame[list(READ)].astype(object).to_dict("records"):
+        key = tuple(str(row[name]) for name in READ)
+        if key not in known:
+            known[key] = _answer(row, costs)
+        found.append(known[key])
+    return found
+
+
+# All that a prediction may know of a row.
+READ = (
+    *("device", "engine", "model", "mode", "quality", "weight_dtype", "tp", "ep", "attn_dp"),
+    *("isl", "osl", "concurrency", "len_note"),
+)
+
+
+def _answer(row: Mapping[str, Any], costs: dict[Engine, StepCosts]) -> tuple[Engine, Answered] | str:
+    try:
+        engine, load = engine_of(row), load_of(row)
+        check_fits(engine, load)
+        if engine not in costs:
+            costs[engine] = StepCosts(engine)
+        return engine, answer(costs[engine], load)
+    except ValueError as error:
+        return str(error)
+
+
+def predict(frame: Any) -> Predictions:
+    """Return the predictions of every row of an end-to-end table; measured times are not read."""
+    found = none_yet(len(frame), METRICS)
+    for i, answered in enumerate(answers(frame)):
+        if isinstance(answered, str):
+            found.reason[i] = answered
+            continue
+        engine, seen = answered
+        host = StepCosts(engine).host
+        for metric, seconds in (("ttft", seen.ttft_s), ("tpot", seen.tpot_s), ("e2e", seen.e2e_s)):
+            found.value[metric][i] = seconds
+            found.low[metric][i] = seconds * host.interval[0]
+            found.high[metric][i] = seconds * host.interval[1]
+        found.provenance[i] = host.provenance
+    return found
+
+
+def validate_end_to_end(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
+    """Return an end-to-end table's rows, their predictions, and the summary."""
+    import pandas
+
+    frame = pandas.read_parquet(path)
+    found = predict(frame)
+    truth = {metric: frame[f"{metric}_ms"].to_numpy(np.float64, na_value=np.nan) * 1e-3 for metric in METRICS}
+    keys = frame[list(GROUPS)].rename(columns=GROUPS).fillna("").astype(str)
+    return frame, found, summary(keys, truth, found)

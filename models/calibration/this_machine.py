@@ -1,0 +1,230 @@
+"""Measure this machine's CPU with numpy, fit it like any other device, and test the fit on a block it never saw."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration.fitting import fit_physics
+from models.calibration.forms import FORMS
+from models.operators import Formats, Machine
+
+Floats = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
+
+BYTES_PER_VALUE = 4.0  # numpy multiplies single precision
+SEED = 11
+REPEATS, FEWEST_S = 3, 0.03
+GEMM_TOKENS = (1, 2, 8, 32, 128, 384)
+GEMM_SHAPES = (
+    (512, 512),
+    (1536, 512),
+    (512, 2048),
+    (1024, 1024),
+    (4096, 1024),
+    (1024, 4096),
+    (2048, 2048),
+    (3072, 3072),
+)
+ATTENTION = ((1, 512), (1, 2048), (1, 6144), (64, 64), (64, 1024), (256, 256), (256, 1024), (512, 512))
+COPIES = (1 << 16, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+HEADS, HEAD_DIM = 8, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of one kind of operator, and what each needed: columns (FLOP, bytes, rows)."""
+
+    columns: Floats
+    seconds: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """This machine as measured: single-precision FLOP/s and memory bandwidth reached, and the fit of each operator."""
+
+    title: str
+    processors: int
+    machine: Machine
+    fits: dict[str, Floats]
+
+    def seconds(self, op: str, flops: float, moved_bytes: float, rows: float) -> float:
+        """Return the seconds of one operator of these needs."""
+        columns = np.array([[flops, moved_bytes, rows]])
+        formats = Formats(*[BYTES_PER_VALUE] * 4)
+        return float(FORMS["roofline"].evaluate(columns, formats, self.machine, self.fits[op])[0, 0])
+
+
+def measure() -> Cpu:
+    """Measure matrix products, attention and copies for about a minute, and fit the roofline of each."""
+    rng = np.random.default_rng(SEED)
+    found = {"gemm": _gemms(rng), "attention": _attentions(rng), "pass": _copies(rng)}
+    peak = float(max(found["gemm"].columns[:, 0] / found["gemm"].seconds))
+    bandwidth = float((found["pass"].columns[:, 1] / found["pass"].seconds)[-1])
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = Machine(peak, bandwidth, float(processors), 32 * 1024.0**2)
+    formats = Formats(*[BYTES_PER_VALUE] * 4)
+    fits = {
+        op: fit_physics(FORMS["roofline"], rows.columns, rows.seconds, formats, machine, np.random.default_rng(SEED))
+        for op, rows in found.items()
+    }
+    return Cpu(platform.processor() or platform.machine(), processors, machine, fits)
+
+
+def fastest_s(work: Callable[[], object]) -> float:
+    """Return the shortest time of several runs of some work, each long enough for the clock; others only add noise."""
+    work()
+    best = float("inf")
+    for _ in range(REPEATS):
+        count, started = 0, time.perf_counter()
+        while count == 0 or time.perf_counter() - started < FEWEST_S:
+            once = time.perf_counter()
+            work()
+            best = min(best, time.perf_counter() - once)
+            count += 1
+    return best
+
+
+def _gemms(rng: np.random.Generator) -> Measured:
+    columns, seconds = [], []
+    for n, k in GEMM_SHAPES:
+        weights = rng.standard_normal((k, n), np.float32)
+        for m in GEMM_TOKENS:
+            tokens = rng.standard_normal((m, k), np.float32)
+            columns.append(gemm_needs(m, n, k))
+            seconds.append(fastest_s(lambda tokens=tokens, weights=weights: tokens @ weights))  # type: ignore[misc]
+    return Measured(np.array(columns), np.array(seconds))
+
+
+def gemm_needs(m: int, n: int, k: int) -> tuple[float, float, float]:
+    """Return FLOP, bytes and rows of a matrix product."""
+    return 2.0 * m * n * k, BYTES_PER_VALUE * (m * k + k * n + m * n), float(m)
+
+
+def _attentions(rng: np.random.Generator) -> Measured:
+    columns, seconds = [], []
+    for q_len, context in ATTENTION:
+        q = rng.standard_normal((HEADS, q_len, HEAD_DIM), np.float32)
+        k, v = (rng.standard_normal((HEADS, context, HEAD_DIM), np.float32) for _ in range(2))
+        columns.append(attention_needs(q_len, context, HEADS, HEAD_DIM))
+        seconds.append(fastest_s(lambda q=q, k=k, v=v: attention(q, k, v)))  # type: ignore[misc]
+    return Measured(np.array(columns), np.array(seconds))
+
+
+def attention_needs(q_len: int, context: int, heads: int, head_dim: int) -> tuple[float, float, float]:
+    """Return FLOP, bytes and rows of attention: two products, and four passes over the scores."""
+    scores = heads * q_len * context
+    moved = BYTES_PER_VALUE * (2 * heads * context * head_dim + 2 * heads * q_len * head_dim + 4 * scores)
+    return 4.0 * scores * head_dim, moved, float(heads * q_len)
+
+
+def attention(q: Single, k: Single, v: Single) -> Single:
+    """Return attention of (heads, queries, width) over (heads, context, width)."""
+    scores: Single = np.asarray(q @ k.transpose(0, 2, 1) * np.float32(q.shape[-1] ** -0.5), np.float32)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return np.asarray(scores @ v, np.float32)
+
+
+def _copies(rng: np.random.Generator) -> Measured:
+    columns, seconds = [], []
+    for values in COPIES:
+        source = rng.standard_normal(values, np.float32)
+        target = np.empty_like(source)
+        columns.append((0.0, 2 * BYTES_PER_VALUE * values, 1.0))
+        seconds.append(fastest_s(lambda source=source, target=target: np.copyto(target, source)))  # type: ignore[misc]
+    return Measured(np.array(columns), np.array(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A transformer block of random weights: grouped-query attention and a gated feed-forward part."""
+
+    hidden: int = 768
+    heads: int = 12
+    kv_heads: int = 4
+    ffn: int = 2560
+
+    @property
+    def head_dim(self) -> int:
+        """Return the width of a head."""
+        return self.hidden // self.heads
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Return (inputs, outputs) of each matrix: qkv, out, gate and up, down."""
+        kv = 2 * self.kv_heads * self.head_dim
+        return (
+            (self.hidden, self.hidden + kv),
+            (self.hidden, self.hidden),
+            (self.hidden, 2 * self.ffn),
+            (self.ffn, self.hidden),
+        )
+
+    def predicted_s(self, cpu: Cpu, tokens: int, past: int) -> float:
+        """Return the predicted seconds of `tokens` new tokens after `past` cached ones."""
+        total = sum(cpu.seconds("gemm", *gemm_needs(tokens, n, k)) for k, n in self.matrices)
+        total += cpu.seconds("attention", *attention_needs(tokens, past + tokens, self.heads, self.head_dim))
+        kv_values = 2 * (past + tokens) * self.hidden  # keys and values of each group, laid out for its heads
+        passes = [6 * tokens * self.hidden, 6 * tokens * self.hidden, 5 * tokens * self.ffn, kv_values]
+        return total + sum(cpu.seconds("pass", 0.0, BYTES_PER_VALUE * 2 * values, 1.0) for values in passes)
+
+    def measured_s(self, tokens: int, past: int) -> float:
+        """Return the measured seconds of the same on this machine."""
+        rng = np.random.default_rng(SEED + 1)
+        weights = [0.02 * rng.standard_normal(shape, np.float32) for shape in self.matrices]
+        cache = rng.standard_normal((2, self.kv_heads, past, self.head_dim), np.float32)
+        x = rng.standard_normal((tokens, self.hidden), np.float32)
+        return fastest_s(lambda: self._run(x, cache, weights))
+
+    def _run(self, x: Single, cache: Single, weights: list[Single]) -> Single:
+        qkv, out, up, down = weights
+        tokens, width = x.shape[0], self.head_dim
+        q, k, v = np.split(_norm(x) @ qkv, [self.hidden, self.hidden + self.kv_heads * width], axis=1)
+        heads = q.reshape(tokens, self.heads, width).transpose(1, 0, 2)
+        new = np.stack([k, v]).reshape(2, tokens, self.kv_heads, width).transpose(0, 2, 1, 3)
+        keys, values = np.repeat(np.concatenate([cache, new], axis=2), self.heads // self.kv_heads, axis=1)
+        mixed = attention(np.ascontiguousarray(heads), keys, values).transpose(1, 0, 2).reshape(tokens, self.hidden)
+        x = x + mixed @ out
+        gate, value = np.split(_norm(x) @ up, 2, axis=1)
+        result: Single = x + (gate / (1 + np.exp(-gate)) * value) @ down
+        return result
+
+
+def _norm(x: Single) -> Single:
+    result: Single = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + np.float32(1e-6))
+    return result
+
+
+def device_lines(cpu: Cpu) -> str:
+    """Return this machine as a device file of the catalogue's form."""
+    return "\n".join(
+        [
+            f'title = "This machine: {cpu.title}"',
+            'vendor = "measured"',
+            'kind = "cpu"',
+            "memory_gb = " + f"{_memory_gb():.3g}",
+            f"bandwidth_gb_per_s = {cpu.machine.bandwidth_bytes_per_s / 1e9:.4g}",
+            "host_link_gb_per_s = 16",
+            "node_size = 1",
+            f"processors = {cpu.processors}",
+            'assumed = ["host_link_gb_per_s"]',
+            'source = "measured by plan calibrate --this-machine"',
+            "",
+            "[dense_tflops]",
+            f"fp32 = {cpu.machine.flops_per_s / 1e12:.4g}",
+            "",
+        ]
+    )
+
+
+def _memory_gb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (ValueError, AttributeError, OSError):
+        return 8.0

@@ -1,0 +1,243 @@
+"""Estimate what requests see on an Engine: time to first token, time per token, throughput, memory, power."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil, exp, log
+
+import numpy as np
+import numpy.typing as npt
+
+from models import forward, framework
+from models.calibration.calibration import OperatorFit
+from models.calibration.predict import call_s, fit_of_call
+from models.closed_loop import Answered, Load, Scheduler, replay
+from models.engine import Engine
+from models.forward import Call
+
+Floats = npt.NDArray[np.float64]
+
+SEED = 7
+CONTEXT_POINTS = 24
+REFERENCE_CHUNK_TOKENS = 1024.0
+WORST_PROVENANCE = ("measured", "calibrated", "modelled", "assumed")
+POWER_OF_BUSY = 0.85  # of the span from idle to TDP, where the device is never waited for: assumed
+
+
+class StepCosts:
+    """Device seconds of an Engine's steps, priced on grids once and read between their points."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.host = framework.load(engine.framework, engine.device.calibration or engine.device.name)
+
+    def decode(self, sequences: int, context_tokens: float) -> float:
+        """Return the device seconds of a step of `sequences` decodes that read so many tokens in all."""
+        attention = self._decode_attention(sequences, context_tokens / sequences)
+        return self._tokens_s(sequences) + self._sequences_s(sequences) + attention
+
+    def prefill(self, beside: int, chunk: int, past: float) -> float:
+        """Return what a chunk of prompt tokens adds to a step of `beside` decodes."""
+        tokens = self._tokens_s(beside + chunk) - (self._tokens_s(beside) if beside else 0.0)
+        return max(tokens, 0.0) + self._sequences_s(1) + self._prefill_attention(chunk, past)
+
+    @cached_property
+    def _token_grid(self) -> tuple[Floats, Floats]:
+        largest = self.engine.settings.max_num_batched_tokens + self.engine.settings.max_num_seqs
+        points = _spread(largest, 1.06)
+        return points, self.total_s(forward.token_calls(self.engine, points))
+
+    def _tokens_s(self, tokens: int) -> float:
+        padded = int(self.host.padded_tokens(np.array([tokens]))[0])
+        return float(np.interp(padded, *self._token_grid))
+
+    @cached_property
+    def _sequence_grid(self) -> tuple[Floats, Floats]:
+        points = _spread(self.engine.settings.max_num_seqs, 1.2)
+        return points, self.total_s(forward.sequence_calls(self.engine, points))
+
+    def _sequences_s(self, sequences: int) -> float:
+        return float(np.interp(sequences, *self._sequence_grid))
+
+    @cached_property
+    def _decode_grid(self) -> tuple[Floats, Floats, Floats]:
+        rows = _spread(self.engine.settings.max_num_seqs, 1.15)
+        contexts = np.unique(np.rint(np.geomspace(16, max(64, self.engine.llm.context_tokens), CONTEXT_POINTS)))
+        sequences, means = (grid.ravel() for grid in np.meshgrid(rows, contexts, indexing="ij"))
+        seconds = self.total_s(forward.decode_calls(self.engine, sequences, means))
+        return rows, contexts, seconds.reshape(rows.size, contexts.size)
+
+    def _decode_attention(self, sequences: int, mean_tokens: float) -> float:
+        rows, contexts, seconds = self._decode_grid
+        upper = min(max(int(np.searchsorted(rows, sequences)), 1), len(rows) - 1)
+        low, high = (float(np.interp(mean_tokens, contexts, seconds[row])) for row in (upper - 1, upper))
+        share = (sequences - rows[upper - 1]) / (rows[upper] - rows[upper - 1])
+        return low + (high - low) * float(np.clip(share, 0.0, 1.0))
+
+    @cached_property
+    def _prefill_grid(self) -> tuple[Floats, Floats, Floats]:
+        points = _spread(self.engine.settings.max_num_batched_tokens, 1.15)
+        fresh, later = (
+            self.total_s(forward.prefill_calls(self.engine, points, np.full_like(points, past)))
+            for past in (0.0, 4096.0)
+        )
+        return points, fresh, np.maximum(later - fresh, 0.0) / 4096.0
+
+    def _prefill_attention(self, chunk: int, past: float) -> float:
+        points, fresh, slope = self._prefill_grid
+        return float(np.interp(chunk, points, fresh) + past * np.interp(chunk, points, slope))
+
+    def total_s(self, calls: Iterable[Call]) -> Floats:
+        """Return the summed seconds of calls, one entry per row."""
+        return np.asarray(np.sum([call.times * call_s(self.engine, call) for call in calls], axis=0))
+
+
+def _spread(largest: int, growth: float) -> Floats:
+    """Return 1 to 8, then steps of a growth, up to the largest."""
+    steps = np.geomspace(8, max(9, largest), 2 + int(log(max(9, largest) / 8) / log(growth)))
+    points = np.unique(np.concatenate([np.arange(1, 9), np.rint(steps), [largest]]))
+    return points[points <= largest].astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one replica of an Engine does under a closed loop; times are medians, tokens per second of the replica.
+
+    decode_parts and prefill_parts are the seconds of a decode step and of one prompt by kind of operator, host
+    included. interval holds the factors on times between which 90 % of measurements are expected.
+    """
+
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    mean_batch: float
+    weight_bytes_per_device: float
+    kv_tokens: int
+    power_w: float | None
+    joules_per_output_token: float | None
+    decode_parts: Mapping[str, float] = field(hash=False)
+    prefill_parts: Mapping[str, float] = field(hash=False)
+    provenance: str
+    interval: tuple[float, float]
+
+
+def estimate(engine: Engine, load: Load, costs: StepCosts | None = None) -> Estimate:
+    """Return the estimate of one replica; ValueError where the model or one request does not fit."""
+    costs = costs or StepCosts(engine)
+    check_fits(engine, load)
+    answered = answer(costs, load)
+    batch = max(1.0, answered.mean_batch)
+    context = load.input_tokens + 0.5 * load.output_tokens
+    one = np.ones(1)
+    decode = [
+        *forward.token_calls(engine, batch * one),
+        *forward.sequence_calls(engine, batch * one),
+        *forward.decode_calls(engine, batch * one, context * one),
+    ]
+    chunk = float(min(load.input_tokens, engine.settings.max_num_batched_tokens))
+    prefill = [*forward.token_calls(engine, chunk * one), *forward.prefill_calls(engine, chunk * one, 0.0 * one)]
+    host_s = costs.host.host_step_s + costs.host.host_sequence_s * batch
+    provenance, interval = trust(engine, costs, decode)
+    tokens_per_s = answered.requests_per_s * load.output_tokens * engine.dp
+    power_w = power_of(engine, costs, decode)
+    return Estimate(
+        answered.ttft_s,
+        answered.tpot_s,
+        answered.e2e_s,
+        answered.requests_per_s * engine.dp,
+        tokens_per_s,
+        answered.mean_batch,
+        engine.weight_bytes_per_device,
+        engine.kv_tokens,
+        power_w,
+        power_w / tokens_per_s if power_w else None,
+        {**parts_of(engine, decode, costs.host.decode_factor), "host": host_s},
+        {**parts_of(engine, prefill, costs.host.prefill_factor), "host": costs.host.host_step_s},
+        provenance,
+        interval,
+    )
+
+
+def at_rate(engine: Engine, input_tokens: int, output_tokens: int, per_s: float, costs: StepCosts) -> Estimate:
+    """Return the estimate at the concurrency whose throughput is the rate of requests asked for.
+
+    ValueError names the most that the replica carries, where that is less.
+    """
+    low, high = 1, 1
+    while True:
+        found = estimate(engine, Load(input_tokens, output_tokens, high), costs)
+        if found.requests_per_s >= per_s:
+            break
+        if high >= engine.settings.max_num_seqs or found.mean_batch * engine.dp < 0.7 * high:
+            raise ValueError(
+                f"{engine.name} carries at most {found.requests_per_s:.3g} requests a second, not {per_s:g}"
+            )
+        low, high = high, 2 * high
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        if estimate(engine, Load(input_tokens, output_tokens, middle), costs).requests_per_s < per_s:
+            low = middle
+        else:
+            high = middle
+    return estimate(engine, Load(input_tokens, output_tokens, high), costs)
+
+
+def check_fits(engine: Engine, load: Load) -> None:
+    """Raise ValueError where the weights leave no room for one request."""
+    need = load.input_tokens + load.output_tokens
+    if engine.kv_tokens < need:
+        raise ValueError(
+            f"{engine.name}: a request of {need} tokens does not fit; the weights leave room for {engine.kv_tokens} KV "
+            "tokens: use more tp, a narrower dtype or a larger device"
+        )
+
+
+def answer(costs: StepCosts, load: Load) -> Answered:
+    """Return what the clients of a closed loop see; data-parallel ranks share them evenly."""
+    engine, host = costs.engine, costs.host
+    per_rank = replace(load, concurrency=ceil(load.concurrency / engine.dp))
+    scheduler = Scheduler(engine.settings.max_num_batched_tokens, engine.kv_tokens, host.prefill_first)
+    scalars = (host.host_step_s, host.host_sequence_s, host.decode_factor, host.prefill_factor)
+    seen = replay(per_rank, scheduler, costs.decode, costs.prefill, scalars, np.random.default_rng(SEED))
+    return replace(seen, ttft_s=seen.ttft_s + host.first_token_s, e2e_s=seen.e2e_s + host.first_token_s)
+
+
+def parts_of(engine: Engine, calls: Iterable[Call], factor: float) -> dict[str, float]:
+    """Return the seconds of a step by what operators are for."""
+    parts: dict[str, float] = {}
+    for call in calls:
+        parts[call.label] = parts.get(call.label, 0.0) + factor * call.times * float(call_s(engine, call)[0])
+    return parts
+
+
+def trust(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> tuple[str, tuple[float, float]]:
+    """Return the least sure provenance among the operators that matter, and the 90 % factors on a step's time.
+
+    Operators' errors are taken to move together, and independent of the profile's own.
+    """
+    fits: list[tuple[float, OperatorFit]] = []
+    for call in calls:
+        fits.append((call.times * float(call_s(engine, call)[0]), fit_of_call(engine, call)))
+    total = sum(seconds for seconds, _ in fits)
+    low = sum(seconds / total * log(fit.interval[0]) for seconds, fit in fits)
+    high = sum(seconds / total * log(fit.interval[1]) for seconds, fit in fits)
+    host = costs.host
+    spread = (
+        exp(-((low**2 + log(host.interval[0]) ** 2) ** 0.5)),
+        exp((high**2 + log(host.interval[1]) ** 2) ** 0.5),
+    )
+    weighty = [fit.provenance for seconds, fit in fits if seconds > 0.02 * total] + [host.provenance]
+    return max(weighty, key=WORST_PROVENANCE.index), spread
+
+
+def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> float | None:
+    """Return the watts of all devices of a replica while decoding: idle, and a share of the rest while it is busy."""
+    device = engine.device
+    if device.tdp_w is None:
+        return None
+    idle_w = device.idle_w if device.idle_w is not None else 0.1 * device.tdp_w
+    device_s = sum(call.times * float(call_s(engine, call)[0]) for call in calls) * costs.host.decode_factor
+    busy = device_s / (device_s + costs.host.host_step_s)
+    return engine.devices * (idle_w + POWER_OF_BUSY * busy * (device.tdp_w - idle_w))

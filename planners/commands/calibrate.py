@@ -1,0 +1,102 @@
+"""`plan calibrate`: fits the cost model to the user's own benchmark files, or to this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planners.answer import Answer
+from planners.commands.envelope import give, note
+from planners.commands.options import Name, json_flag
+from planners.commands.tables import seconds, table
+
+SPLITS = ((128, 0), (64, 512), (1, 256), (1, 1536))
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--this-machine", is_flag=True, help="Measure this CPU instead of reading files (about a minute).")
+@click.option("--model", type=Name("model"), metavar="NAME", help="Model that the files' engine served.")
+@click.option("--device", type=Name("device"), metavar="NAME", help="Device that it ran on.")
+@click.option("--engine", default="vllm", show_default=True, help="Serving framework.")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel devices.")
+@click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
+@click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Expert-parallel devices.")
+@click.option("--dp", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel ranks.")
+@click.option("--dtype", default="bf16", show_default=True, help="Number format of the weights.")
+@click.option(
+    "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write the fit here."
+)
+@json_flag
+def calibrate(
+    files: tuple[Path, ...],
+    this_machine: bool,
+    model: str | None,
+    device: str | None,
+    engine: str,
+    out: Path | None,
+    as_json: bool,
+    **cut: Any,
+) -> None:
+    """Fit an engine's scalars to benchmark result FILES, or this machine's CPU to its own kernels.
+
+    FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, llm-d and llama-bench write, or a scrape
+    of Prometheus metrics. The errors before and after the fit are told.
+    """
+    if this_machine:
+        result, lines, words = _this_machine()
+    elif not files or model is None or device is None:
+        raise ValueError("give benchmark files with --model and --device, or --this-machine")
+    else:
+        result, lines, words = _files(files, model, device, engine, cut)
+    if out is not None:
+        out.write_text(lines)
+        note(f"wrote {out}")
+    inputs = {"files": [str(file) for file in files], "this_machine": this_machine, "model": model, "device": device}
+    give(Answer("calibrate", {**inputs, "engine": engine, **cut}, result), as_json, words)
+
+
+def _files(
+    files: tuple[Path, ...], model: str, device: str, engine: str, cut: dict[str, Any]
+) -> tuple[dict[str, Any], str, str]:
+    from models import device as devices
+    from models import llm as llms
+    from models.calibration import benchmarks, observed
+    from models.engine import Engine
+
+    runs = [run for file in files for run in benchmarks.read(file)]
+    fitted = observed.fit(Engine(llms.load(model), devices.load(device), framework=engine, **cut), runs)
+    rows = [["run", "TTFT", "predicted", "after", "time per token", "predicted", "after"]]
+    for run in fitted["runs"]:
+        names = ("ttft_s", "ttft_before_s", "ttft_after_s", "tpot_s", "tpot_before_s", "tpot_after_s")
+        rows.append([run["place"], *(seconds(run[name]) for name in names)])
+    lines = [f"{name} = {value:.4g}" for name, value in fitted["scalars"].items()]
+    words = "\n\n".join([table(rows, right=[1, 2, 3, 4, 5, 6]), "\n".join(lines)])
+    return fitted, "\n".join(lines) + "\n", words
+
+
+def _this_machine() -> tuple[dict[str, Any], str, str]:
+    from models.calibration.this_machine import Block, device_lines, measure
+
+    note("measuring matrix products, attention and copies of this CPU ...")
+    cpu, block = measure(), Block()
+    rows = [["block outside the fit", "measured", "predicted", "error"]]
+    tests = []
+    for tokens, past in SPLITS:
+        measured_s, predicted_s = block.measured_s(tokens, past), block.predicted_s(cpu, tokens, past)
+        error = predicted_s / measured_s - 1.0
+        name = f"{'prefill of ' + str(tokens) if tokens > 1 else 'decode'} after {past}"
+        rows.append([name, seconds(measured_s), seconds(predicted_s), f"{error:+.1%}"])
+        tests.append({"tokens": tokens, "past": past, "measured_s": measured_s, "predicted_s": predicted_s})
+    result = {
+        "flops_per_s": cpu.machine.flops_per_s,
+        "bandwidth_bytes_per_s": cpu.machine.bandwidth_bytes_per_s,
+        "processors": cpu.processors,
+        "block": tests,
+        "median_error": sorted(abs(t["predicted_s"] / t["measured_s"] - 1.0) for t in tests)[len(tests) // 2],
+    }
+    reached = (
+        f"{cpu.machine.flops_per_s / 1e9:.0f} GFLOP/s in single precision, "
+        f"{cpu.machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s copying, {cpu.processors} processors"
+    )
+    return result, device_lines(cpu), "\n\n".join([reached, table(rows, right=[1, 2, 3])])
