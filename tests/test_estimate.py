@@ -1,29 +1,278 @@
-"""The estimate of one engine under one load, as the command gives it."""
+"""Estimates: a closed loop does what its arithmetic says, benchmark files are read in our units."""
 
 import json
 
+import numpy as np
+import pytest
 from click.testing import CliRunner
 
+from models import device, framework, llm
+from models.calibration import benchmarks, end_to_end, load, observed
+from models.calibration.this_machine import Block, Cpu, attention_needs, gemm_needs
+from models.closed_loop import Load, Scheduler, replay
+from models.engine import Engine
+from models.estimate import StepCosts, at_rate, estimate
+from models.operators import Machine
 from planners.cli import main
 
-LOAD = ("--model", "llama-3.1-8b", "--isl", "1024", "--osl", "256", "--concurrency")
+TOGETHER = Scheduler(budget_tokens=1000, capacity_tokens=1_000_000, prefill_first=False)
+ALONE = Scheduler(budget_tokens=1000, capacity_tokens=1_000_000, prefill_first=True)
+DEVICE_ONLY = (0.0, 0.0, 1.0, 1.0)
 
 
-def estimated(concurrency):
-    answer = CliRunner().invoke(main, ["estimate", "--device", "h100-sxm", *LOAD, concurrency, "--json"])
-    assert answer.exit_code == 0, answer.output
-    return json.loads(answer.stdout)["result"]
+def seen(load_, scheduler=TOGETHER, scalars=DEVICE_ONLY):
+    """Replay with decodes of 10 ms a step and prompts of 1 ms a token."""
+    rng = np.random.default_rng(1)
+    return replay(load_, scheduler, lambda n, ctx: 0.010, lambda n, chunk, past: 0.001 * chunk, scalars, rng)
 
 
-def test_more_requests_at_once_give_more_tokens_and_slower_ones():
-    few, many = estimated("4"), estimated("64")
-    assert many["tpot_s"] > few["tpot_s"]
-    assert many["output_tokens_per_s"] > few["output_tokens_per_s"]
-    assert many["provenance"]
-    assert many["interval"]
+def test_a_lone_client_waits_for_its_prompt_then_a_step_a_token():
+    found = seen(Load(100, 50, 1))
+    assert found.ttft_s == pytest.approx(0.100)
+    assert found.tpot_s == pytest.approx(0.010)
+    assert found.requests_per_s == pytest.approx(1 / (0.100 + 49 * 0.010))
 
 
-def test_an_unknown_device_is_told_with_the_nearest_name():
-    answer = CliRunner().invoke(main, ["estimate", "--device", "h100-sx", *LOAD, "1"])
-    assert answer.exit_code == 2
-    assert "h100-sxm" in answer.output
+def test_others_prompts_stretch_the_time_per_token():
+    found = seen(Load(100, 50, 4, shortest=0.5))
+    assert 0.010 < found.tpot_s < 0.010 + 4 * 0.100 / 25
+    assert found.tpot_parts.weighted(DEVICE_ONLY) == pytest.approx(found.tpot_s, rel=0.1)
+
+
+def test_a_prompt_longer_than_the_budget_takes_several_steps():
+    assert seen(Load(2500, 50, 1)).ttft_s == pytest.approx(2.5)
+    assert seen(Load(2500, 50, 1), scalars=(0.1, 0.0, 1.0, 1.0)).ttft_s == pytest.approx(2.5 + 3 * 0.1)
+
+
+def test_a_cold_benchmark_waits_in_its_first_wave():
+    cold = seen(Load(1000, 50, 4, cold_waves=1), ALONE)
+    assert cold.ttft_s == pytest.approx(np.mean([1.0, 2.0, 3.0, 4.0]))
+
+
+def test_prompts_that_go_first_stop_the_decodes():
+    together, alone = (seen(Load(900, 100, 8, shortest=0.5), scheduler) for scheduler in (TOGETHER, ALONE))
+    assert alone.tpot_s > together.tpot_s
+
+
+def test_no_more_sequences_run_than_the_cache_holds():
+    tight = Scheduler(1000, capacity_tokens=330, prefill_first=False)
+    assert seen(Load(100, 50, 8), tight).mean_batch <= 3.0
+
+
+def test_the_host_is_paid_once_a_step_and_once_a_sequence():
+    assert seen(Load(100, 50, 1), scalars=(0.002, 0.003, 1.0, 1.0)).tpot_s == pytest.approx(0.010 + 0.005)
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return StepCosts(Engine(llm.load("llama-3.1-8b"), device.load("h100-sxm")))
+
+
+def test_more_clients_mean_more_throughput_and_longer_waits(costs):
+    few, many = (estimate(costs.engine, Load(1024, 256, clients, 0.8), costs) for clients in (4, 64))
+    assert many.output_tokens_per_s > 4 * few.output_tokens_per_s
+    assert many.tpot_s > few.tpot_s
+    assert few.interval[0] < 1 < few.interval[1]
+    assert sum(few.decode_parts.values()) < few.tpot_s * 1.2
+
+
+def test_a_rate_is_carried_by_the_least_concurrency_that_can(costs):
+    found = at_rate(costs.engine, 512, 64, 2.0, costs)
+    assert found.requests_per_s >= 2.0
+    with pytest.raises(ValueError, match="carries at most"):
+        at_rate(costs.engine, 8000, 64, 1e4, costs)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_would_do():
+    large = Engine(llm.load("llama-3.1-70b"), device.load("h100-sxm"))
+    with pytest.raises(ValueError, match=r"does not fit.*use more tp"):
+        estimate(large, Load(1024, 256, 1))
+
+
+def test_experts_spread_over_data_parallel_ranks_fit():
+    spread = Engine(llm.load("deepseek-v3"), device.load("h200-sxm"), tp=1, ep=8, dp=8, dtype="native")
+    assert spread.kv_tokens > 100_000
+
+
+def test_kernels_timed_with_their_host_do_not_price_a_graph():
+    launched = load("b200-sxm").find("gemm", "fp8_block")
+    replayed = load("b200-sxm").find("gemm", "fp8_block", in_graph=True)
+    assert launched.parameters[0] > 1e-4
+    assert replayed.parameters[0] < 3e-5
+
+
+def test_frameworks_say_on_which_device_their_scalars_were_fitted():
+    assert framework.load("vllm", "h100_sxm").provenance == "calibrated"
+    assert framework.load("vllm", "no_such_device").provenance == "assumed"
+    assert framework.load("trtllm").name == "tensorrt-llm"
+
+
+ROW = {
+    "device": "h100_sxm",
+    "engine": "vllm",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "mode": "agg",
+    "quality": "ok",
+    "weight_dtype": "bf16",
+    "tp": 1.0,
+    "ep": 1.0,
+    "attn_dp": 1.0,
+    "isl": 512.0,
+    "osl": 64.0,
+    "concurrency": 4.0,
+    "len_note": "",
+}
+
+
+def test_a_measured_row_is_predicted_without_its_times():
+    import pandas
+
+    rows = [ROW, {**ROW, "mode": "disagg"}, {**ROW, "quality": "mislabelled_agg"}, {**ROW, "model": "no/such"}]
+    found = end_to_end.predict(pandas.DataFrame(rows))
+    assert 0.003 < found.value["tpot"][0] < 0.02
+    assert [bool(reason) for reason in found.reason] == [False, True, True, True]
+
+
+def test_serving_results_are_predicted_within_a_fifth(shared, tmp_path):
+    import pandas
+
+    frame = pandas.read_parquet(shared / "data" / "end_to_end.parquet")
+    frame = frame[(frame["source"] == "aic_silicon") & (frame["mode"] == "agg") & (frame["isl"] < 2000)]
+    frame.iloc[::40].to_parquet(tmp_path / "few.parquet")
+    _, _, result = end_to_end.validate_end_to_end(tmp_path / "few.parquet")
+    assert result["predicted"] >= 0.9 * result["n"]
+    assert result["overall"]["tpot"]["median"] < 0.2
+
+
+VLLM = {
+    "completed": 10,
+    "duration": 20.0,
+    "total_input_tokens": 10240,
+    "total_output_tokens": 1000,
+    "max_concurrency": 4,
+    "mean_ttft_ms": 50.0,
+    "mean_tpot_ms": 9.0,
+    "request_rate": "inf",
+}
+GUIDELLM = {
+    "metadata": {},
+    "benchmarks": [
+        {
+            "metrics": {
+                name: {"successful": {"mean": value}}
+                for name, value in {
+                    "prompt_token_count": 1024,
+                    "output_token_count": 100,
+                    "request_concurrency": 4,
+                    "time_to_first_token_ms": 50.0,
+                    "inter_token_latency_ms": 9.0,
+                }.items()
+            }
+        }
+    ],
+}
+AIPERF = {
+    "request_throughput": {"avg": 4.0, "unit": "requests/sec"},
+    "request_latency": {"avg": 1000.0, "unit": "ms"},
+    "input_sequence_length": {"avg": 1024, "unit": "tokens"},
+    "output_sequence_length": {"avg": 100, "unit": "tokens"},
+    "time_to_first_token": {"avg": 50.0, "unit": "ms"},
+    "inter_token_latency": {"avg": 9.0, "unit": "ms"},
+}
+LLM_D = {
+    "scenario": {"load": {"standardized": {"concurrency": 4}}},
+    "results": {
+        "request_performance": {
+            "aggregate": {
+                "requests": {"input_length": {"mean": 1024}, "output_length": {"mean": 100}},
+                "latency": {
+                    "time_to_first_token": {"mean": 0.05, "units": "s"},
+                    "time_per_output_token": {"mean": 0.009, "units": "s/token"},
+                },
+            }
+        }
+    },
+}
+SCRAPE = "\n".join(
+    f'vllm:{name}{{model="m"}} {value}'
+    for name, value in {
+        "time_to_first_token_seconds_sum": 0.5,
+        "time_to_first_token_seconds_count": 10,
+        "request_time_per_output_token_seconds_sum": 0.09,
+        "request_time_per_output_token_seconds_count": 10,
+        "request_prompt_tokens_sum": 10240,
+        "request_prompt_tokens_count": 10,
+        "request_generation_tokens_sum": 1000,
+        "request_generation_tokens_count": 10,
+        "num_requests_running": 4,
+    }.items()
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps(VLLM), json.dumps(GUIDELLM), json.dumps(AIPERF), json.dumps(LLM_D), SCRAPE],
+    ids=["vllm", "guidellm", "aiperf", "llm-d", "prometheus"],
+)
+def test_every_tool_tells_the_same_run(tmp_path, text):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    (run,) = benchmarks.read(path)
+    assert (run.input_tokens, run.output_tokens, run.concurrency) == (1024, 100, 4)
+    assert run.ttft_s == pytest.approx(0.050)
+    assert run.tpot_s == pytest.approx(0.009)
+
+
+def test_appended_results_are_several_runs(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(VLLM) + "\n" + json.dumps(VLLM))
+    assert len(benchmarks.read(path)) == 2
+
+
+def test_llama_bench_tells_prompts_and_generation_apart(tmp_path):
+    path = tmp_path / "bench.json"
+    rows = [{"n_prompt": 512, "n_gen": 0, "avg_ts": 1024.0}, {"n_prompt": 0, "n_gen": 128, "avg_ts": 50.0}]
+    path.write_text(json.dumps(rows))
+    prompt, generation = benchmarks.read(path)
+    assert (prompt.ttft_s, prompt.tpot_s) == (0.5, None)
+    assert (generation.ttft_s, generation.tpot_s) == (None, 0.02)
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", ":1:2: no JSON"), ('{"a": 1}', "no known benchmark result")])
+def test_what_is_no_result_is_refused_with_the_place(tmp_path, text, words):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        benchmarks.read(path)
+
+
+def test_a_fit_to_ones_own_runs_brings_predictions_nearer(costs):
+    runs = [
+        benchmarks.Run(f"run {clients}", 512, 128, clients, None, 1.3 * estimate_s)
+        for clients, estimate_s in (
+            (clients, estimate(costs.engine, Load(512, 128, clients), costs).tpot_s) for clients in (1, 8, 32)
+        )
+    ]
+    fitted = observed.fit(costs.engine, runs)
+    assert fitted["median_error_before"] == pytest.approx(1 - 1 / 1.3, rel=0.01)
+    assert fitted["median_error_after"] < 0.6 * fitted["median_error_before"]
+
+
+def test_a_block_is_predicted_as_the_sum_of_its_operators():
+    ideal = np.array([1e-12, 1.0, 1.0, 1e-9, 1e-9, 1e-15, 1.0, 12.0])
+    machine = Machine(1e11, 1e10, 1.0, 0.0)
+    cpu = Cpu("toy", 1, machine, dict.fromkeys(("gemm", "gemv", "attention", "attention of one", "pass"), ideal), 0.0)
+    block = Block()
+    flops = sum(gemm_needs(256, n, k)[0] for k, n in block.matrices) + attention_needs(256, 256, 12, 64)[0]
+    assert block.predicted_s(cpu, 256, 0) > flops / 1e11
+    assert block.predicted_s(cpu, 256, 0) < 2 * flops / 1e11
+
+
+def test_the_command_answers_in_json():
+    arguments = ["estimate", "--model", "llama-3.1-8b", "--device", "l4", "--isl", "512", "--osl", "32"]
+    outcome = CliRunner().invoke(main, [*arguments, "--concurrency", "2", "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    result = json.loads(outcome.stdout)["result"]
+    assert result["provenance"] in ("modelled", "assumed")
+    assert result["ttft_s"] > 0
+    assert CliRunner().invoke(main, arguments).exit_code == 2

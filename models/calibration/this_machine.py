@@ -3,8 +3,9 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,8 @@ Single = npt.NDArray[np.float32]
 
 BYTES_PER_VALUE = 4.0  # numpy multiplies single precision
 SEED = 11
-REPEATS, FEWEST_S = 3, 0.03
-GEMM_TOKENS = (1, 2, 8, 32, 128, 384)
+REPEATS, FEWEST_S, FEWEST_RUNS = 3, 0.03, 5
+GEMM_TOKENS = (2, 8, 32, 128, 384)
 GEMM_SHAPES = (
     (512, 512),
     (1536, 512),
@@ -30,9 +31,25 @@ GEMM_SHAPES = (
     (2048, 2048),
     (3072, 3072),
 )
-ATTENTION = ((1, 512), (1, 2048), (1, 6144), (64, 64), (64, 1024), (256, 256), (256, 1024), (512, 512))
+ATTENTION = (
+    (1, 64),
+    (1, 200),
+    (1, 512),
+    (1, 1024),
+    (1, 2048),
+    (1, 6144),
+    (32, 64),
+    (32, 512),
+    (64, 64),
+    (64, 1024),
+    (256, 256),
+    (256, 1024),
+    (512, 512),
+)
+COLD_BYTES = 48e6
 COPIES = (1 << 16, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
 HEADS, HEAD_DIM = 8, 64
+ELEMENTWISE_CALLS = 40  # numpy calls of the block below that only shape or scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +62,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """This machine as measured: single-precision FLOP/s and memory bandwidth reached, and the fit of each operator."""
+    """This machine as measured: single-precision FLOP/s and bandwidth reached, each operator's fit, one call's cost."""
 
     title: str
     processors: int
     machine: Machine
     fits: dict[str, Floats]
+    call_s: float
 
     def seconds(self, op: str, flops: float, moved_bytes: float, rows: float) -> float:
         """Return the seconds of one operator of these needs."""
@@ -62,7 +80,13 @@ class Cpu:
 def measure() -> Cpu:
     """Measure matrix products, attention and copies for about a minute, and fit the roofline of each."""
     rng = np.random.default_rng(SEED)
-    found = {"gemm": _gemms(rng), "attention": _attentions(rng), "pass": _copies(rng)}
+    found = {
+        "gemm": _gemms(rng, GEMM_TOKENS),
+        "gemv": _gemms(rng, (1,)),  # libraries take another way where there is one token
+        "attention": _attentions(rng, [shape for shape in ATTENTION if shape[0] > 1]),
+        "attention of one": _attentions(rng, [shape for shape in ATTENTION if shape[0] == 1]),
+        "pass": _copies(rng),
+    }
     peak = float(max(found["gemm"].columns[:, 0] / found["gemm"].seconds))
     bandwidth = float((found["pass"].columns[:, 1] / found["pass"].seconds)[-1])
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,31 +96,34 @@ def measure() -> Cpu:
         op: fit_physics(FORMS["roofline"], rows.columns, rows.seconds, formats, machine, np.random.default_rng(SEED))
         for op, rows in found.items()
     }
-    return Cpu(platform.processor() or platform.machine(), processors, machine, fits)
+    tiny = np.ones(4, np.float32)
+    call_s = typical_s(lambda: tiny + tiny)
+    return Cpu(platform.processor() or platform.machine(), processors, machine, fits, call_s)
 
 
-def fastest_s(work: Callable[[], object]) -> float:
-    """Return the shortest time of several runs of some work, each long enough for the clock; others only add noise."""
+def typical_s(work: Callable[[], object]) -> float:
+    """Return the least of several medians of the time of some work, each over long enough for the clock."""
     work()
-    best = float("inf")
+    medians = []
     for _ in range(REPEATS):
-        count, started = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - started < FEWEST_S:
-            once = time.perf_counter()
+        times: list[float] = []
+        while len(times) < FEWEST_RUNS or sum(times) < FEWEST_S:
+            started = time.perf_counter()
             work()
-            best = min(best, time.perf_counter() - once)
-            count += 1
-    return best
+            times.append(time.perf_counter() - started)
+        medians.append(float(np.median(times)))
+    return min(medians)
 
 
-def _gemms(rng: np.random.Generator) -> Measured:
+def _gemms(rng: np.random.Generator, every_m: Sequence[int]) -> Measured:
     columns, seconds = [], []
     for n, k in GEMM_SHAPES:
-        weights = rng.standard_normal((k, n), np.float32)
-        for m in GEMM_TOKENS:
+        count = max(2, int(COLD_BYTES / (BYTES_PER_VALUE * n * k)))  # a model's other layers push weights out of cache
+        layers = cycle([rng.standard_normal((k, n), np.float32) for _ in range(count)])
+        for m in every_m:
             tokens = rng.standard_normal((m, k), np.float32)
             columns.append(gemm_needs(m, n, k))
-            seconds.append(fastest_s(lambda tokens=tokens, weights=weights: tokens @ weights))  # type: ignore[misc]
+            seconds.append(typical_s(lambda tokens=tokens, layers=layers: tokens @ next(layers)))  # type: ignore[misc]
     return Measured(np.array(columns), np.array(seconds))
 
 
@@ -105,13 +132,13 @@ def gemm_needs(m: int, n: int, k: int) -> tuple[float, float, float]:
     return 2.0 * m * n * k, BYTES_PER_VALUE * (m * k + k * n + m * n), float(m)
 
 
-def _attentions(rng: np.random.Generator) -> Measured:
+def _attentions(rng: np.random.Generator, shapes: Sequence[tuple[int, int]]) -> Measured:
     columns, seconds = [], []
-    for q_len, context in ATTENTION:
+    for q_len, context in shapes:
         q = rng.standard_normal((HEADS, q_len, HEAD_DIM), np.float32)
         k, v = (rng.standard_normal((HEADS, context, HEAD_DIM), np.float32) for _ in range(2))
         columns.append(attention_needs(q_len, context, HEADS, HEAD_DIM))
-        seconds.append(fastest_s(lambda q=q, k=k, v=v: attention(q, k, v)))  # type: ignore[misc]
+        seconds.append(typical_s(lambda q=q, k=k, v=v: attention(q, k, v)))  # type: ignore[misc]
     return Measured(np.array(columns), np.array(seconds))
 
 
@@ -137,7 +164,7 @@ def _copies(rng: np.random.Generator) -> Measured:
         source = rng.standard_normal(values, np.float32)
         target = np.empty_like(source)
         columns.append((0.0, 2 * BYTES_PER_VALUE * values, 1.0))
-        seconds.append(fastest_s(lambda source=source, target=target: np.copyto(target, source)))  # type: ignore[misc]
+        seconds.append(typical_s(lambda source=source, target=target: np.copyto(target, source)))  # type: ignore[misc]
     return Measured(np.array(columns), np.array(seconds))
 
 
@@ -168,10 +195,13 @@ class Block:
 
     def predicted_s(self, cpu: Cpu, tokens: int, past: int) -> float:
         """Return the predicted seconds of `tokens` new tokens after `past` cached ones."""
-        total = sum(cpu.seconds("gemm", *gemm_needs(tokens, n, k)) for k, n in self.matrices)
-        total += cpu.seconds("attention", *attention_needs(tokens, past + tokens, self.heads, self.head_dim))
-        kv_values = 2 * (past + tokens) * self.hidden  # keys and values of each group, laid out for its heads
+        multiply, attend = ("gemm", "attention") if tokens > 1 else ("gemv", "attention of one")
+        total = sum(cpu.seconds(multiply, *gemm_needs(tokens, n, k)) for k, n in self.matrices)
+        total += cpu.seconds(attend, *attention_needs(tokens, past + tokens, self.heads, self.head_dim))
+        grouped = 2 * (past + tokens) * self.kv_heads * self.head_dim
+        kv_values = grouped + 2 * (past + tokens) * self.hidden  # joined to the cache, then laid out for each head
         passes = [6 * tokens * self.hidden, 6 * tokens * self.hidden, 5 * tokens * self.ffn, kv_values]
+        total += ELEMENTWISE_CALLS * cpu.call_s
         return total + sum(cpu.seconds("pass", 0.0, BYTES_PER_VALUE * 2 * values, 1.0) for values in passes)
 
     def measured_s(self, tokens: int, past: int) -> float:
@@ -180,7 +210,7 @@ class Block:
         weights = [0.02 * rng.standard_normal(shape, np.float32) for shape in self.matrices]
         cache = rng.standard_normal((2, self.kv_heads, past, self.head_dim), np.float32)
         x = rng.standard_normal((tokens, self.hidden), np.float32)
-        return fastest_s(lambda: self._run(x, cache, weights))
+        return typical_s(lambda: self._run(x, cache, weights))
 
     def _run(self, x: Single, cache: Single, weights: list[Single]) -> Single:
         qkv, out, up, down = weights

@@ -10,7 +10,7 @@ from planners.commands.envelope import give
 from planners.commands.options import json_flag
 from planners.commands.tables import table
 
-KINDS = ("operators", "collectives", "requests")
+KINDS = ("operators", "collectives", "end-to-end", "requests")
 
 
 @click.command()
@@ -33,12 +33,13 @@ def validate(kind: str, file: Path, predictions: Path | None, as_json: bool) -> 
 
 
 def _compare(kind: str, file: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from models.calibration import validation
+    from models.calibration import end_to_end, validation
     from simulator.request_log import validate_requests
 
     compare = {
         "operators": validation.validate_operators,
         "collectives": validation.validate_collectives,
+        "end-to-end": end_to_end.validate_end_to_end,
         "requests": validate_requests,
     }
     try:
