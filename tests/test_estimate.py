@@ -276,3 +276,10 @@ def test_the_command_answers_in_json():
     assert result["provenance"] in ("modelled", "assumed")
     assert result["ttft_s"] > 0
     assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_an_unknown_device_is_told_with_the_nearest_name():
+    arguments = ["estimate", "--model", "llama-3.1-8b", "--device", "h100-sx", "--isl", "512", "--osl", "32"]
+    outcome = CliRunner().invoke(main, [*arguments, "--concurrency", "1"])
+    assert outcome.exit_code == 2
+    assert "h100-sxm" in outcome.output
