@@ -35,13 +35,13 @@ class Infeasible(Exception):
 
     def result(self) -> dict[str, Any]:
         """Return what the JSON answer says: reasons in words, and the best value by promise and device."""
-        from planners.plan import rounded
+        from planners.answer import plain
 
         rows = [
             {"promise": row.promise, "device": row.device, "engine": row.engine, "best_s": row.best_s}
             for row in self.reachable
         ]
-        return {"reasons": list(self.reasons), "reachable": [rounded(row) for row in rows]}
+        return {"reasons": list(self.reasons), "reachable": [plain(row) for row in rows]}
 
 
 def nothing_fits(llm: "Llm", devices: Sequence["Device"]) -> Infeasible:

@@ -1,16 +1,15 @@
 """A Plan: the fleet that was chosen, what the rehearsal showed of it, and what it was chosen over."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from models import device
 from models.engine import Engine, Settings
 from models.llm import Llm
+from planners.answer import plain
 from simulator.fleet import Fleet, Pool, PricedEngine
 
-SIGNIFICANT_DIGITS = 6
 ROLE = "both"  # a replica that prefills and decodes
 
 Latency = Mapping[str, Mapping[str, float]]
@@ -97,8 +96,8 @@ class Plan:
     @property
     def gap(self) -> float:
         """Return how much dearer the plan may be than the best one, as a fraction of its cost, both as printed."""
-        bound: float = rounded(self.usd_per_hour_bound)
-        cost: float = rounded(self.usd_per_hour)
+        bound: float = plain(self.usd_per_hour_bound)
+        cost: float = plain(self.usd_per_hour)
         return max(0.0, 1 - bound / cost)
 
     def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
@@ -111,7 +110,7 @@ class Plan:
 
     def result(self) -> dict[str, Any]:
         """Return what plan.json says of the plan: plain values, 6 significant digits, the same bytes every time."""
-        values: dict[str, Any] = rounded(
+        values: dict[str, Any] = plain(
             {
                 "usd_per_hour": self.usd_per_hour,
                 "usd_per_hour_bound": self.usd_per_hour_bound,
@@ -170,21 +169,6 @@ def cut_name(pool: PlannedPool) -> str:
     budget = engine.settings.max_num_batched_tokens
     special = [f"{budget} tokens a step"] if budget != Settings().max_num_batched_tokens else []
     return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype, *special])
-
-
-def rounded(value: Any) -> Any:
-    """Return a value as JSON keeps it: floats with 6 significant digits, tuples as lists, infinity and NaN as None.
-
-    >>> rounded({"a": (1 / 3, 2)})
-    {'a': [0.333333, 2]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): rounded(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
-    return value
 
 
 def _pool_result(pool: PlannedPool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.llm import Llm
 from planners import mix, rehearsal
+from planners.answer import plain
 from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
 from planners.engines import Offer, devices_named, offers_for
@@ -18,7 +19,7 @@ from planners.hunt import Hunt, describe, undominated
 from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
 from planners.limits import Limits, overruns
 from planners.mix import Demand
-from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept, rounded
+from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
 from planners.slo import Slo, holds, limit_s, value_s
 from simulator.run import Run
@@ -220,7 +221,7 @@ def _out_of_sample(market: Market, chosen: Candidate, fresh: Sequence[Trace]) ->
 
 def _explanation(hunt: Hunt, best: Verdict) -> Mapping[str, Any]:
     used = [engine for engine, _ in best.candidate.pools]
-    result: Mapping[str, Any] = rounded(explain(hunt.market, hunt.windows, best.usd_per_hour, used).result())
+    result: Mapping[str, Any] = plain(explain(hunt.market, hunt.windows, best.usd_per_hour, used).result())
     return result
 
 
