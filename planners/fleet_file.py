@@ -1,14 +1,19 @@
 """A fleet from a file: plan.json as a command wrote it, or fleet.yaml as a person did: model, router and pools."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from planners import marked_yaml, plan_file
 from planners.slo import Slo
 
 if TYPE_CHECKING:
-    from simulator.fleet import Fleet
+    from models.device import Device
+    from models.llm import Llm
+    from simulator.fleet import Fleet, Pool
+
+T = TypeVar("T")
 
 FORBID = {"extra": "forbid"}
 
@@ -92,11 +97,12 @@ class _Wrong(ValueError):
         self.key = key
 
 
-def _checked(check, file: str, text: str, key: str, mistakes: list[str]):  # type: ignore[no-untyped-def]
+def _checked(check: Callable[[], T], file: str, text: str, key: str, mistakes: list[str]) -> T | None:
     try:
         return check()
     except ValueError as error:
         mistakes.append(f"{marked_yaml.place_of(file, text, (key,))}: {key}: {error}")
+        return None
 
 
 def _slos(written: FleetFile) -> tuple[Slo, ...]:
@@ -113,7 +119,7 @@ def _known_router(name: str) -> None:
         raise ValueError(f"unknown router {name!r}; known: {', '.join(known)}")
 
 
-def _pool(line: PoolLine, model: str | None, folder: str):  # type: ignore[no-untyped-def]
+def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
     from models.engine import Engine, Settings
     from simulator.fleet import Pool, priced
 
@@ -150,7 +156,7 @@ def _usd_per_device_hour(line: PoolLine, device_name: str) -> float:
     return listed.usd_per_hour
 
 
-def _llm(name: str | None, folder: str):  # type: ignore[no-untyped-def]
+def _llm(name: str | None, folder: str) -> "Llm":
     from models import llm
 
     if name is None:
@@ -162,7 +168,7 @@ def _llm(name: str | None, folder: str):  # type: ignore[no-untyped-def]
         raise _Wrong("model", str(error)) from None
 
 
-def _device(name: str):  # type: ignore[no-untyped-def]
+def _device(name: str) -> "Device":
     from models import device
 
     try:
