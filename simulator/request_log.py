@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models import device, llm
+from models import device, forward, llm
 from models.calibration.validation import Predictions, none_yet, summary
 from models.engine import Engine, Settings
+from models.estimate import StepCosts, trust
 from models.step import PICOSECONDS_PER_SECOND
 from simulator.fleet import Fleet, Pool, PricedEngine, priced
 from simulator.replay import replay
@@ -19,6 +20,7 @@ from traces.trace import NS_PER_S, Trace
 
 Floats = npt.NDArray[np.float64]
 
+CONTEXT_TOKENS = 1000.0  # of a sequence, at which a step is asked how sure it is
 METRICS = ("ttft", "tpot", "e2e")
 FIGURES: dict[str, Callable[[Floats], Any]] = {
     "mean": np.mean,
@@ -30,7 +32,6 @@ NEEDED = (
     *("run", "device", "model", "input_toks", "output_toks", "arrival_s"),
     *("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"),
 )
-INTERVAL = (0.9, 1.1)  # assumed factors on a request's time until replays of more engines are at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,22 @@ def validate_requests(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
     for name, reason in reasons.items():
         found.reason[(frame["run"] == name).to_numpy()] = reason
     for one in replayed:
-        found.provenance[one.rows] = "calibrated"
+        found.provenance[one.rows], interval = _trust(one.engine)
         for metric, seconds in one.seconds().items():
             found.value[metric][one.rows] = seconds
-            found.low[metric][one.rows], found.high[metric][one.rows] = (seconds * factor for factor in INTERVAL)
+            found.low[metric][one.rows], found.high[metric][one.rows] = (seconds * factor for factor in interval)
     truth = {metric: frame[f"{metric}_ms"].to_numpy(np.float64) * 1e-3 for metric in METRICS}
     keys = frame[["device", "model"]].assign(engine="vllm", op="", dtype="bf16")
     result = summary(keys, truth, found)
     result["figures"] = {one.name: _figures(one, truth) for one in replayed}
     return frame, found, result
+
+
+def _trust(engine: Engine) -> tuple[str, tuple[float, float]]:
+    """Return the provenance and the 90 % factors of a full decode step: what all times of a log hang on."""
+    batch = np.full(1, float(engine.settings.max_num_seqs))
+    calls = [*forward.token_calls(engine, batch), *forward.decode_calls(engine, batch, np.full(1, CONTEXT_TOKENS))]
+    return trust(engine, StepCosts(engine), calls)
 
 
 def _figures(one: Replayed, truth: dict[str, Floats]) -> dict[str, dict[str, float]]:
