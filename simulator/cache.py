@@ -8,6 +8,7 @@ hold it twice, as in vLLM; a last, partial block is shared to the token.
 """
 
 from models.compiled import inner_kernel
+from simulator.blocks import blocks
 from simulator.layout import NONE
 
 
@@ -135,7 +136,7 @@ def share(state, row, here, computed_tokens):
             return
         found = state.nodes[node]
         found.content, found.lane, found.refs = content, here.number, 1
-        found.blocks = ((end_tokens + (1 << here.block_shift) - 1) >> here.block_shift) - row.held_blocks
+        found.blocks = blocks(end_tokens, here) - row.held_blocks
         found.whole_blocks = found.blocks
         bucket = _bucket(state, here.number, content)
         found.next_in_bucket = state.buckets[bucket]

@@ -10,6 +10,7 @@ come free, by then; where that leaves nothing to do, it forms the step when the 
 
 from models.compiled import inner_kernel, kernel
 from models.step import ALONE, BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
+from simulator.blocks import blocks, in_block, most_blocks, own_blocks, phase
 from simulator.cache import drop_leavings, give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
 from simulator.layout import (
     CANCELLED,
@@ -26,6 +27,22 @@ from simulator.layout import (
     READY,
     REJECTED,
     WAITING,
+)
+from simulator.queues import (
+    append_prefill,
+    append_ready,
+    append_running,
+    append_waiting,
+    insert_waiting,
+    link_running,
+    place_of_finish,
+    pop_waiting,
+    prepend_waiting,
+    push_finish,
+    remove_finish,
+    remove_prefill,
+    remove_running,
+    remove_waiting,
 )
 from simulator.routing import choose_lane
 from simulator.timers import DEADLINE, LOADED, next_timer_ps, set_timer, take_timer
@@ -99,9 +116,9 @@ def _queue(state, here, slot, now_ps):
     settle_load(state.words, state.lanes, here)
     state.requests[slot].enqueued_ps = now_ps
     if here.by_priority:
-        _insert_waiting(state.requests, here, slot)
+        insert_waiting(state.requests, here, slot)
     else:
-        _append_waiting(state.requests, here, slot)
+        append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
         _begin_step(state, here, now_ps, now_ps)
         return now_ps
@@ -155,10 +172,10 @@ def _go_off(state, now_ps):
         _release_source(state, row, now_ps)
         here.loading -= 1
         row.status = READY
-        _append_ready(state.requests, here, slot)
+        append_ready(state.requests, here, slot)
         _cut_run(state, here, now_ps)
     elif row.status == WAITING:
-        _remove_waiting(state.requests, here, slot)
+        remove_waiting(state.requests, here, slot)
         drop_leavings(state, row, here)
         here.outstanding -= 1
         settle_load(state.words, state.lanes, here)
@@ -178,7 +195,7 @@ def _go_off(state, now_ps):
 def _release_source(state, row, now_ps):
     """Give back a request's blocks on the lane that prefilled it, which may let that lane go on."""
     source = state.lanes[row.source_lane]
-    give_blocks(source, _own_blocks(row, source))
+    give_blocks(source, own_blocks(row, source))
     if row.held_nodes > 0:
         leave_content(state, row, source)
     row.contents = 0
@@ -246,7 +263,7 @@ def _join_ready(state, here):
         slot = here.first_ready
         row = state.requests[slot]
         here.first_ready = row.next_waiting
-        _link_running(state.requests, here, slot)
+        link_running(state.requests, here, slot)
         _start_decoding(state.words, here, row, slot)
         if row.is_leaving:
             _leave(state, here, slot)
@@ -262,7 +279,7 @@ def _leave(state, here, slot):
         _stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
-        _remove_prefill(state.requests, here, slot)
+        remove_prefill(state.requests, here, slot)
     row.status = CANCELLED
     _end(state, here, slot)
 
@@ -321,7 +338,7 @@ def _begin_decode_run(state, here, postponed):
 def _steps_until_crossing(words, here, steps):
     """Return the first of `steps` in which a decode takes a block: one that the head of the queue had hoped to find."""
     for step in range(1, min(steps, 1 << here.block_shift) + 1):
-        if words[here.crossings_at + _in_block(here.steps + step, here.block_shift)] > 0:
+        if words[here.crossings_at + in_block(here.steps + step, here.block_shift)] > 0:
             return step
     return steps
 
@@ -354,7 +371,7 @@ def _steps_within_blocks(words, here, steps):
     allowed = max(0, min(steps, rounds << here.block_shift))
     left = here.free_blocks - _blocks_crossed(words, here, allowed)
     while allowed < steps:
-        left -= words[here.crossings_at + _in_block(here.steps + allowed + 1, here.block_shift)]
+        left -= words[here.crossings_at + in_block(here.steps + allowed + 1, here.block_shift)]
         if left < 0:
             break
         allowed += 1
@@ -365,8 +382,8 @@ def _steps_within_blocks(words, here, steps):
 def _blocks_crossed(words, here, steps):
     """Return how many blocks the lane's decodes take in their next `steps` steps."""
     blocks = (steps >> here.block_shift) * here.decoding
-    for step in range(here.steps + 1, here.steps + _in_block(steps, here.block_shift) + 1):
-        blocks += words[here.crossings_at + _in_block(step, here.block_shift)]
+    for step in range(here.steps + 1, here.steps + in_block(steps, here.block_shift) + 1):
+        blocks += words[here.crossings_at + in_block(step, here.block_shift)]
     return blocks
 
 
@@ -401,7 +418,7 @@ def _victim(requests, here):
 @inner_kernel
 def _free_beside_decodes(words, here):
     """Return the free blocks less those that the decodes of this very step will take."""
-    return here.free_blocks - here.late_blocks - words[here.crossings_at + _in_block(here.steps + 1, here.block_shift)]
+    return here.free_blocks - here.late_blocks - words[here.crossings_at + in_block(here.steps + 1, here.block_shift)]
 
 
 @inner_kernel
@@ -412,7 +429,7 @@ def _continue_prefills(state, here, budget_tokens):
     while slot != NONE:
         row = state.requests[slot]
         chunk = min(_prefill_left(row), here.long_prefill_tokens, budget_tokens - new_tokens)
-        need = _blocks(row.computed_tokens + chunk, here) - _blocks(row.computed_tokens, here)
+        need = blocks(row.computed_tokens + chunk, here) - blocks(row.computed_tokens, here)
         while need > _free_beside_decodes(state.words, here) and row.status == PREFILLING:
             _preempt(state, here, _victim(state.requests, here))
             preempted = True
@@ -441,16 +458,15 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
             if not _load(state, here, row, slot):
                 break
             continue
-        chunk = _admit(state, here, row, budget_tokens - new_tokens)
+        chunk, need = _admit(state, here, row, budget_tokens - new_tokens)
         if chunk == 0:
             break
-        _pop_waiting(state.requests, here)
-        _append_running(state.requests, here, slot)
+        pop_waiting(state.requests, here)
+        append_running(state.requests, here, slot)
         if row.scheduled_ps == FAR:
             row.scheduled_ps = formed_ps
         row.chunk_tokens = chunk
         here.prefilled_tokens += row.computed_tokens
-        need = max(0, _blocks(row.computed_tokens + chunk, here) - row.found_blocks)
         attention_ps += _give_chunk(state, here, row, chunk, need)
         chunks += 1
         new_tokens += chunk
@@ -460,11 +476,11 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
 @inner_kernel
 def _load(state, here, row, slot):
     """Lease the blocks of a request that was prefilled elsewhere and start its KV on the way; say if they were free."""
-    need = _blocks(row.computed_tokens, here)
+    need = blocks(row.computed_tokens, here)
     if need > _free_beside_decodes(state.words, here) - here.watermark_blocks:
         return False
     take_blocks(state, here, need)
-    _pop_waiting(state.requests, here)
+    pop_waiting(state.requests, here)
     row.status = LOADING
     here.loading += 1
     source = state.lanes[row.source_lane]
@@ -479,7 +495,7 @@ def _load(state, here, row, slot):
 
 @inner_kernel
 def _admit(state, here, row, budget_tokens):
-    """Return the first chunk of a waiting request, with what is cached of it in hold; 0 where it must wait."""
+    """Return a waiting request's (first chunk, blocks it needs), its cached blocks in hold; 0 where it must wait."""
     nodes, shared_blocks, part, own, queued_blocks = 0, 0, 0, 0, 0
     looks_up = here.caching and row.swapped_tokens == 0
     if looks_up:
@@ -490,23 +506,22 @@ def _admit(state, here, row, budget_tokens):
     computed_tokens = max(row.swapped_tokens, min(found_tokens, total_tokens - 1))
     chunk = min(total_tokens - computed_tokens, here.long_prefill_tokens)
     if here.chunked_prefill == 0 and chunk > budget_tokens:
-        return 0
+        return 0, 0
     chunk = min(chunk, budget_tokens)
-    need = max(0, _blocks(computed_tokens + chunk, here) - found_blocks)
+    need = max(0, blocks(computed_tokens + chunk, here) - found_blocks)
     if need + queued_blocks > _free_beside_decodes(state.words, here) - here.watermark_blocks:
         here.is_eroding = 1 if queued_blocks > 0 else 0
-        return 0
-    if here.reserves and here.reserved_blocks + _most_blocks(row, here) > here.total_blocks:
-        return 0
+        return 0, 0
+    if here.reserves and here.reserved_blocks + most_blocks(row, here) > here.total_blocks:
+        return 0, 0
     if looks_up:
         hold(state, row, here, nodes, part, own)
     if row.scheduled_ps == FAR:
         row.cached_tokens = min(found_tokens, row.input_tokens)
     row.computed_tokens = computed_tokens
-    row.found_blocks = found_blocks
     here.swap_ps += row.swapped_tokens * here.swap_ps_per_token
     row.swapped_tokens = 0
-    return chunk
+    return chunk, need
 
 
 @inner_kernel
@@ -566,7 +581,7 @@ def _end_prefills(state, here):
         row.computed_tokens += row.chunk_tokens
         row.chunk_tokens = 0
         if _prefill_left(row) > 0:
-            _append_prefill(state.requests, here, slot)
+            append_prefill(state.requests, here, slot)
         else:
             here.prefilled_tokens -= row.computed_tokens
             if row.generated_tokens == 0:
@@ -586,7 +601,7 @@ def _hand_over(state, here, slot):
     """Queue a prefilled request at the decode lane with the shortest queue; its KV stays here until it has moved."""
     row = state.requests[slot]
     here.outstanding -= 1
-    _remove_running(state.requests, here, slot)
+    remove_running(state.requests, here, slot)
     row.status = WAITING
     row.source_lane = here.number
     row.last_chunk_ps = here.end_ps - here.start_ps
@@ -612,9 +627,9 @@ def _start_decoding(words, here, row, slot):
     row.status = DECODING
     row.joined_step = here.steps
     here.context_tokens += row.computed_tokens
-    words[here.crossings_at + _phase(row, here.block_shift)] += 1
+    words[here.crossings_at + phase(row, here.block_shift)] += 1
     last_step = here.steps + row.output_tokens - row.generated_tokens
-    _push_finish(words, here, (last_step << KEY_SHIFT) + row.number, slot)
+    push_finish(words, here, (last_step << KEY_SHIFT) + row.number, slot)
     here.decoding += 1
 
 
@@ -623,11 +638,11 @@ def _stop_decoding(state, here, slot):
     """Take a decoding request out of the batch."""
     row = state.requests[slot]
     decoded = here.steps - row.joined_step
-    state.words[here.crossings_at + _phase(row, here.block_shift)] -= 1
+    state.words[here.crossings_at + phase(row, here.block_shift)] -= 1
     row.generated_tokens += decoded
     row.computed_tokens += decoded
     here.context_tokens -= row.computed_tokens
-    _remove_finish(state.words, here, _place_of_finish(state.words, here, slot))
+    remove_finish(state.words, here, place_of_finish(state.words, here, slot))
     here.decoding -= 1
 
 
@@ -643,10 +658,10 @@ def _end(state, here, slot):
     row = state.requests[slot]
     row.finish_ps = here.end_ps
     here.outstanding -= 1
-    give_blocks(here, _own_blocks(row, here))
+    give_blocks(here, own_blocks(row, here))
     if row.held_nodes > 0:
         leave_content(state, row, here)
-    _remove_running(state.requests, here, slot)
+    remove_running(state.requests, here, slot)
 
 
 @inner_kernel
@@ -657,240 +672,30 @@ def _preempt(state, here, slot):
         _stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
-        _remove_prefill(state.requests, here, slot)
+        remove_prefill(state.requests, here, slot)
     if here.swap_ps_per_token > 0:
-        give_blocks(here, _own_blocks(row, here))
+        give_blocks(here, own_blocks(row, here))
         row.swapped_tokens = row.computed_tokens
         here.swap_ps += row.computed_tokens * here.swap_ps_per_token
     else:
         full_blocks = max(0, (row.computed_tokens >> here.block_shift) - row.held_blocks)
-        give_blocks(here, _own_blocks(row, here) - full_blocks)
+        give_blocks(here, own_blocks(row, here) - full_blocks)
         leave_own(state, row, here, slot, full_blocks)
     if row.held_nodes > 0:
         leave_content(state, row, here)
-    _remove_running(state.requests, here, slot)
+    remove_running(state.requests, here, slot)
     row.status = WAITING
     row.computed_tokens = 0
     row.enqueued_ps = NONE
     row.preemptions += 1
     here.preemptions += 1
     if here.by_priority:
-        _insert_waiting(state.requests, here, slot)
+        insert_waiting(state.requests, here, slot)
     else:
-        _prepend_waiting(state.requests, here, slot)
-
-
-@inner_kernel
-def _most_blocks(row, here):
-    """Return the blocks that a request will hold at its end."""
-    return _blocks(row.input_tokens + row.output_tokens, here)
-
-
-@inner_kernel
-def _own_blocks(row, here):
-    """Return the blocks that a request shares with none."""
-    return max(0, _blocks(row.computed_tokens, here) - row.held_blocks)
+        prepend_waiting(state.requests, here, slot)
 
 
 @inner_kernel
 def _prefill_left(row):
     """Return the tokens still to compute before the next one can be sampled: a recompute includes its own output."""
     return row.input_tokens + row.generated_tokens - row.computed_tokens
-
-
-@inner_kernel
-def _blocks(tokens, here):
-    return (tokens + (1 << here.block_shift) - 1) >> here.block_shift
-
-
-@inner_kernel
-def _in_block(tokens, block_shift):
-    return tokens & ((1 << block_shift) - 1)
-
-
-@inner_kernel
-def _phase(row, block_shift):
-    """Return the lane's step count, modulo the block, at which this decoding request needs a new block."""
-    computed = row.input_tokens + row.generated_tokens - 1
-    return _in_block(row.joined_step + 1 - computed, block_shift)
-
-
-# Queues: a lane's waiting and prefill lists are singly linked, its running list doubly, all through the requests.
-
-
-@inner_kernel
-def _append_waiting(requests, here, slot):
-    requests[slot].next_waiting = NONE
-    if here.waiting == 0:
-        here.first_waiting = slot
-    else:
-        requests[here.last_waiting].next_waiting = slot
-    here.last_waiting = slot
-    here.waiting += 1
-
-
-@inner_kernel
-def _prepend_waiting(requests, here, slot):
-    requests[slot].next_waiting = here.first_waiting if here.waiting > 0 else NONE
-    if here.waiting == 0:
-        here.last_waiting = slot
-    here.first_waiting = slot
-    here.waiting += 1
-
-
-@inner_kernel
-def _insert_waiting(requests, here, slot):
-    """Queue a request before those that are less urgent, or as urgent and later."""
-    row = requests[slot]
-    before, other = NONE, here.first_waiting if here.waiting > 0 else NONE
-    while other != NONE and (requests[other].priority, requests[other].number) < (row.priority, row.number):
-        before, other = other, requests[other].next_waiting
-    row.next_waiting = other
-    if before == NONE:
-        here.first_waiting = slot
-    else:
-        requests[before].next_waiting = slot
-    if other == NONE:
-        here.last_waiting = slot
-    here.waiting += 1
-
-
-@inner_kernel
-def _remove_waiting(requests, here, slot):
-    before, other = NONE, here.first_waiting
-    while other != slot:
-        before, other = other, requests[other].next_waiting
-    if before == NONE:
-        here.first_waiting = requests[slot].next_waiting
-    else:
-        requests[before].next_waiting = requests[slot].next_waiting
-    if here.last_waiting == slot:
-        here.last_waiting = before
-    here.waiting -= 1
-
-
-@inner_kernel
-def _append_ready(requests, here, slot):
-    requests[slot].next_waiting = NONE
-    if here.first_ready == NONE:
-        here.first_ready = slot
-    else:
-        requests[here.last_ready].next_waiting = slot
-    here.last_ready = slot
-
-
-@inner_kernel
-def _pop_waiting(requests, here):
-    here.first_waiting = requests[here.first_waiting].next_waiting
-    here.waiting -= 1
-
-
-@inner_kernel
-def _append_running(requests, here, slot):
-    """Admit a request: it runs last in order, in prefill."""
-    requests[slot].status = PREFILLING
-    _link_running(requests, here, slot)
-    _append_prefill(requests, here, slot)
-
-
-@inner_kernel
-def _link_running(requests, here, slot):
-    row = requests[slot]
-    row.previous_running = here.last_running
-    row.next_running = NONE
-    if here.last_running != NONE:
-        requests[here.last_running].next_running = slot
-    here.last_running = slot
-    here.running += 1
-    here.reserved_blocks += _most_blocks(row, here)
-
-
-@inner_kernel
-def _remove_running(requests, here, slot):
-    row = requests[slot]
-    if row.previous_running != NONE:
-        requests[row.previous_running].next_running = row.next_running
-    if row.next_running != NONE:
-        requests[row.next_running].previous_running = row.previous_running
-    else:
-        here.last_running = row.previous_running
-    here.running -= 1
-    here.reserved_blocks -= _most_blocks(row, here)
-
-
-@inner_kernel
-def _append_prefill(requests, here, slot):
-    requests[slot].next_prefill = NONE
-    if here.first_prefill == NONE:
-        here.first_prefill = slot
-    else:
-        requests[here.last_prefill].next_prefill = slot
-    here.last_prefill = slot
-
-
-@inner_kernel
-def _remove_prefill(requests, here, slot):
-    before, other = NONE, here.first_prefill
-    while other != slot:
-        before, other = other, requests[other].next_prefill
-    if before == NONE:
-        here.first_prefill = requests[slot].next_prefill
-    else:
-        requests[before].next_prefill = requests[slot].next_prefill
-    if here.last_prefill == slot:
-        here.last_prefill = before
-
-
-# The heap of finishes: pairs of (key, slot) in the words of a lane; its size is the number of decoding requests. A key
-# is the step at which a request ends, and its number, which decides between those of one step.
-
-
-@inner_kernel
-def _place_of_finish(words, here, slot):
-    place = 0
-    while words[here.finishes_at + 2 * place + 1] != slot:
-        place += 1
-    return place
-
-
-@inner_kernel
-def _push_finish(words, here, key, slot):
-    place = _lift(words, here.finishes_at, here.decoding, key)
-    _put(words, here.finishes_at + 2 * place, key, slot)
-
-
-@inner_kernel
-def _remove_finish(words, here, place):
-    heap, size = here.finishes_at, here.decoding - 1
-    key, slot = words[heap + 2 * size], words[heap + 2 * size + 1]
-    if place == size:
-        return
-    place = _lift(words, heap, place, key)
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and words[heap + 2 * child + 2] < words[heap + 2 * child]:
-            child += 1
-        if words[heap + 2 * child] >= key:
-            break
-        _put(words, heap + 2 * place, words[heap + 2 * child], words[heap + 2 * child + 1])
-        place = child
-    _put(words, heap + 2 * place, key, slot)
-
-
-@inner_kernel
-def _lift(words, heap, place, key):
-    """Move later entries down along the way to the root; return the place that `key` may take."""
-    while place > 0:
-        parent = (place - 1) >> 1
-        if words[heap + 2 * parent] <= key:
-            break
-        _put(words, heap + 2 * place, words[heap + 2 * parent], words[heap + 2 * parent + 1])
-        place = parent
-    return place
-
-
-@inner_kernel
-def _put(words, at, key, slot):
-    words[at], words[at + 1] = key, slot

@@ -43,7 +43,6 @@ REQUEST = np.dtype(
         ("contents", "i8"),
         ("held_nodes", "i8"),  # of them, those it shares or could share
         ("held_blocks", "i8"),
-        ("found_blocks", "i8"),  # in the cache when last admitted
         ("own_node", "i8"),  # what it left behind when preempted, after so many shared nodes
         ("own_after_nodes", "i8"),
         ("cached_tokens", "i8"),  # found in the cache when first admitted

@@ -222,7 +222,7 @@ def test_an_infinite_cache_finds_all_that_the_trace_repeats(shared):
 
 
 @pytest.mark.parametrize("block", [113, 10_000])
-def test_a_streamed_replay_equals_one_of_the_whole_trace(tmp_path, block):
+def test_a_streamed_replay_equals_one_of_the_whole_trace(block):
     rng = np.random.default_rng(3)
     trace = toys.trace(
         np.cumsum(rng.exponential(0.002, 20_000)), rng.integers(1, 60, 20_000), rng.integers(1, 9, 20_000)
