@@ -55,7 +55,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One Llm on tp x pp devices of one kind; experts spread over ep of the tp ranks."""
+    """One Llm on tp x pp devices of one kind; experts spread over ep of the tp ranks.
+
+    framework_version is the serving framework's release; None is the newest that was measured.
+    """
 
     llm: Llm
     device: Device
@@ -67,6 +70,7 @@ class Engine:
     kv_dtype: str = "bf16"
     framework: str = "vllm"
     settings: Settings = field(default_factory=Settings)
+    framework_version: str | None = None
 
     @property
     def devices(self) -> int:

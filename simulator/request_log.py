@@ -123,6 +123,7 @@ def _engine_of(rows: Any) -> tuple[Engine, PricedEngine]:
         dp=int(first.get("data_parallel_size", 1)),
         ep=tp if experts else 1,
         settings=Settings(int(first["max_num_seqs"]), int(first["max_num_batched_tokens"])),
+        framework_version=_text(first.get("vllm_version")),
     )
     found = priced(engine)
     blocks = first.get("num_gpu_blocks", np.nan)
@@ -133,6 +134,10 @@ def _engine_of(rows: Any) -> tuple[Engine, PricedEngine]:
     if not found.limits.total_blocks:
         raise ValueError(f"{engine.name} does not fit in memory")
     return engine, found
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _trace_of(rows: Any) -> Trace:

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from models import device
-from models.calibration import Calibration, calibration, fit, load, measured, predict, residual, store, validation
+from models.calibration import (
+    Calibration,
+    calibration,
+    fit,
+    load,
+    measured,
+    predict,
+    residual,
+    store,
+    validation,
+    versions,
+)
 from models.calibration.calibration import measured_devices
 from models.operators import COLLECTIVE_PARAMETERS
 
@@ -46,6 +57,39 @@ def test_every_device_prices_every_operator(name, op):
     found = load(name).find(op, "bf16")
     assert found.provenance in store.PROVENANCES
     assert found.interval[0] < 1.0 < found.interval[1]
+
+
+def test_a_release_is_priced_by_the_last_measured_one_before_it():
+    offered = ("0.24.0", "0.19.0", "0.14.0, 0.18.0")
+    assert versions.nearest("0.19.0", offered) == "0.19.0"
+    assert versions.nearest("0.20.3", offered) == "0.19.0"
+    assert versions.nearest("0.18.1", offered) == "0.14.0, 0.18.0"
+    assert versions.nearest("0.1.0", offered) == "0.14.0, 0.18.0"
+    assert versions.nearest("", offered) == versions.nearest("nightly", offered) == "0.24.0"
+    assert versions.parsed("1.3.0rc5") < versions.parsed("1.3.0rc10")
+
+
+def test_collectives_are_those_of_the_engines_release():
+    message = {"bytes": np.array([1e6]), "n_devices": np.array([2.0]), "n_nodes": np.array([1.0])}
+    older, newer, newest = (
+        float(predict.collective_s(load("rtx-pro-6000-server", "vllm", version), "all_reduce", message)[0])
+        for version in ("0.19.0", "0.24.0", "")
+    )
+    assert older > 2 * newer
+    assert newest == newer
+
+
+def test_releases_that_take_the_same_time_are_fitted_together():
+    import pandas
+
+    sizes = [2.0**power for power in range(10, 22)]
+    rows = [
+        {"bytes": size, "n_devices": 2, "n_nodes": 1, "dtype": "half", "lib_version": version, "time_us": slow * size}
+        for version, slow in (("0.9.0", 1.0), ("0.10.0", 1.01), ("0.11.0", 2.0))
+        for size in sizes
+    ]
+    frame = pandas.DataFrame(rows).assign(time_min_us=np.nan)
+    assert measured.alike(frame) == [["0.9.0", "0.10.0"], ["0.11.0"]]
 
 
 def test_devices_without_measurements_inherit_from_their_kin_and_are_less_sure():

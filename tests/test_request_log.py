@@ -37,6 +37,14 @@ def test_a_preempting_engine_is_followed_request_by_request(log, replayed):
         assert np.mean(seconds) == pytest.approx(np.mean(truth), rel=0.10), metric
 
 
+def test_a_log_of_an_older_release_is_priced_with_that_releases_collectives(log, replayed):
+    one = replayed["RTXPRO6000/Qwen3-32B"]
+    assert one.engine.framework_version == "0.19.0"
+    for metric, seconds in one.seconds().items():
+        truth = log[f"{metric}_ms"].to_numpy()[one.rows] * 1e-3
+        assert np.median(np.abs(seconds / truth - 1)) < 0.06, metric
+
+
 def test_running_and_waiting_requests_and_kv_follow_the_recorded_ones(shared, replayed):
     recorded = pandas.read_parquet(shared / "data" / "request_logs_timeseries.parquet")
     one = replayed["RTX4090/Llama-3.1-8B"]

@@ -10,6 +10,7 @@ from models.calibration import store
 from models.calibration.forms import FORMS
 from models.calibration.shapes import RINGS
 from models.calibration.store import Error, OperatorFit
+from models.calibration.versions import distance
 from models.device import Device
 
 __all__ = ["Calibration", "Error", "OperatorFit", "load"]
@@ -29,10 +30,14 @@ ENGINES = (
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The fits that price operators on one device under one engine family."""
+    """The fits that price operators on one device under one engine family.
+
+    version is the engine's or library's; collectives were measured under several. Empty means the newest known.
+    """
 
     device: Device
     engine: str
+    version: str = ""
 
     def find(
         self,
@@ -50,20 +55,21 @@ class Calibration:
         device at all was measured for the operator. in_graph passes over kernels that were timed with the host
         launching them one by one, which a step replayed as a graph does not wait for.
         """
-        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph)
+        version = self.version if op in RINGS else ""
+        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, version)
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
         return store.read(self.device.calibration, self.engine) if self.device.calibration else ()
 
 
-def load(device: Device | str, engine: str = "vllm") -> Calibration:
+def load(device: Device | str, engine: str = "vllm", version: str = "") -> Calibration:
     """Return the calibration of a device (or its catalogue name, or its name in measurement tables) under an engine.
 
     >>> load("h100-sxm").find("gemm", "bf16").provenance
     'calibrated'
     """
-    return Calibration(devices.find(device) if isinstance(device, str) else device, engine)
+    return Calibration(devices.find(device) if isinstance(device, str) else device, engine, version)
 
 
 @cache
@@ -76,6 +82,7 @@ def _find(
     kernel: tuple[str, ...],
     sub_op: str | None,
     in_graph: bool,
+    version: str,
 ) -> OperatorFit:
     for label, other, widened in _candidates(device, engine, op):
         fits = [fit for fit in store.read(label, other) if fit.op == op]
@@ -86,6 +93,8 @@ def _find(
         if not fits:
             continue
         best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op))
+        if op in RINGS:
+            best = _of_version(fits, best, version)
         if label == device.calibration:
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
             return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
@@ -154,6 +163,12 @@ def _likeness(
         not kv_dtype or fit.kv_dtype == kv_dtype,
         fit.rows,
     )
+
+
+def _of_version(fits: list[OperatorFit], best: OperatorFit, version: str) -> OperatorFit:
+    """Return the fit of the same kernel whose versions stand for the one wanted."""
+    alike = [fit for fit in fits if (fit.kernel, fit.sub_op) == (best.kernel, best.sub_op)]
+    return min(alike, key=lambda fit: distance(version, fit.version))
 
 
 def borrowed(fit: OperatorFit, factor: float, physical_only: bool) -> OperatorFit:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 from models import device as devices
 from models import dtype as dtypes
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, kernel_columns, matrices_of
+from models.calibration.versions import parsed
 from models.operators import Formats, Machine
 
 Floats = npt.NDArray[np.float64]
 
 KEY = ("device", "engine", "op", "dtype", "kv_dtype", "kernel", "sub_op")
-COLLECTIVE_KEY = ("device", "lib", "op", "kernel", "fabric")
+COLLECTIVE_KEY = ("device", "lib", "op", "kernel", "fabric", "lib_version")
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "w4a16_mxfp4")
 # The format in which a kernel multiplies, by the dtype of the measurement table.
 MULTIPLIES_IN = {
@@ -136,7 +137,8 @@ def collective_times_us(frame: Any) -> Floats:
 
 
 def collective_groups(path: Path, only_device: str) -> Iterator[Group]:
-    """Yield every group of one device of a collectives table: a (library, operation, kernel, fabric) each.
+    """Yield every group of one device of a collectives table: a (library, operation, kernel, fabric) each, and versions
+    of the library that take the same time.
 
     Rows without a size in bytes (DeepEP), with more devices than could be, and the fabric that the table's README
     distrusts are left out.
@@ -144,15 +146,34 @@ def collective_groups(path: Path, only_device: str) -> Iterator[Group]:
     frame = read_collectives(path)
     believable = (frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & (frame["n_devices"] <= MOST_DEVICES)
     frame = frame[believable & frame["op"].isin(RINGS) & (frame["device"] == only_device)]
-    for (device, lib, op, kernel, fabric), part in frame.groupby(list(COLLECTIVE_KEY), sort=True, observed=True):
-        shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
-        source = ", ".join(sorted(part["source"].unique()))
-        version = ", ".join(sorted(part["lib_version"].fillna("").astype(str).unique()))
-        columns = kernel_columns(op, shape, 2.0, 2.0)
-        seconds = collective_times_us(part) * 1e-6
-        yield Group(device, lib, op, "", "", kernel, fabric, source, version, shape, columns, seconds)
+    for (device, lib, op, kernel, fabric), every in frame.groupby(list(COLLECTIVE_KEY[:-1]), sort=True, observed=True):
+        for versions in alike(every):
+            part = every[every["lib_version"].isin(versions)]
+            shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
+            source = ", ".join(sorted(part["source"].unique()))
+            columns = kernel_columns(op, shape, 2.0, 2.0)
+            seconds = collective_times_us(part) * 1e-6
+            yield Group(device, lib, op, "", "", kernel, fabric, source, ", ".join(versions), shape, columns, seconds)
 
 
+def alike(frame: Any) -> list[list[str]]:
+    """Return a collective's versions in order, those together whose times at common shapes hardly differ."""
+    names = ["bytes", "n_devices", "n_nodes", "dtype"]
+    timed = frame.assign(_log=np.log(collective_times_us(frame)), n_nodes=frame["n_nodes"].fillna(1))
+    times = timed.pivot_table(index=names, columns="lib_version", values="_log", aggfunc="median")
+    found: list[list[str]] = []
+    for version in sorted(times.columns, key=parsed):
+        for others in found:
+            apart = (times[version] - times[others[0]]).abs().dropna()
+            if len(apart) >= FEWEST_ALIKE and apart.median() < ALIKE and apart.quantile(0.9) < NEVER_ALIKE:
+                others.append(str(version))
+                break
+        else:
+            found.append([str(version)])
+    return found
+
+
+FEWEST_ALIKE, ALIKE, NEVER_ALIKE = 10, 0.03, 0.15  # shapes, and differences of log time, median and p90
 MOST_DEVICES = 128
 DISTRUSTED_FABRIC = "a30_single_gpu (check)"
 

@@ -24,7 +24,7 @@ Values = npt.ArrayLike
 
 STATEFUL = ("gdn", "kda", "mamba2")
 CONVOLUTIONS, SCANS = ("causal_conv1d",), ("chunk", "fused", "flashkda", "kda_fused")
-LIBRARIES = ("oneccl", "nccl-tests", "nccl")
+LIBRARIES = ("nccl", "oneccl", "nccl-tests")
 GRAPH = {"vllm": ("custom:vLLM_custom_graph",), "sglang": ("custom:SGLang_CustomAllReduce_graph",)}
 # What measurement tables call a serving framework, and a weight-only dtype.
 TABLE_ENGINES = {"tensorrt-llm": "trtllm", "llama.cpp": "vllm"}
@@ -85,14 +85,19 @@ def operator_s(
 def collective_s(calibration: Calibration, op: str, shape: Mapping[str, Values]) -> Floats:
     """Return the seconds of one collective, its message counted as nccl-tests does, whole buffers for a gather.
 
-    The engine's own all-reduce is used where it is faster than the library's, as engines do.
+    An engine's own all-reduce hands large messages to the library by itself, as it was measured.
     """
-    found = [calibration] if op == "all_reduce" else []
-    found += [Calibration(calibration.device, library) for library in LIBRARIES]
-    own = [other for other in found if any(fit.op == op for fit in other.fits())]
-    times = [operator_s(other, op, "", shape, kernel=GRAPH.get(other.engine, ())) for other in own or found[-1:]]
-    lone = np.broadcast_to(np.asarray(shape["n_devices"]) <= 1, times[0].shape)
-    return np.where(lone, 0.0, np.minimum.reduce(times))
+    chosen = collective_calibration(calibration, op)
+    seconds = operator_s(chosen, op, "", shape, kernel=GRAPH.get(chosen.engine, ()))
+    lone = np.broadcast_to(np.asarray(shape["n_devices"]) <= 1, seconds.shape)
+    return np.where(lone, 0.0, seconds)
+
+
+def collective_calibration(calibration: Calibration, op: str) -> Calibration:
+    """Return whose collective an engine runs: its own where it was measured, else the first measured library's."""
+    libraries = [Calibration(calibration.device, library) for library in LIBRARIES]
+    found = [calibration, *libraries] if op == "all_reduce" else libraries
+    return next((one for one in found if any(fit.op == op for fit in one.fits())), libraries[0])
 
 
 def call_s(engine: Engine, call: Call) -> Floats:
@@ -110,7 +115,8 @@ def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
     """Return the fit that prices an operator of a step, or the largest part of it."""
     calibration = _calibration(engine)
     if call.op in RINGS:
-        return calibration.find(call.op, "", kernel=GRAPH.get(calibration.engine, ()))
+        chosen = collective_calibration(calibration, call.op)
+        return chosen.find(call.op, "", kernel=GRAPH.get(chosen.engine, ()))
     if call.op in STATEFUL:
         return calibration.find("gdn" if call.op == "mamba2" else call.op, call.dtype, kernel=SCANS)
     return calibration.find(call.op, table_dtype(engine, call), _kv_dtype(engine, call), in_graph=True)
@@ -153,7 +159,8 @@ def table_dtype(engine: Engine, call: Call) -> str:
 
 
 def _calibration(engine: Engine) -> Calibration:
-    return Calibration(engine.device, TABLE_ENGINES.get(engine.framework, engine.framework))
+    framework = TABLE_ENGINES.get(engine.framework, engine.framework)
+    return Calibration(engine.device, framework, engine.framework_version or "")
 
 
 def _kv_dtype(engine: Engine, call: Call) -> str:

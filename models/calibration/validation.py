@@ -75,7 +75,7 @@ def _collective_group(found: Predictions, rows: npt.NDArray[np.int64], key: Mapp
     op = key["op"]
     if op not in RINGS:
         raise ValueError(f"no kernel form for collective {op!r}")
-    calibration = Calibration(devices.find(key["device"]), key["lib"])
+    calibration = Calibration(devices.find(key["device"]), key["lib"], key["lib_version"])
     fit = calibration.find(op, "", "", (key["kernel"],), key["fabric"])
     shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
     _fill(found, rows, fit, calibration.device, shape, "", "")
