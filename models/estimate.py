@@ -14,6 +14,7 @@ from models.calibration.predict import call_s, fit_of_call
 from models.closed_loop import Answered, Load, Scheduler, replay
 from models.engine import Engine
 from models.forward import Call
+from models.power import device_w
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +22,6 @@ SEED = 7
 CONTEXT_POINTS = 24
 REFERENCE_CHUNK_TOKENS = 1024.0
 WORST_PROVENANCE = ("measured", "calibrated", "modelled", "assumed")
-POWER_OF_BUSY = 0.85  # of the span from idle to TDP, where the device is never waited for: assumed
 
 
 class StepCosts:
@@ -233,11 +233,7 @@ def trust(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> tuple[str,
 
 
 def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> float | None:
-    """Return the watts of all devices of a replica while decoding: idle, and a share of the rest while it is busy."""
-    device = engine.device
-    if device.tdp_w is None:
-        return None
-    idle_w = device.idle_w if device.idle_w is not None else 0.1 * device.tdp_w
+    """Return the watts of all devices of a replica while decoding, or None where the device's limit is not known."""
     device_s = sum(call.times * float(call_s(engine, call)[0]) for call in calls) * costs.host.decode_factor
-    busy = device_s / (device_s + costs.host.host_step_s)
-    return engine.devices * (idle_w + POWER_OF_BUSY * busy * (device.tdp_w - idle_w))
+    watts = device_w(engine.device, device_s / (device_s + costs.host.host_step_s))
+    return None if watts is None else engine.devices * watts
