@@ -42,6 +42,7 @@ READINGS = (
     {"lengths_only": True},
     {"time_unit": "ms"},
     {"limit": 2},
+    {"where": ("input_tokens>0",), "time_range": (1.0, 1e6)},
 )
 
 

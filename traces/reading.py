@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +17,12 @@ from traces.errors import BadTrace
 from traces.formats import choose, mapped
 from traces.layout import Format
 from traces.nested import unnest
+from traces.selection import TimeRange, check_time_range, chosen, condition
 from traces.servegen import refuse_servegen
 from traces.source import PARQUET_MAGIC, Source, load
 from traces.table import Problem, Table, csv_table, decode, document_table, json_lines, looks_like_json, renamed_columns
 from traces.times import UNIT_NS
-from traces.trace import Array, Column, Status, Trace, content_sha256, take_column
+from traces.trace import Array, Column, Status, Trace, content_sha256, take, take_column
 from traces.writing import metadata_path
 
 RESTARTS = (
@@ -48,6 +49,8 @@ class Options:
     count_tokens: Callable[[str], int] | None = None
     limit: int | None = None
     max_bad_fraction: float = 0.001
+    where: tuple[str, ...] = ()
+    time_range: TimeRange | None = None
 
     def changed(self) -> dict[str, object]:
         """Return the options that differ from the defaults, for the record."""
@@ -71,6 +74,8 @@ def read(
     count_tokens: Callable[[str], int] | None = None,
     limit: int | None = None,
     max_bad_fraction: float = 0.001,
+    where: Sequence[str] = (),
+    time_range: TimeRange | None = None,
 ) -> Trace:
     """Return the trace in a file of any known format, plain or compressed, both told apart by content.
 
@@ -80,7 +85,9 @@ def read(
     rename maps column names of the file to those of a known format; columns says where our fields are in a file of no
     known format, each a column name or {"column": ..., "unit": ...} or {"constant": ...}; context ("cumulative" or
     "delta") says whether a turn's input tokens hold the turns before; count_tokens counts those of texts (four
-    characters a token without); limit keeps the first rows.
+    characters a token without); where keeps the rows of which every condition holds, as "model=gpt-4" or
+    "input_tokens<=4096"; time_range those that arrive in [from, to) seconds after the file's first good row (after
+    zero in our own formats); limit the first rows of what is left.
     Raises BadTrace for bad data (its text begins FILE:LINE:COLUMN), ValueError for bad options, OSError.
     """
     options = with_options(
@@ -88,7 +95,7 @@ def read(
         {
             "time_unit": time_unit, "restarts": restarts, "lengths_only": lengths_only, "block_tokens": block_tokens,
             "rename": rename, "columns": columns, "context": context, "count_tokens": count_tokens, "limit": limit,
-            "max_bad_fraction": max_bad_fraction,
+            "max_bad_fraction": max_bad_fraction, "where": where, "time_range": time_range,
         },
     )  # fmt: skip
     if _is_large_text(path):
@@ -96,7 +103,7 @@ def read(
     source = load(path)
     found = _parquet(source) if source.content.startswith(PARQUET_MAGIC) else table_of(source)
     if isinstance(found, Trace):
-        return found
+        return _selected(found, options)
     trace = from_table(source, renamed_columns(found, options.rename), format, options)
     return _with_own_metadata(trace, path) if trace.metadata["format"] == "fleetplan" else trace
 
@@ -107,6 +114,7 @@ def with_options(strict: bool, wishes: Mapping[str, Any]) -> Options:
     if unknown := set(wishes) - known:
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
     pairs = {name: tuple(sorted((wishes.get(name) or {}).items())) for name in ("rename", "columns")}
+    pairs["where"] = tuple(wishes.get("where") or ())
     options = Options(strict=strict, **{**wishes, **pairs})
     _check_options(options)
     return options
@@ -134,12 +142,17 @@ def from_table(source: Source, table: Table, asked: str | None, options: Options
     layout = mapped(table, options.columns) if options.columns else choose(table, asked, options.lengths_only)
     columns, faults = columns_of(table, layout, options)
     kept = _kept(table, faults, options)
+    problems = (*table.problems, *faults.values())
+    dropped = Counter(each.reason for each in problems)
+    wanted, left_out = _wanted(columns, kept, layout, options)
+    dropped.update(left_out)
+    kept = kept[wanted][: options.limit]
+    if not len(kept):
+        raise table.error(nothing_left(dropped))
     arrivals = _arrivals(table, layout, columns.pop("arrival_ns", None), kept, options)
     columns = {name: take_column(column, kept[arrivals.order]) for name, column in columns.items()}
     if layout.derive is not None:
         columns = layout.derive(columns)
-    problems = (*table.problems, *faults.values())
-    dropped = Counter(each.reason for each in problems)
     examples: dict[str, list[str]] = {}
     keep_examples(examples, table, problems)
     about = About(source, table, layout, options, table.rows_read, dropped, examples)
@@ -176,11 +189,48 @@ def _kept(table: Table, faults: Mapping[int, Problem], options: Options) -> Arra
             f"{len(problems)} of {table.rows_read} rows are bad, more than max_bad_fraction {options.max_bad_fraction}"
         )
         raise table.error(replace(problems[0], words=f"{share}; the first: {problems[0].words}"))
-    kept = np.array([row for row in range(len(table.lines)) if row not in faults], np.int64)[: options.limit]
+    kept = np.array([row for row in range(len(table.lines)) if row not in faults], np.int64)
     if not len(kept):
         words = "no data rows: a trace needs at least one request"
         raise table.error(Problem(len(table.text_lines) or 1, "", "", words))
     return kept
+
+
+def _wanted(
+    columns: Mapping[str, Column], kept: Array, layout: Format, options: Options
+) -> tuple[Array, dict[str, int]]:
+    """Which of the good rows are wanted, and how many are not, by reason."""
+    if not options.where and options.time_range is None:
+        return np.arange(len(kept)), {}
+    good = {name: take_column(column, kept) for name, column in columns.items()}
+    times_ns = good.pop("arrival_ns", None)
+    if layout.derive is not None:
+        good = layout.derive(good)
+    since_ns = None if times_ns is None else cast(Array, times_ns) - (0 if layout.keeps_origin else times_ns[0])
+    return chosen(good, options.where, options.time_range, since_ns)
+
+
+def nothing_left(dropped: Mapping[str, int]) -> Problem:
+    """Return the problem of a file of which no row is wanted."""
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
+    return Problem(1, "", "", f"no row is kept ({reasons})")
+
+
+def _selected(trace: Trace, options: Options) -> Trace:
+    """The wanted rows of a trace that is one already."""
+    if not options.where and options.time_range is None and options.limit is None:
+        return trace
+    columns = {**trace.columns, **{name: getattr(trace, name) for name in ("input_tokens", "output_tokens", "status")}}
+    rows, left_out = chosen(columns, options.where, options.time_range, trace.arrival_ns)
+    kept = rows[: options.limit]
+    if not len(kept):
+        raise BadTrace(trace.name, 1, 1, nothing_left(left_out).words)
+    left_out |= {"beyond limit": len(rows) - len(kept)} if len(rows) > len(kept) else {}
+    dropped = Counter(cast(dict[str, int], trace.metadata.get("rows_dropped", {})))
+    dropped.update(left_out)
+    step = {"operation": "select", "parameters": options.changed()}
+    about = {"rows_kept": len(kept), "rows_dropped": dict(dropped), "chain": [*trace.chain, step]}
+    return replace(take(trace, kept), metadata={**trace.metadata, **about})
 
 
 def keep_examples(examples: dict[str, list[str]], table: Table, problems: Iterable[Problem]) -> None:
@@ -331,5 +381,8 @@ def _check_options(options: Options) -> None:
     ):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
+    for text in options.where:
+        condition(text)
+    check_time_range(options.time_range)
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"limit {options.limit} keeps no row; expected at least 1")

@@ -1,32 +1,21 @@
 """Trace files larger than memory: imported block by block into Parquet, told, checked and reported as by `read`."""
 
-import bz2
-import gzip
-import hashlib
-import io
-import lzma
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 
 from traces import reading
-from traces.arrivals import Arrivals, quantum_ns, restarts_in
+from traces.arrivals import Arrivals, restarts_in
+from traces.block_reader import BlockReader, NeedsTheWhole, Rows
 from traces.doubts import refuse_absurd_rate
 from traces.errors import BadTrace
-from traces.fast_csv import fast_columns
-from traces.formats import FORMATS, choose, mapped
-from traces.joining import joined
-from traces.layout import Format
-from traces.nested import is_nested
 from traces.reading import About, Options, with_options
-from traces.servegen import refuse_servegen
-from traces.source import PARQUET_MAGIC, Source, refuse_what_is_no_data
-from traces.table import Problem, Table, csv_table, decode, json_lines, looks_like_json, normal, renamed_columns
-from traces.trace import NS_PER_S, Array, Column, Status, take_column
+from traces.source import Source
+from traces.tally import Tally
+from traces.trace import NS_PER_S, Array, Status
+from traces.unpacking import Unpacked
 
 BLOCK_BYTES = 8 << 20
 TAIL_ROWS = 1000  # kept of the block before, to see whether time restarts
@@ -70,31 +59,6 @@ def import_to_parquet(
     return replace(report, target=target)
 
 
-@dataclass(slots=True)
-class Rows:
-    """Some rows in file order: absolute times, and every other column."""
-
-    times_ns: Array
-    columns: dict[str, Column]
-
-    def __len__(self) -> int:
-        return len(self.times_ns)
-
-    def take(self, rows: Array) -> "Rows":
-        """Return the given rows."""
-        return Rows(self.times_ns[rows], {name: take_column(column, rows) for name, column in self.columns.items()})
-
-    def joined_to(self, later: "Rows") -> "Rows":
-        """Return these rows with the later ones behind them."""
-        sizes = [len(self), len(later)]
-        columns = {name: joined([column, later.columns[name]], sizes) for name, column in self.columns.items()}
-        return Rows(np.concatenate([self.times_ns, later.times_ns]), columns)
-
-
-class _NeedsTheWhole(Exception):
-    """This file cannot be imported in blocks."""
-
-
 def _whole(path: str | Path, target: Path, format: str | None, strict: bool, wishes: dict[str, Any]) -> ImportReport:
     from traces.parquet import to_parquet
 
@@ -111,10 +75,10 @@ def stream_to_parquet(path: Path, target: Path, format: str | None, options: Opt
     if options.restarts != "error":
         return None
     try:
-        with _Unpacked(path) as unpacked:
-            blocks = unpacked.blocks()
+        with Unpacked(path) as unpacked:
+            blocks = unpacked.blocks(BLOCK_BYTES)
             before, first = next(blocks, (0, b""))
-            reader = _Reader(str(path), first, format, options)
+            reader = BlockReader(str(path), first, format, options)
             writer = _Writer(target, reader)
             try:
                 writer.add(reader.rows(before, first))
@@ -125,346 +89,17 @@ def stream_to_parquet(path: Path, target: Path, format: str | None, options: Opt
                 return writer.finish(unpacked.source())
             finally:
                 writer.close()
-    except _NeedsTheWhole:
+    except NeedsTheWhole:
         return None
-
-
-class _Unpacked:
-    """A file read once: its unpacked bytes in blocks of whole lines, and the hash of its packed ones."""
-
-    def __init__(self, path: Path) -> None:
-        self._hashed = _Hashed(path)
-        self._file = str(path)
-
-    def __enter__(self) -> "_Unpacked":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hashed.close()
-
-    def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (lines before, block) until the end; every block but the last ends with a line."""
-        packed = io.BufferedReader(self._hashed, 1 << 16)
-        stream = self._open(packed)
-        rest, lines = b"", 0
-        while True:
-            more = self._read(stream)
-            if not more:
-                break
-            cut = more.rfind(b"\n") + 1
-            if not cut:
-                rest += more
-                continue
-            block = rest + more[:cut] if rest else more[:cut]
-            rest = more[cut:]
-            yield lines, block
-            lines += block.count(b"\n")
-        if rest:
-            yield lines, rest
-        while packed.read(1 << 20):
-            pass
-
-    def source(self) -> Source:
-        """Return name, hash and size, once all has been read."""
-        return Source(self._file, self._hashed.sha256.hexdigest(), self._hashed.size_bytes, b"")
-
-    def _read(self, stream: BinaryIO) -> bytes:
-        try:
-            return stream.read(BLOCK_BYTES)
-        except (EOFError, ValueError, OSError, lzma.LZMAError) as problem:
-            raise BadTrace(self._file, 1, 1, f"damaged file ({problem}): fetch it again") from None
-
-    def _open(self, packed: Any) -> BinaryIO:
-        start = packed.peek(8)[:8]
-        opened = next((each for magic, each in OPENERS.items() if start.startswith(magic)), None)
-        return cast(BinaryIO, packed if opened is None else opened(packed))
-
-
-class _Hashed(io.RawIOBase):
-    def __init__(self, path: Path) -> None:
-        self._opened = path.open("rb", buffering=0)
-        self.sha256 = hashlib.sha256()
-        self.size_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._opened.readinto(buffer) or 0
-        self.sha256.update(memoryview(buffer)[:count])
-        self.size_bytes += count
-        return count
-
-    def close(self) -> None:
-        self._opened.close()
-        super().close()
-
-
-def _zstd(packed: Any) -> BinaryIO:
-    import pyarrow as pa
-
-    return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd"))
-
-
-OPENERS: dict[bytes, Callable[[Any], BinaryIO]] = {
-    b"\x1f\x8b": lambda packed: cast(BinaryIO, gzip.GzipFile(fileobj=packed)),
-    b"\xfd7zXZ\x00": lambda packed: cast(BinaryIO, lzma.LZMAFile(packed)),  # noqa: SIM115
-    b"BZh": lambda packed: cast(BinaryIO, bz2.BZ2File(packed)),
-    b"\x28\xb5\x2f\xfd": _zstd,
-}
-
-
-class _Reader:
-    """Blocks of text turned into rows of one format, the format and its columns told from the first block."""
-
-    def __init__(self, file: str, first: bytes, format: str | None, options: Options) -> None:
-        self.file, self.options = file, options
-        self.rows_read, self.kept, self.dropped = 0, 0, Counter[str]()
-        self.examples: dict[str, list[str]] = {}
-        self._first_problem: tuple[Table, Problem] | None = None
-        if first.startswith(PARQUET_MAGIC):
-            raise _NeedsTheWhole
-        refuse_what_is_no_data(file, first)
-        text = _decoded(file, 0, first)
-        refuse_servegen(file, text)
-        self.is_json = looks_like_json(text)
-        self.header = b"" if self.is_json else self._header(first)
-        table = self._json_example(text) if self.is_json else self._table(0, self.header)
-        self.table = replace(table, columns={name: [] for name in table.columns}, lines=[], problems=[], text_lines=[])
-        self.layout = self._layout(table, format)
-        self.names: tuple[str, ...] | None = None
-
-    @property
-    def is_full(self) -> bool:
-        """Return whether as many rows are kept as were asked for."""
-        return self.options.limit is not None and self.kept >= self.options.limit
-
-    def rows(self, before: int, block: bytes) -> Rows:
-        """Return the good rows of a block, the bad ones counted; raises BadTrace where strict."""
-        if before == 0 and not self.is_json:
-            skipped = self._lines_to_header(block)
-            lines = block.split(b"\n", skipped)
-            before, block = skipped, lines[skipped] if len(lines) > skipped else b""
-        found = (
-            None if self.is_json else fast_columns(block, before, self.header, self.table, self.layout, self.options)
-        )
-        columns = self._slow(before, block) if found is None else found
-        count = len(cast(Array, columns["source_line"]))
-        if found is not None:
-            self.rows_read += count
-        columns = self._limited(columns, count)
-        times = columns.pop("arrival_ns", None)
-        count = len(cast(Array, columns["source_line"]))
-        self.kept += count
-        if not count:
-            return Rows(np.zeros(0, np.int64), {})
-        if self.layout.derive is not None:
-            columns = self.layout.derive(columns)
-        self._same_columns(columns)
-        return Rows(np.zeros(count, np.int64) if times is None else cast(Array, times), columns)
-
-    def count_the_rest(self, blocks: Iterator[tuple[int, bytes]]) -> None:
-        """Count the lines that a limit leaves unread."""
-        for _, block in blocks:
-            self.rows_read += sum(1 for line in block.split(b"\n") if line.strip())
-
-    def refuse_too_many_bad(self) -> None:
-        """Raise BadTrace where more rows were bad than may be, or none was good."""
-        bad = sum(self.dropped.values())
-        if self._first_problem is not None and bad > self.options.max_bad_fraction * self.rows_read:
-            table, problem = self._first_problem
-            most = self.options.max_bad_fraction
-            share = f"{bad} of {self.rows_read} rows are bad, more than max_bad_fraction {most}"
-            raise table.error(replace(problem, words=f"{share}; the first: {problem.words}"))
-        if not self.kept:
-            raise BadTrace(self.file, 1, 1, "no data rows: a trace needs at least one request")
-
-    def _slow(self, before: int, block: bytes) -> dict[str, Column]:
-        table = self._table(before, block)
-        self.rows_read += table.rows_read
-        columns, faults = reading.columns_of(table, self.layout, self.options)
-        problems = sorted((*table.problems, *faults.values()), key=lambda each: each.line)
-        if problems and self.options.strict:
-            raise table.error(problems[0])
-        if problems and self._first_problem is None:
-            self._first_problem = (table, problems[0])
-        self.dropped.update(each.reason for each in problems)
-        reading.keep_examples(self.examples, table, problems)
-        kept = np.array([row for row in range(len(table.lines)) if row not in faults], np.int64)
-        return {name: take_column(column, kept) for name, column in columns.items()}
-
-    def _table(self, before: int, block: bytes) -> Table:
-        """The raw cells of a block, their lines those of the file."""
-        text = _decoded(self.file, before, block)
-        if self.is_json:
-            table, added = json_lines(self.file, text), 0
-        else:
-            header = _decoded(self.file, 0, self.header)
-            table, added = self._csv(before, header if block is self.header else header + "\n" + text)
-        shift = before - added
-        table.lines = [line + shift for line in table.lines]
-        table.problems = [replace(each, line=each.line + shift) for each in table.problems]
-        table.lines_before = shift
-        if self.is_json:
-            if is_nested(table) or self._names_another_format(table):
-                raise _NeedsTheWhole
-            self._with_known_columns(table)
-        return renamed_columns(table, self.options.rename) if self.options.rename else table
-
-    def _names_another_format(self, table: Table) -> bool:
-        """Whether a block has keys that the first had not and that tell formats apart."""
-        telling = {name for each in FORMATS.values() for name in (*each.marks, *each.forbidden)}
-        telling |= {normal(name) for each in FORMATS.values() for wanted in each.fields for name in wanted.sources}
-        return bool((set(table.columns) - set(self.table.columns)) & telling)
-
-    def _with_known_columns(self, table: Table) -> None:
-        """A key that no object of this block has is missing in all of them."""
-        lacking = [name for name in self.table.columns if name not in table.columns]
-        table.columns.update({name: [None] * len(table.lines) for name in lacking})
-        table.header = (*table.header, *(self.table.names[name] for name in lacking))
-
-    def _csv(self, before: int, text: str) -> tuple[Table, int]:
-        added = 1 if before else 0
-        try:
-            return csv_table(self.file, text), added
-        except BadTrace as problem:
-            line = problem.line + before - added
-            raise BadTrace(problem.file, line, problem.column, problem.problem) from None
-
-    def _json_example(self, text: str) -> Table:
-        """The raw cells of the first block, if it holds JSON lines that stand each for itself."""
-        first = text.lstrip()[:1]
-        table = json_lines(self.file, text)
-        if first == "[" or not table.lines:
-            raise _NeedsTheWhole
-        if is_nested(table):
-            raise _NeedsTheWhole
-        return renamed_columns(table, self.options.rename) if self.options.rename else table
-
-    def _layout(self, table: Table, format: str | None) -> Format:
-        options = self.options
-        try:
-            layout = mapped(table, options.columns) if options.columns else choose(table, format, options.lengths_only)
-        except BadTrace:
-            if self.is_json:
-                raise _NeedsTheWhole from None  # later lines may have the keys that these lack
-            raise
-        constants = any(isinstance(wish, dict) and "constant" in wish for _, wish in options.columns)
-        if not layout.row_by_row or layout.interleaved or constants:
-            raise _NeedsTheWhole
-        return layout
-
-    def _header(self, first: bytes) -> bytes:
-        return first.split(b"\n")[self._lines_to_header(first) - 1].removesuffix(b"\r")
-
-    def _lines_to_header(self, first: bytes) -> int:
-        for number, line in enumerate(first.split(b"\n", 1000), 1):
-            if line.removeprefix(b"\xef\xbb\xbf").strip():
-                return number
-        raise _NeedsTheWhole
-
-    def _limited(self, columns: dict[str, Column], count: int) -> dict[str, Column]:
-        if self.options.limit is None or self.kept + count <= self.options.limit:
-            return columns
-        rows = np.arange(self.options.limit - self.kept)
-        return {name: take_column(column, rows) for name, column in columns.items()}
-
-    def _same_columns(self, columns: dict[str, Column]) -> None:
-        """Blocks must agree on their columns: a JSON key that comes or goes between them needs the whole file."""
-        if self.names is None:
-            self.names = tuple(columns)
-        elif set(columns) != set(self.names):
-            raise _NeedsTheWhole
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the report needs to know of all rows, gathered block by block."""
-
-    rows: int = 0
-    inversions: int = 0
-    no_output: int = 0
-    no_input: int = 0
-    duplicates: int = 0
-    zero_gaps: int = 0
-    gap_divisor_ns: int = 0
-    sample_ns: list[Array] = field(default_factory=list)
-    histograms: dict[str, Array] = field(default_factory=dict)
-    last: tuple[int, int, int] | None = None
-
-    def add(self, arrival_ns: Array, columns: dict[str, Column]) -> None:
-        """Take in the next rows, in their order of arrival."""
-        lengths = [cast(Array, columns[name]) for name in ("input_tokens", "output_tokens")]
-        before = np.array([] if self.last is None else [self.last], np.int64).reshape(-1, 3)
-        rows = [np.concatenate([before[:, place], each]) for place, each in enumerate((arrival_ns, *lengths))]
-        gaps = np.diff(rows[0])
-        same = gaps == 0
-        self.zero_gaps += int(np.count_nonzero(same))
-        self.duplicates += int(np.count_nonzero(same & (np.diff(rows[1]) == 0) & (np.diff(rows[2]) == 0)))
-        self.gap_divisor_ns = int(np.gcd.reduce(gaps, initial=self.gap_divisor_ns))
-        if self.rows < SAMPLE_ROWS:
-            self.sample_ns.append(arrival_ns[: SAMPLE_ROWS - self.rows].copy())
-        self.no_input += int(np.count_nonzero(lengths[0] == 0))
-        self.no_output += int(np.count_nonzero(lengths[1] == 0))
-        for name, values in zip(("input_tokens", "output_tokens"), lengths, strict=True):
-            self._count(name, values)
-        self.rows += len(arrival_ns)
-        self.last = (int(arrival_ns[-1]), int(lengths[0][-1]), int(lengths[1][-1]))
-
-    @property
-    def quantum_ns(self) -> int:
-        """Return the step of the clock: that of the first rows, or what divides all gaps where it divides theirs."""
-        sample = np.concatenate(self.sample_ns)
-        step = quantum_ns(sample)
-        exact = self.rows <= SAMPLE_ROWS or (len(sample) > 1 and step != int(np.gcd.reduce(np.diff(sample))))
-        return step if exact else self.gap_divisor_ns
-
-    def warnings(self) -> list[str]:
-        """Return the warnings of `doubts`, from counts."""
-        found = []
-        if self.no_input == self.rows:
-            found.append("all input lengths are 0: the source did not record them")
-        zero, step_ns = self.zero_gaps / max(self.rows - 1, 1), self.quantum_ns
-        if step_ns >= NS_PER_S // 100 and self.rows > 100 and zero >= 0.05:
-            step = f"{step_ns / NS_PER_S:g} s ({zero:.0%} of gaps are zero)"
-            found.append(f"time moves in steps of {step}: dequantise before fitting gaps")
-        if self.inversions:
-            found.append(f"{self.inversions} rows came before the row above them: sorted by time")
-        if self.no_output:
-            found.append(f"{self.no_output} requests have no output tokens ({self.no_output / self.rows:.1%})")
-        found.append("; ".join(filter(None, map(self._clip, self.histograms))))
-        if self.duplicates:
-            found.append(f"{self.duplicates} rows equal the row above them: kept")
-        return [each for each in found if each]
-
-    def _count(self, name: str, values: Array) -> None:
-        counts = np.bincount(np.minimum(values, MOST_COUNTED))
-        known = self.histograms.get(name, np.zeros(0, np.int64))
-        longer, shorter = (counts, known) if len(counts) > len(known) else (known, counts)
-        longer = longer.copy()
-        longer[: len(shorter)] += shorter
-        self.histograms[name] = longer
-
-    def _clip(self, name: str) -> str:
-        counts = self.histograms[name]
-        most = len(counts) - 1
-        near_top = float(counts[int(np.ceil(0.999 * most)) :].sum() / self.rows)
-        if self.rows < 1000 or most == 0 or most == MOST_COUNTED or near_top <= 0.005:
-            return ""
-        return f"{name} stops at {most} ({near_top:.1%} of requests): clipped by the source"
-
-
-MOST_COUNTED = 1 << 20
-SAMPLE_ROWS = 200_000
 
 
 class _Writer:
     """Rows put in order through a buffer of one block and written as row groups."""
 
-    def __init__(self, target: Path, reader: _Reader) -> None:
+    def __init__(self, target: Path, reader: BlockReader) -> None:
         from traces.parquet import BlockWriter
 
-        self._reader, self._tally = reader, _Tally()
+        self._reader, self._tally = reader, Tally()
         self._parquet = BlockWriter(target)
         self._pending: Rows | None = None
         self._tail = np.zeros(0, np.int64)
@@ -500,8 +135,9 @@ class _Writer:
         reader.table.file = source.file
         arrivals = Arrivals(np.zeros(0), np.zeros(0), self._t0_ns, tally.inversions, (), tally.quantum_ns)
         about = About(
-            source, reader.table, reader.layout, reader.options, reader.rows_read, reader.dropped, reader.examples
-        )
+            source, reader.table, reader.layout, reader.options, reader.rows_read, reader.dropped + reader.left_out,
+            reader.examples,
+        )  # fmt: skip
         columns = self._parquet.columns
         metadata = about.metadata(columns, arrivals, tally.rows)
         timeless = metadata["time_unit"] == "none"
@@ -562,10 +198,3 @@ def _sorted(rows: Rows) -> Rows:
     if np.all(np.diff(rows.times_ns) >= 0):
         return rows
     return rows.take(np.argsort(rows.times_ns, kind="stable"))
-
-
-def _decoded(file: str, before: int, block: bytes) -> str:
-    try:
-        return decode(file, block)
-    except BadTrace as problem:
-        raise BadTrace(file, problem.line + before, problem.column, problem.problem) from None

@@ -47,6 +47,9 @@ READING = (
     click.option("--rename", multiple=True, metavar="FROM=TO", help="Rename a column of the file; repeat for more."),
     click.option("--map", "map_file", type=click.Path(exists=True, dir_okay=False),
                  help="TOML that says which column (unit, constant) each of our fields is in."),
+    click.option("--where", multiple=True, metavar="CONDITION",
+                 help='Keep rows of which this holds, as "model=gpt-4" or "input_tokens<=4096"; repeat for more.'),
+    click.option("--time-range", metavar="FROM,TO", help="Keep what arrives in these seconds after the first row."),
     click.option("--limit", type=int, help="Keep the first rows only."),
 )  # fmt: skip
 
@@ -60,6 +63,11 @@ def wishes(options: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [each.partition("=") for each in options["rename"]]
     if bad := [before for before, sign, _ in pairs if not sign]:
         raise click.UsageError(f"--rename {bad[0]!r}: expected FROM=TO")
+    found["where"] = options["where"]
+    if options["time_range"]:
+        from traces.selection import time_range
+
+        found["time_range"] = time_range(options["time_range"])
     found |= {"format": options["form"], "strict": not options["lenient"], "columns": None}
     found["rename"] = {before: after for before, _, after in pairs} or None
     if options["map_file"]:
@@ -71,7 +79,8 @@ def wishes(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the reading flags that were given, for the record."""
-    default = {"max_bad_fraction": 0.001, "restarts": "error", "lenient": False, "lengths_only": False, "rename": ()}
+    default = {"max_bad_fraction": 0.001, "restarts": "error", "lenient": False, "lengths_only": False}
+    default |= {"rename": (), "where": ()}
     return {name: value for name, value in options.items() if value not in (None, default.get(name))}
 
 
