@@ -21,6 +21,7 @@ COMMANDS = {
     "trace": ("planners.commands.trace:trace", "Write the timeline of a replay for Perfetto."),
     "export": ("planners.commands.export:export", "Write a plan as Kubernetes objects, Helm values or command lines."),
     "traces": ("planners.commands.traces:traces", "Describe, convert, transform and generate traces."),
+    "study": ("planners.commands.study:study", "Put the claims of published serving systems to the test."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),
     "models": ("planners.commands.models:models", "List models, or show one or a config.json."),
     "prices": ("planners.commands.prices:prices", "List the dated offers that plans are priced with."),

@@ -1,0 +1,1 @@
+"""Published serving systems put to the test: what each paper claims, beside what the simulator finds."""
