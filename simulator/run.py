@@ -1,5 +1,6 @@
 """A Run: what happened to every request of a replay, and the figures read from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from simulator.fleet import Fleet
 from simulator.layout import CANCELLED, FINISHED, REJECTED
 from simulator.series import Series
 from simulator.turnover import Outcome
-from traces import Trace
+from traces import Labels, Trace
 
 Seconds = npt.NDArray[np.float64]
 
@@ -106,13 +107,31 @@ class Run:
             for name in ("ttft", "tpot", "e2e")
         }
 
-    def keeps(self, limits_s: dict[str, float]) -> npt.NDArray[np.bool_]:
+    def keeps(self, limits_s: Mapping[str, float]) -> npt.NDArray[np.bool_]:
         """Return which requests stayed within every limit; one without the metric keeps it."""
         kept = self.is_finished
         for name, limit_s in limits_s.items():
             values = self.metric_s(name)
             kept = kept & (np.isnan(values) | (values <= limit_s))
         return kept
+
+    def attainment(self, limits_s: Mapping[str, float]) -> float:
+        """Return the fraction of requests that stayed within every limit; NaN where there was no request."""
+        kept = self.keeps(limits_s)
+        return float(kept.mean()) if kept.size else float("nan")
+
+    def goodput_per_s(self, limits_s: Mapping[str, float]) -> float:
+        """Return the requests within every limit per second, from the trace's start to the last token."""
+        return float(self.keeps(limits_s).sum()) / self.span_s if self.span_s else 0.0
+
+    def attainment_by_class(self, limits_s: Mapping[str, float]) -> dict[str, float]:
+        """Return the attainment of every class that the trace's column slo_class names, in the order of the names."""
+        classes = self.trace.columns.get("slo_class")
+        if not isinstance(classes, Labels):
+            return {}
+        kept = self.keeps(limits_s)
+        rows = {name: classes.codes == code for code, name in enumerate(classes.names)}
+        return {name: float(kept[mine].mean()) for name, mine in sorted(rows.items()) if mine.any()}
 
     def counts(self) -> dict[str, int]:
         """Return how many requests arrived, finished, were rejected, failed, and are still in flight."""
