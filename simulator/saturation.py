@@ -11,6 +11,8 @@ backlogged   not overloaded, but more than HELD_UP_OF_ALL of the requests waited
 stable       neither.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,8 +55,5 @@ def _mean_backlogs(arrivals_ps: npt.NDArray[np.int64], starts_ps: npt.NDArray[np
     if edges[-1] <= edges[0]:
         return np.zeros(THIRDS)
     entered, left = arrivals_ps / PICOSECONDS_PER_SECOND, starts_ps / PICOSECONDS_PER_SECOND
-    held = [
-        np.maximum(np.minimum(left, high) - np.maximum(entered, low), 0.0).sum()
-        for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    held = [np.maximum(np.minimum(left, high) - np.maximum(entered, low), 0.0).sum() for low, high in pairwise(edges)]
     return np.array(held) / np.diff(edges)

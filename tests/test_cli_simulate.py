@@ -38,6 +38,30 @@ def test_the_smallest_fleet_file_runs(folder):
     assert answer["timings"]["simulate_cpu_s"] >= 0
 
 
+def test_the_answer_says_what_the_fleet_was_used_for_and_whether_it_kept_up(folder):
+    result = json.loads(simulate(folder, "--slo", "ttft:p99<=10s", "--json").stdout)["result"]
+    assert result["saturation"] == "stable"
+    assert result["goodput_per_s"] == pytest.approx(2 / result["span_s"], rel=1e-5)
+    assert result["energy"]["provenance"] == "modelled"
+    assert result["energy"]["joules"] > 0
+    (pool,) = result["pools"]
+    for name in ("busy", "compute", "bandwidth", "kv"):
+        assert 0 < pool[name] < 1
+    assert pool["idle_usd"] == pytest.approx((1 - pool["busy"]) * result["usd"], rel=1e-3)
+
+
+def test_siblings_give_every_figure_an_interval(folder):
+    rows = "".join(f"{second},100,{5 + second % 7}\n" for second in range(60))
+    (folder / "trace.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
+    answer = json.loads(simulate(folder, "--siblings", "3", "--seed", "7", "--json").stdout)
+    assert answer["inputs"]["siblings"] == 3
+    found = answer["result"]["intervals"]["e2e.p50"]
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert (found["replications"], found["confidence"]) == (3, 0.95)
+    again = json.loads(simulate(folder, "--siblings", "3", "--seed", "7", "--json").stdout)
+    assert again["result"] == answer["result"]
+
+
 def test_the_same_run_is_told_in_words(folder):
     outcome = simulate(folder, "--slo", "ttft:p99<=10s")
     assert outcome.exit_code == 0

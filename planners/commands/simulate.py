@@ -1,5 +1,6 @@
 """`plan simulate`: replay a trace on a fleet that a plan.json or fleet.yaml describes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from planners.commands.tables import seconds, table
 
 if TYPE_CHECKING:
     from planners.slo import Slo
+    from simulator.fleet import Fleet
     from simulator.run import Run
     from traces import Trace
 
@@ -22,14 +24,26 @@ if TYPE_CHECKING:
 @click.option("--fleet", "fleet", required=True, metavar="FILE", help="plan.json or fleet.yaml.")
 @slo_option
 @click.option("--enforce", is_flag=True, help="End with 1 where a promise is broken.")
+@click.option(
+    "--siblings", type=click.IntRange(2), metavar="N", help="Also replay N resampled traces: intervals for all figures."
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the resampling.")
 @folder_option
 @json_flag
 def simulate(
-    trace: str | None, fleet: str, slo: tuple[str, ...], enforce: bool, folder: str | None, as_json: bool
+    trace: str | None,
+    fleet: str,
+    slo: tuple[str, ...],
+    enforce: bool,
+    siblings: int | None,
+    seed: int,
+    folder: str | None,
+    as_json: bool,
 ) -> None:
     """Replay TRACE on the fleet of a plan.json or fleet.yaml; the bundled sample where no TRACE is named.
 
-    Promises are those of --slo, else those of the file. With -o, requests.parquet is written.
+    Promises are those of --slo, else those of the file. With -o, requests.parquet is written. With --siblings, blocks
+    of the trace are drawn in random order again and again, and every figure gets an interval of 95 % over them.
     """
     from time import process_time
 
@@ -46,10 +60,14 @@ def simulate(
     timings = {"simulate_cpu_s": process_time() - started_s}
     if folder:
         write_requests(run, Path(folder))
-    inputs = {"trace": trace_facts(requests), "fleet": str(fleet), "slo": [str(each) for each in slos]}
+    inputs: dict[str, Any] = {"trace": trace_facts(requests), "fleet": str(fleet), "slo": [str(each) for each in slos]}
     missed = broken(run, slos)
     warnings = (*read.warnings, *(f"{each} is broken" for each in missed))
-    answer = Answer("simulate", inputs, result_of(run, slos), warnings, timings)
+    result = result_of(run, slos)
+    if siblings:
+        inputs = {**inputs, "siblings": siblings, "seed": seed}
+        result["intervals"] = intervals(requests, read.fleet, slos, siblings, seed)
+    answer = Answer("simulate", inputs, result, warnings, timings)
     give(answer, as_json, words(run, slos))
     if missed and enforce:
         raise click.exceptions.Exit(FAILED)
@@ -74,29 +92,68 @@ def write_requests(run: "Run", folder: Path) -> Path:
 
 def result_of(run: "Run", slos: "tuple[Slo, ...]") -> dict[str, Any]:
     """Return the figures of a run under the keys of schema plan/1."""
+    from simulator.saturation import verdict
+    from simulator.usage import energy_j
+
+    limits_s = limits_of(slos)
     return {
         "usd": run.usd,
         "usd_per_hour": run.fleet.usd_per_hour,
-        "pools": [
-            {"engine": pool.engine.name, "replicas": pool.replicas, "usd_per_hour": pool.usd_per_hour, "busy": busy}
-            for pool, busy in zip(run.fleet.pools, run.busy_fraction(), strict=True)
-        ],
+        "pools": pools_of(run),
         "slo": run.latency_s(),
-        "attainment": attainment(run, slos),
+        "attainment": run.attainment(limits_s),
+        "attainment_by_class": run.attainment_by_class(limits_s),
+        "goodput_per_s": run.goodput_per_s(limits_s),
+        "saturation": verdict(run),
+        "energy": {"joules": energy_j(run), "provenance": "modelled"},
         "requests": run.counts(),
         "span_s": run.span_s,
     }
 
 
-def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float:
-    """Return the fraction of requests that finished within every limit; there may be none."""
+def pools_of(run: "Run") -> list[dict[str, Any]]:
+    """Return what each pool is, and what it was used for."""
+    from simulator.usage import usage
+
+    return [
+        {"engine": pool.engine.name, "replicas": pool.replicas, "usd_per_hour": pool.usd_per_hour, **asdict(used)}
+        for pool, used in zip(run.fleet.pools, usage(run), strict=True)
+    ]
+
+
+def intervals(
+    trace: "Trace", fleet: "Fleet", slos: "tuple[Slo, ...]", siblings: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the interval of every figure over replays of resampled siblings of a trace."""
+    from planners.search import siblings_of
+    from simulator.replay import replay
+    from simulator.replication import figures_of, replicate
+
+    limits_s = limits_of(slos)
+    found = replicate(
+        lambda number: replay(siblings_of(trace, [number], seed)[0], fleet),
+        range(1, siblings + 1),
+        lambda run: figures_of(run, limits_s),
+    )
+    return {name: asdict(each) for name, each in found.items()}
+
+
+def limits_of(slos: "tuple[Slo, ...]") -> dict[str, float]:
+    """Return the longest time that any promise allows, by metric."""
     from planners.slo import limit_s
 
-    return float(run.keeps({slo.metric: limit_s(slos, slo.metric) for slo in slos}).mean())
+    return {slo.metric: limit_s(slos, slo.metric) for slo in slos}
+
+
+def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float:
+    """Return the fraction of requests that finished within every limit; there may be none."""
+    return run.attainment(limits_of(slos))
 
 
 def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
     """Return a run as a short table for people."""
+    from simulator import saturation
+
     latency = run.latency_s()
     rows = [["", *("p50", "p90", "p99")]]
     rows += [[name.upper(), *(seconds(value) for value in latency[name].values())] for name in latency]
@@ -107,7 +164,7 @@ def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
             f"Pool      {pool.replicas} x {pool.engine.name}, busy {busy:.0%}"
             for pool, busy in zip(run.fleet.pools, run.busy_fraction(), strict=True)
         ),
-        f"Requests  {counts['finished']} finished, {counts['rejected']} rejected",
+        f"Requests  {counts['finished']} finished, {counts['rejected']} rejected; the fleet is {saturation.verdict(run)}",
         f"Cost      {run.usd:.2f} USD for {run.span_s:.0f} s at {run.fleet.usd_per_hour:.2f} USD/h",
         "",
         table(rows, right=[1, 2, 3]),
