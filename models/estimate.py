@@ -29,7 +29,7 @@ class StepCosts:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.host = framework.load(engine.framework, engine.device.calibration or engine.device.name)
+        self.host = framework.of_engine(engine)
 
     def decode(self, sequences: int, context_tokens: float) -> float:
         """Return the device seconds of a step of `sequences` decodes that read so many tokens in all."""

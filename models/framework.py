@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.engine import Engine
+from models.versions import distance
+
+SCALARS = ("host_step_s", "host_sequence_s", "decode_factor", "prefill_factor", "first_token_s")
 FOLDER = Path(__file__).parent / "catalogue" / "frameworks"
 ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "llama.cpp", "llamacpp": "llama.cpp"}
 
@@ -48,11 +52,18 @@ class Framework:
         return np.where(tokens > self.graph_max_tokens, tokens, np.minimum(small, self.graph_max_tokens))
 
 
-@cache
-def load(name: str, device: str | None = None) -> Framework:
-    """Return a framework of the catalogue, as fitted on a device (as measurement tables call it) where it was.
+def of_engine(engine: Engine) -> Framework:
+    """Return an Engine's serving framework as fitted on its device in its version, or the nearest that was."""
+    label = engine.device.calibration or engine.device.name
+    return load(engine.framework, label, engine.framework_version or "")
 
-    ValueError names the known ones.
+
+@cache
+def load(name: str, device: str | None = None, version: str = "") -> Framework:
+    """Return a framework of the catalogue, as fitted on a device (as measurement tables call it) in a version.
+
+    Where that device was not measured, the scalars are those of a middling one; without a device they are the plain
+    ones, assumed. ValueError names the known frameworks.
     """
     canonical = ALIASES.get(name, name)
     path = FOLDER / f"{canonical}.toml"
@@ -60,11 +71,22 @@ def load(name: str, device: str | None = None) -> Framework:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise ValueError(f"unknown serving framework {name!r}; known: {known}")
     table: dict[str, Any] = tomllib.loads(path.read_text())
-    fitted = table.pop("fitted", {})
+    fitted = table.pop("fitted", [])
     plain = Framework(name=canonical, **{key: _frozen(value) for key, value in table.items()})
-    own = fitted.get(device, {}) if device else {}
-    known_fields = {key: _frozen(value) for key, value in own.items() if key in Framework.__slots__}
-    return replace(plain, **known_fields)
+    if device is None or not fitted:
+        return plain
+    own = [row for row in fitted if row["device"] == device]
+    if not own:
+        return replace(plain, **_middling(fitted), provenance="modelled")
+    chosen = min(own, key=lambda row: distance(version, row["versions"]))
+    return replace(plain, **{key: _frozen(value) for key, value in chosen.items() if key in Framework.__slots__})
+
+
+def _middling(fitted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the medians of fitted scalars, and the widest of their intervals."""
+    scalars = {name: float(np.median([row[name] for row in fitted])) for name in SCALARS}
+    lows, highs = zip(*(row["interval"] for row in fitted), strict=True)
+    return {**scalars, "interval": (min(lows), max(highs))}
 
 
 def _frozen(value: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from models import forward
 from models.engine import Engine
 from models.forward import Call
-from models.framework import Framework, load
+from models.framework import Framework, of_engine
 from models.step import ALONE, BESIDE_PREFILL, PICOSECONDS_PER_SECOND, Int64, StepTable
 
 Floats = npt.NDArray[np.float64]
@@ -20,16 +20,22 @@ PAST_TOKENS = (0.0, 4096.0)  # prefill attention is a line in the past through t
 REFERENCE_CHUNK_TOKENS = 1024.0  # beside which decodes in a mixed batch are priced
 
 
-def step_table(engine: Engine, cost: Cost | None = None) -> StepTable:
-    """Return the step table of an Engine; `cost` prices one operator call in seconds, by default as calibrated."""
+def step_table(engine: Engine, cost: Cost | None = None, framework: Framework | None = None) -> StepTable:
+    """Return the step table of an Engine.
+
+    `cost` prices one operator call in seconds, by default as calibrated; `framework` adds the host's time and what
+    fusing operators saves, by default as fitted on the device.
+    """
     if cost is None:
         from models.calibration.predict import call_s
 
         cost = call_s
-    framework = load(engine.framework)
+    framework = framework or of_engine(engine)
     tokens = engine.settings.max_num_batched_tokens
-    slope_s, window_slope_s, chunk_s = _prefill_s(engine, cost, tokens)
-    edges, shift = _decode_edges_ps(engine, cost)
+    slope_s, window_slope_s, chunk_s = (
+        framework.prefill_factor * seconds for seconds in _prefill_s(engine, cost, tokens)
+    )
+    edges, shift = _decode_edges_ps(engine, cost, framework.decode_factor)
     slopes = np.diff(edges, axis=-1) >> shift
     edges[..., 1:] = edges[..., :1] + np.cumsum(slopes << shift, axis=-1)
     return StepTable(
@@ -55,12 +61,19 @@ def _whole_ps(seconds: Floats) -> Int64:
 
 
 def _token_s(engine: Engine, cost: Cost, framework: Framework) -> Floats:
-    """Return the time by new tokens, 0 to the budget; small batches are padded to the size of their CUDA graph."""
+    """Return the time by new tokens, 0 to the budget; small batches are padded to the size of their CUDA graph.
+
+    As many tokens as sequences may run are priced as decodes, what lies above as prefills.
+    """
     tokens = np.arange(engine.settings.max_num_batched_tokens + 1)
     padded = framework.padded_tokens(tokens)
     points = _token_grid(padded, framework.graph_max_tokens)
     seconds = total_s(engine, cost, forward.token_calls(engine, points))
-    return np.asarray(framework.host_step_s + np.interp(padded, points, seconds))
+    most_decodes = framework.padded_tokens(np.array([engine.settings.max_num_seqs]))
+    decodes_s = np.interp(np.minimum(padded, most_decodes), points, seconds)
+    prefills_s = np.interp(padded, points, seconds) - decodes_s
+    device_s = framework.decode_factor * decodes_s + framework.prefill_factor * prefills_s
+    return np.asarray(framework.host_step_s + device_s)
 
 
 def _token_grid(padded: Int64, graph_max_tokens: int) -> Floats:
@@ -79,7 +92,7 @@ def _sequence_s(engine: Engine, cost: Cost, framework: Framework) -> Floats:
     points = _spread(engine.settings.max_num_seqs)
     seconds = total_s(engine, cost, forward.sequence_calls(engine, points))
     device_s = np.where(sequences > 0, np.interp(sequences, points, seconds), 0.0)
-    return np.asarray(device_s + framework.host_sequence_s * sequences)
+    return np.asarray(framework.decode_factor * device_s + framework.host_sequence_s * sequences)
 
 
 def _spread(largest: int) -> Floats:
@@ -89,7 +102,7 @@ def _spread(largest: int) -> Floats:
     return np.unique(np.concatenate([points[points <= largest], [largest]])).astype(np.float64)
 
 
-def _decode_edges_ps(engine: Engine, cost: Cost) -> tuple[Int64, int]:
+def _decode_edges_ps(engine: Engine, cost: Cost, factor: float) -> tuple[Int64, int]:
     """Return attention of decodes [alone or beside a prefill, sequences, cell edge], and the cells' log2 width."""
     capacity = engine.limits.total_blocks * engine.settings.block_tokens
     shift = max(0, (capacity // CELLS).bit_length())
@@ -106,7 +119,7 @@ def _decode_edges_ps(engine: Engine, cost: Cost) -> tuple[Int64, int]:
         grid = np.maximum.accumulate(np.maximum.accumulate(seconds.reshape(shape), axis=1), axis=0)
         for count in range(1, engine.settings.max_num_seqs + 1):
             row = _between_rows(rows, grid, count)
-            edges[kind, count] = _whole_ps(np.interp(edges_tokens / count, contexts, row))
+            edges[kind, count] = _whole_ps(factor * np.interp(edges_tokens / count, contexts, row))
     return edges, shift
 
 

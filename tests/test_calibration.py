@@ -5,19 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models import device
-from models.calibration import (
-    Calibration,
-    calibration,
-    fit,
-    load,
-    measured,
-    predict,
-    residual,
-    store,
-    validation,
-    versions,
-)
+from models import device, versions
+from models.calibration import Calibration, calibration, fit, load, measured, predict, residual, store, validation
 from models.calibration.calibration import measured_devices
 from models.operators import COLLECTIVE_PARAMETERS
 

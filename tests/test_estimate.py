@@ -103,7 +103,7 @@ def test_kernels_timed_with_their_host_do_not_price_a_graph():
 
 def test_frameworks_say_on_which_device_their_scalars_were_fitted():
     assert framework.load("vllm", "h100_sxm").provenance == "calibrated"
-    assert framework.load("vllm", "no_such_device").provenance == "assumed"
+    assert framework.load("vllm", "no_such_device").provenance == "modelled"
     assert framework.load("trtllm").name == "tensorrt-llm"
 
 

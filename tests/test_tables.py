@@ -5,7 +5,7 @@ import pytest
 
 from models import device, forward, llm, step
 from models.engine import Engine
-from models.framework import load
+from models.framework import load, of_engine
 from models.tables import step_table, total_s
 
 H100 = device.load("h100-sxm")
@@ -38,7 +38,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def table(engine):
-    return step_table(engine, ideal_cost)
+    return step_table(engine, ideal_cost, load("vllm"))
 
 
 def packed(*tables):
@@ -90,7 +90,7 @@ def test_decode_times_never_fall_with_context(table):
 
 
 def test_packed_tables_price_each_engine_as_before(engine, table):
-    other = step_table(Engine(LLAMA, H100, tp=2), ideal_cost)
+    other = step_table(Engine(LLAMA, H100, tp=2), ideal_cost, load("vllm"))
     for sequences, context in ((1, 100), (8, 20_000), (256, 400_000)):
         alone = step.decode_ps(*packed(other), 0, sequences, context)
         assert step.decode_ps(*packed(table, other), 0, sequences, context) == alone
@@ -107,3 +107,23 @@ def test_a_run_of_decodes_is_the_sum_of_its_steps(table, limit_ps):
         if elapsed > limit_ps:
             break
     assert step.decode_run_ps(*priced, sequences, context, 400, limit_ps) == (taken, elapsed)
+
+
+def test_a_tables_host_times_are_those_fitted_on_its_device(engine):
+    plain, fitted = step_table(engine, ideal_cost, load("vllm")), step_table(engine, ideal_cost)
+    host = of_engine(engine)
+    assert host.provenance == "calibrated"
+    grown_ps = fitted.sequence_ps[0, 64] - host.decode_factor * (
+        plain.sequence_ps[0, 64] - 64e12 * load("vllm").host_sequence_s
+    )
+    assert grown_ps * 1e-12 == pytest.approx(64 * host.host_sequence_s, rel=1e-6)
+    device_s = (plain.token_ps[0, 64] * 1e-12 - load("vllm").host_step_s) * host.decode_factor
+    assert fitted.token_ps[0, 64] * 1e-12 == pytest.approx(device_s + host.host_step_s, rel=1e-6)
+
+
+def test_a_device_without_serving_results_has_middling_host_times():
+    lone, h100 = load("vllm", "no_such_device"), load("vllm", "h100_sxm")
+    assert lone.provenance == "modelled"
+    assert 0.5 < lone.host_step_s / h100.host_step_s < 2.0
+    assert lone.interval[0] <= h100.interval[0]
+    assert load("llama.cpp", "h100_sxm").provenance == "assumed"

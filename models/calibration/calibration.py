@@ -10,8 +10,8 @@ from models.calibration import store
 from models.calibration.forms import FORMS
 from models.calibration.shapes import RINGS
 from models.calibration.store import Error, OperatorFit
-from models.calibration.versions import distance
 from models.device import Device
+from models.versions import distance
 
 __all__ = ["Calibration", "Error", "OperatorFit", "load"]
 

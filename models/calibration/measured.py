@@ -11,8 +11,8 @@ import numpy.typing as npt
 from models import device as devices
 from models import dtype as dtypes
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, kernel_columns, matrices_of
-from models.calibration.versions import parsed
 from models.operators import Formats, Machine
+from models.versions import parsed
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from models import framework
 from models.calibration import end_to_end
-from models.calibration.store import slug
 
 Floats = npt.NDArray[np.float64]
 
@@ -138,9 +137,10 @@ def log_errors(found: Floats, rows: Sequence[Measured]) -> tuple[Floats, Floats]
 def write(engine: str, devices: dict[str, dict[str, Any]]) -> None:
     """Put the fitted tables at the end of a framework's catalogue file, in place of earlier ones."""
     path = framework.FOLDER / f"{engine}.toml"
-    lines = [path.read_text().split("\n[fitted.")[0].rstrip()]
+    lines = [path.read_text().split("\n[[fitted]]")[0].rstrip()]
     for device, table in sorted(devices.items()):
-        lines.append(f"\n[fitted.{slug(device)}]  # errors: median and p90 of models left out of the fit")
+        lines.append("\n[[fitted]]  # errors: median and p90 of models left out of the fit")
+        lines += [f'device = "{device}"', 'versions = ""']
         lines += [f"{key} = {_value(value)}" for key, value in table.items()]
     path.write_text("\n".join(lines) + "\n")
 
