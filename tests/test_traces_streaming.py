@@ -88,6 +88,31 @@ def write(tmp_path: Path, text: str, pack: Any = bytes) -> Path:
     return path
 
 
+FOUND_BY_FUZZING = (
+    b'{"id": "s", "block_size": [], "requests": [{"t": 0, "in": 5, "out": 5}]}',
+    b'num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n5,5,10,"',
+    b'\n\n{"timestamp": 0, "input_length": 5, "output_length": 5, "hash_ids": [1]}\n',
+)
+
+
+@pytest.mark.parametrize("content", FOUND_BY_FUZZING)
+@pytest.mark.parametrize("block", [20, 10_000])
+def test_what_a_fuzzer_found_ends_alike_read_and_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, block: int
+) -> None:
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", block)
+    path = tmp_path / "trace"
+    path.write_bytes(content)
+    ends = []
+    for reader in (traces.read, lambda each: import_to_parquet(each, tmp_path / "made.parquet")):
+        try:
+            reader(path)
+            ends.append("read")
+        except BadTrace as reason:
+            ends.append(reason.problem)
+    assert ends[0] == ends[1]
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_a_bad_cell_deep_in_a_file_is_named_by_its_line_and_column(tmp_path: Path) -> None:
     path = write(tmp_path, rows(3000, r2500="2024-05-12 00:41:40+00:00,abc,1\n"))

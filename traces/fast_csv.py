@@ -26,6 +26,8 @@ def fast_columns(
     """
     if not block.isascii() or not block or b"0x" in block or b"0X" in block or b"\0" in block:
         return None
+    if block.count(b'"') % 2:
+        return None
     fields = {}
     for wanted in layout.fields:
         source = layout.source_of(wanted, table.columns)

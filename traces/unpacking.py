@@ -27,7 +27,7 @@ class Unpacked:
         self._hashed.close()
 
     def blocks(self, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (lines before, block) until the end; every block but the last ends with a line."""
+        """Yield (lines before, block) until the end; every block but the last ends with a line, the first says something."""
         packed = io.BufferedReader(self._hashed, 1 << 16)
         stream = self._open(packed)
         rest, lines = b"", 0
@@ -40,6 +40,9 @@ class Unpacked:
                 rest += more
                 continue
             block = rest + more[:cut] if rest else more[:cut]
+            if not lines and not block.strip():
+                rest += more
+                continue
             rest = more[cut:]
             yield lines, block
             lines += block.count(b"\n")
