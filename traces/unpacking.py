@@ -27,7 +27,7 @@ class Unpacked:
         self._hashed.close()
 
     def blocks(self, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (lines before, block) until the end; each ends with a line, the last maybe not, the first says something."""
+        """Yield (lines before, block) until the end; each ends with a line, save the last; the first says something."""
         packed = io.BufferedReader(self._hashed, 1 << 16)
         stream = self._open(packed)
         rest, lines = b"", 0
