@@ -1,0 +1,1 @@
+"""The control plane: what decides, written in Python over SimPy, and what only decisions need."""
