@@ -18,7 +18,8 @@ class Resemblance:
     """p99 TTFT [s] at one load of the real trace and of made ones: their mean and 5th and 95th percentile.
 
     load is the request rate as a fraction of what the fleet serves when nothing ever waits to arrive; error is
-    (mean made - real) / real; goodput is the fraction of requests whose TTFT is below twice the real median.
+    (mean made - real) / real, and standard_error what it is uncertain by for want of more made traces; goodput is the
+    fraction of requests whose TTFT is below twice the real median.
     """
 
     load: float
@@ -26,6 +27,7 @@ class Resemblance:
     made_ttft_p99_s: float
     made_interval_s: tuple[float, float]
     error: float
+    standard_error: float
     real_goodput: float
     made_goodput: float
 
@@ -45,7 +47,9 @@ def resemblances(real: Trace, made: Sequence[Trace], fleet: Fleet, loads: Sequen
         real_p99_s, mean_s = float(np.percentile(real_ttft_s, 99)), float(np.mean(p99s))
         low_s, high_s = np.quantile(p99s, [0.05, 0.95]).tolist()
         goodputs = [float(np.mean(each <= promise_s)) for each in (real_ttft_s, np.concatenate(made_ttfts_s))]
-        found.append(Resemblance(load, real_p99_s, mean_s, (low_s, high_s), mean_s / real_p99_s - 1, *goodputs))
+        spread_s = float(np.std(p99s, ddof=1)) / np.sqrt(len(p99s)) if len(p99s) > 1 else float("nan")
+        errors = mean_s / real_p99_s - 1, float(spread_s / real_p99_s)
+        found.append(Resemblance(load, real_p99_s, mean_s, (low_s, high_s), *errors, *goodputs))
     return found
 
 

@@ -67,7 +67,7 @@ def test_bursts_are_never_taken_for_poisson_or_renewal(law: str) -> None:
     }[law]
     found = fit_trace(made(law, 5000.0, 2, **parameters))
     assert found.poisson["rejected"]
-    assert found.law in ("mmpp", "cox", "hawkes")
+    assert found.law in ("mmpp", "cox", "hawkes", "bursts")
 
 
 def test_the_memory_of_a_cox_process_is_recovered() -> None:
@@ -92,7 +92,7 @@ def test_a_short_stretch_shows_less_dispersion_by_as_much_as_theory_says() -> No
 def test_real_bursts_are_no_poisson_stream(azure: tuple[str, Trace, Likeness]) -> None:
     _, _, found = azure
     assert found.poisson["rejected"]
-    assert found.law in ("mmpp", "cox", "hawkes", "nhpp")
+    assert found.law == {"code": "bursts", "conv": "mmpp"}[azure[0]]
 
 
 def test_a_law_fitted_on_two_thirds_makes_the_published_dispersion(azure: tuple[str, Trace, Likeness]) -> None:
@@ -119,6 +119,21 @@ def test_the_report_says_what_is_not_good_and_is_plain_data(azure: tuple[str, Tr
     assert again["law"] == found.law
     assert set(again["held_out"]) >= {"idc", "idc_predicted", "gap_ks", "iat_cv", "count_correlation_1_s"}
     assert found.law in found.words()
+
+
+def test_bursts_drawn_whole_keep_gaps_that_no_formula_had(azure: tuple[str, Trace, Likeness]) -> None:
+    """Seconds-long bursts of code completions: the library's gaps are twice as near as any law's."""
+    name, _, found = azure
+    if name == "code":
+        nearest, *others = found.candidates
+        assert nearest.law == "bursts"
+        assert 2 * nearest.gap_ks < min(each.gap_ks for each in others if each.law != "bursts")
+        assert found.as_dict()["parameters"]["requests_per_burst"] > 20
+
+
+def test_a_stream_without_silences_has_no_bursts_to_draw() -> None:
+    found = fit_trace(made("deterministic", 100.0, 1, rate_per_s=4.0))
+    assert "bursts" not in [each.law for each in found.candidates]
 
 
 def test_a_synthetic_trace_keeps_lengths_in_pairs(azure: tuple[str, Trace, Likeness]) -> None:

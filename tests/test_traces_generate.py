@@ -27,6 +27,7 @@ LAWS: dict[str, tuple[dict[str, Any], float]] = {  # parameters, mean rate per s
     "on_off": ({"rate_per_s": 10.0, "mean_on_s": 4.0, "mean_off_s": 4.0}, 5.0),
     "cox": ({"rate_per_s": 5.0, "amplitudes": (10.0,), "decays_per_s": (0.5,)}, 5.0),
     "hawkes": ({"rate_per_s": 5.0, "branching": 0.6, "decay_per_s": 2.0}, 5.0),
+    "bursts": ({"bursts_s": ((0.0, 1.0, 2.0, 3.0, 4.0) * 4, (0.0,) * 10), "silences_s": (2.0, 0.0, 1.0)}, 5.0),
     "batch": ({"rate_per_s": 5.0, "mean_size": 4.0, "spread_s": 1.0}, 5.0),
 }
 
@@ -51,6 +52,15 @@ def test_a_law_keeps_its_rate_order_and_span(law: str) -> None:
         counts.append(len(times))
     error = np.std(counts, ddof=1) / np.sqrt(len(counts))
     assert abs(np.mean(counts) - 400 * rate_per_s) < 4 * error + 1
+
+
+def test_bursts_come_whole_and_as_often_as_theory_says() -> None:
+    """Bursts of 3 requests in 2 s and of 1, silences of 5 and 3 s: three gaps, a cycle of 5 s, half of them of 3."""
+    times = arrivals("bursts", 20_000.0, 1, bursts_s=((0.0, 1.0, 2.0), (0.0,)), silences_s=(5.0, 3.0))
+    gaps = np.round(np.diff(times) / 1e9)
+    assert set(gaps.tolist()) == {1.0, 3.0, 5.0}
+    assert np.count_nonzero(gaps == 1) == pytest.approx(20_000 / 5, rel=0.05)
+    assert np.count_nonzero(gaps == 5) == pytest.approx(20_000 / 10, rel=0.1)
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law != "deterministic"])

@@ -120,6 +120,34 @@ def batch(rate_per_s: float, mean_size: float, spread_s: float, duration_s: floa
     return _inside(requests_s + rng.uniform(0.0, spread_s, len(requests_s)), duration_s)
 
 
+def bursts(
+    bursts_s: Sequence[Sequence[float]], silences_s: Sequence[float], duration_s: float, rng: Generator
+) -> Array:
+    """Return whole bursts of a library one after the other, each after a silence; both are drawn anew every time.
+
+    A burst is the times of its requests since its first. What happened within bursts is kept to the last gap; that
+    one burst leads to another of its kind is not. The stream has run for ever when it is cut: the burst and silence
+    over time zero are drawn in proportion to their length.
+    """
+    sizes = np.array([len(each) for each in bursts_s])
+    times_s, firsts = np.concatenate([np.asarray(each, np.float64) for each in bursts_s]), np.cumsum(sizes) - sizes
+    lengths_s, pauses_s = times_s[firsts + sizes - 1], np.asarray(silences_s, np.float64)
+    cycle_s = lengths_s.mean() + pauses_s.mean()
+    batch = int(1.2 * duration_s / cycle_s) + 20
+    chosen, pauses = rng.integers(len(sizes), size=batch), pauses_s[rng.integers(len(pauses_s), size=batch)]
+    if rng.random() * cycle_s < lengths_s.mean():
+        chosen[0] = rng.choice(len(sizes), p=lengths_s / lengths_s.sum())
+    else:
+        pauses[0] = rng.choice(pauses_s, p=pauses_s / pauses_s.sum())
+    while (cycles_s := lengths_s[chosen] + pauses)[1:].sum() < duration_s:
+        chosen = np.concatenate([chosen, rng.integers(len(sizes), size=batch)])
+        pauses = np.concatenate([pauses, pauses_s[rng.integers(len(pauses_s), size=batch)]])
+    starts_s = np.cumsum(cycles_s) - cycles_s - rng.random() * cycles_s[0]
+    counts = sizes[chosen]
+    places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return _inside(np.repeat(starts_s, counts) + times_s[np.repeat(firsts[chosen], counts) + places], duration_s)
+
+
 def _clusters(clusters_per_s: float, mean_size: float, decay_per_s: float, duration_s: float, rng: Generator) -> Array:
     warm_up_s = WARM_UP_MEMORIES / decay_per_s
     rows = 0 if mean_size >= FEW_EMPTY else 1  # where most clusters are empty, only the others are drawn
@@ -188,5 +216,5 @@ RENEWAL_FAMILIES: dict[str, tuple[Gaps, GapOverZero]] = {
 }
 
 ARRIVAL_LAWS: dict[str, Callable[..., Array]] = {
-    law.__name__: law for law in (deterministic, poisson, renewal, nhpp, mmpp, on_off, cox, hawkes, batch)
+    law.__name__: law for law in (deterministic, poisson, renewal, nhpp, mmpp, on_off, cox, hawkes, batch, bursts)
 }

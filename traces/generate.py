@@ -1,5 +1,7 @@
 """Traces made from laws: arrivals, lengths, and the bundled sample (`python -m traces.generate` writes it)."""
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -40,11 +42,12 @@ def generate(
     rng = np.random.default_rng(seed)
     arrival_ns = ARRIVAL_LAWS[arrivals](duration_s=duration_s, rng=rng, **parameters) // CLOCK_NS * CLOCK_NS
     if not len(arrival_ns):
-        raise ValueError(f"{arrivals} with {dict(parameters)} makes no arrival in {duration_s} s")
+        about = {name: brief(_plain(value)) for name, value in parameters.items()}
+        raise ValueError(f"{arrivals} with {about} makes no arrival in {duration_s} s")
     input_tokens, output_tokens = sample_lengths(lengths, len(arrival_ns), rng)
     about = {
         "arrivals": arrivals,
-        **{name: _plain(value) for name, value in parameters.items()},
+        **{name: brief(_plain(value)) for name, value in parameters.items()},
         "lengths": lengths.identity if isinstance(lengths, Trace) else _plain(asdict(lengths)),
         "duration_s": duration_s,
     }
@@ -173,6 +176,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list | np.ndarray):
         return [_plain(each) for each in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def brief(value: Any) -> Any:
+    """Return a plain value, a list of more than a hundred numbers (in lists or not) told by their count and hash."""
+    if not isinstance(value, list | tuple):
+        return value
+    numbers = sum(len(each) if isinstance(each, list | tuple) else 1 for each in value)
+    if numbers <= MOST_TOLD:
+        return list(value)
+    return {"numbers": numbers, "sha256": hashlib.sha256(json.dumps(value).encode()).hexdigest()}
+
+
+MOST_TOLD = 100
 
 
 def _tuple(value: Any) -> Any:

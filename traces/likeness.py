@@ -1,44 +1,27 @@
 """Another trace like this one: the law its arrivals follow, found on the first two thirds, judged on the last."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import log, sqrt
+from math import log
 from typing import Any
 
 import numpy as np
 
 from traces.arrival_laws import ARRIVAL_LAWS
-from traces.fit import fit_idc, idc_windows_s
+from traces.candidates import FITS, SEEDS, Candidate, candidates_of, told
+from traces.distances import fit_windows_s, gap_distance, ks_distance, log_errors, made_by, wasserstein_distance
 from traces.generate import CLOCK_NS, build, generate
 from traces.length_laws import fit_lengths
-from traces.statistics import FEWEST_WINDOWS, counts, iat_cv, idc, idc_curve, quantum_s, rank_correlation
+from traces.statistics import FEWEST_WINDOWS, counts, iat_cv, idc, quantum_s, rank_correlation
 from traces.trace import NS_PER_S, Array, Trace
 from traces.transform import dequantise, slice_time
 
 HELD_OUT = 1 / 3
 FEWEST_REQUESTS = 60
-SEEDS = 8
-PROFILE_BINS = 12
 SIGNIFICANCE = 0.01
 WINDOWS_S = (1.0, 10.0, 60.0)
 GOOD = {"idc_log_error": 0.3, "gap_ks": 0.05, "cv_log_error": 0.3, "length_ks": 0.05, "rank_difference": 0.1}
-PARAMETER_COST = 0.01  # what a parameter more must improve the misfit by
 DRIFT_WINDOWS = 30
-GAP_DIGITS = 4  # gaps that differ by less of their mean are equal
-LEAST_LOGGED = 0.05  # a dispersion or CV below this is as good as none
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A law, its parameters, how they were fitted, and how far traces made by it are from the trace: less is nearer."""
-
-    fit: str
-    law: str
-    parameters: dict[str, Any]
-    misfit: float
-    idc_log_rmse: float
-    gap_ks: float
-    cv_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +61,16 @@ class Likeness:
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(GOOD))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON."""
-        return asdict(self)
+        """Return everything as plain values for JSON, libraries of bursts by their means."""
+        about = asdict(self)
+        for each in (about, *about["candidates"], *filter(None, [about["profile"]])):
+            each["parameters"] = told(each["parameters"])
+        return about | {"judged_parameters": told(about["judged_parameters"])}
 
     def words(self) -> str:
         """Return the finding for people."""
         held = self.held_out
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in self.parameters.items())
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in told(self.parameters).items())
         windows = "; ".join(
             f"{window} s: {_short(held['idc_predicted'][window])} [{_short(low)}, {_short(high)}], "
             f"found {_short(held['idc'][window])}"
@@ -120,7 +106,7 @@ def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
     cut_s = (smooth.arrival_ns[0] / NS_PER_S) + smooth.span_s * (1 - HELD_OUT)
     fitted, held = slice_time(smooth, 0.0, cut_s), slice_time(smooth, cut_s)
     poisson = poisson_test(fitted)
-    candidates = sorted(_candidates(fitted, seed), key=lambda each: each.misfit)
+    candidates = sorted(candidates_of(fitted, seed), key=lambda each: each.misfit)
     if not poisson["rejected"]:
         candidates.sort(key=lambda each: (each.law != "poisson", each.misfit))
     best = candidates[0]
@@ -188,7 +174,7 @@ def _profile(trace: Trace, seed: int) -> Profile:
     clock_s, counted_s = _clocks(slow, trace.span_s)
     steady_ns = np.round(np.interp(times_s, clock_s, counted_s) * NS_PER_S).astype(np.int64)
     steady = replace(trace, arrival_ns=np.maximum.accumulate(steady_ns))
-    best = min(_candidates(steady, seed), key=lambda each: each.misfit)
+    best = min(candidates_of(steady, seed), key=lambda each: each.misfit)
     return replace(slow, law=best.law, parameters=best.parameters)
 
 
@@ -232,8 +218,8 @@ def poisson_test(trace: Trace) -> dict[str, Any]:
 def judged(law: str, parameters: Mapping[str, Any], fitted: Trace, held: Trace, seed: int) -> dict[str, Any]:
     """Return how a law compares with held-out time: predictions are means over traces made as long as it is, with the
     5th and 95th percentile over them; errors are of logarithms."""
-    made = [_made(law, parameters, held.span_s, seed + number) for number in range(4 * SEEDS)]
-    errors = _log_errors(made, held, _fit_windows_s(held))
+    made = [made_by(law, parameters, held.span_s, seed + number) for number in range(4 * SEEDS)]
+    errors = log_errors(made, held, fit_windows_s(held))
     cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
     values = {
         f"{window:g}": [found for each in made if (found := idc(each, window)) is not None] for window in WINDOWS_S
@@ -251,7 +237,7 @@ def judged(law: str, parameters: Mapping[str, Any], fitted: Trace, held: Trace, 
         "iat_cv": iat_cv(held),
         "iat_cv_predicted": float(np.mean(cvs)) if cvs else None,
         "cv_log_error": _log_ratio(float(np.mean(cvs)) if cvs else None, iat_cv(held)),
-        "gap_ks": _gap_ks(held, made),
+        "gap_ks": gap_distance(held, made),
         "rescaled_gap_ks": _rescaled_ks(law, parameters, held),
         "count_correlation_1_s": [_correlation(held), float(np.mean([_correlation(each) for each in made]))],
     }
@@ -263,150 +249,10 @@ def _spread(trace: Trace, seed: int) -> Trace:
     return dequantise(trace, seed, step_s) if step_s >= 0.01 and zero >= 0.05 else trace
 
 
-def _candidates(trace: Trace, seed: int) -> list[Candidate]:
-    found = []
-    for name, fit in FITS.items():
-        parameters = fit(trace)
-        if parameters is not None:
-            found.append(_candidate(name, parameters, trace, seed))
-    return found
-
-
-def _candidate(name: str, parameters: dict[str, Any], trace: Trace, seed: int) -> Candidate:
-    law = LAW_OF.get(name, name)
-    made = [_made(law, parameters, trace.span_s, seed + 1000 + number) for number in range(SEEDS)]
-    windows_s = _fit_windows_s(trace)
-    errors = _log_errors(made, trace, windows_s)
-    log_rmse = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
-    gap_ks = _gap_ks(trace, made)
-    cvs = [cv for each in made if (cv := iat_cv(each)) is not None]
-    ratio = float(np.mean(cvs)) / (iat_cv(trace) or 1.0) if cvs else None
-    of_cv = abs(log((float(np.mean(cvs)) + LEAST_LOGGED) / ((iat_cv(trace) or 0.0) + LEAST_LOGGED))) if cvs else 1.0
-    misfit = log_rmse + gap_ks + of_cv + PARAMETER_COST * len(parameters)
-    return Candidate(name, law, parameters, misfit, log_rmse, gap_ks, ratio)
-
-
-def _fit_poisson(trace: Trace) -> dict[str, Any]:
-    return {"rate_per_s": trace.rate_per_s}
-
-
-def _renewal(family: str) -> Callable[[Trace], dict[str, Any] | None]:
-    def fit(trace: Trace) -> dict[str, Any] | None:
-        cv = iat_cv(trace)
-        return None if not cv else {"rate_per_s": trace.rate_per_s, "cv": cv, "family": family}
-
-    return fit
-
-
-def _fit_nhpp(trace: Trace) -> dict[str, Any]:
-    """Rates in equal stretches, read as the rate at their middles."""
-    bins = min(PROFILE_BINS, max(len(trace) // 50, 2))
-    start, width_s = trace.arrival_ns[0] / NS_PER_S, trace.span_s / bins
-    arrived, _ = np.histogram(trace.arrival_ns / NS_PER_S - start, bins, (0.0, trace.span_s))
-    middles = (np.arange(bins) + 0.5) * width_s
-    return {"times_s": tuple(middles.tolist()), "rates_per_s": tuple((arrived / width_s).tolist())}
-
-
-def _fit_cox(memories: int) -> Callable[[Trace], dict[str, Any] | None]:
-    def fit(trace: Trace) -> dict[str, Any] | None:
-        try:
-            found = fit_idc(trace, memories)
-        except ValueError:
-            return None
-        names = {"amplitudes": found.amplitudes, "decays_per_s": found.decays_per_s}
-        return {"rate_per_s": trace.rate_per_s, **names}
-
-    return fit
-
-
-def _fit_mmpp(trace: Trace) -> dict[str, Any] | None:
-    """Two states from mean, variance and decay of the rate: one silent, or, where the rate varies little, symmetric."""
-    cox = _fit_cox(1)(trace)
-    if cox is None:
-        return None
-    rate, amplitude, decay = trace.rate_per_s, cox["amplitudes"][0], cox["decays_per_s"][0]
-    variance = amplitude * rate * decay / 2
-    if variance < rate**2:
-        deviation = sqrt(variance)
-        return {"rates_per_s": (rate + deviation, rate - deviation), "mean_stays_s": (2 / decay, 2 / decay)}
-    on = rate**2 / (variance + rate**2)
-    return {"rates_per_s": (rate / on, 0.0), "mean_stays_s": (1 / (decay * (1 - on)), 1 / (decay * on))}
-
-
-def _fit_hawkes(trace: Trace) -> dict[str, Any] | None:
-    """Branching and decay from the same curve: A = n (2 - n) / (1 - n)^2, k = decay (1 - n)."""
-    cox = _fit_cox(1)(trace)
-    if cox is None:
-        return None
-    branching = 1 - 1 / sqrt(1 + cox["amplitudes"][0])
-    if branching > 0.97:
-        return None
-    return {
-        "rate_per_s": trace.rate_per_s,
-        "branching": branching,
-        "decay_per_s": cox["decays_per_s"][0] / (1 - branching),
-    }
-
-
-def _fit_deterministic(trace: Trace) -> dict[str, Any] | None:
-    cv = iat_cv(trace)
-    return _fit_poisson(trace) if cv is not None and cv < 0.2 else None
-
-
-FITS: dict[str, Callable[[Trace], dict[str, Any] | None]] = {
-    "poisson": _fit_poisson,
-    "deterministic": _fit_deterministic,
-    "gamma": _renewal("gamma"),
-    "weibull": _renewal("weibull"),
-    "lognormal": _renewal("lognormal"),
-    "nhpp": _fit_nhpp,
-    "cox": _fit_cox(1),
-    "cox2": _fit_cox(2),
-    "mmpp": _fit_mmpp,
-    "hawkes": _fit_hawkes,
-}
-LAW_OF = {
-    "gamma": "renewal",
-    "weibull": "renewal",
-    "lognormal": "renewal",
-    "cox2": "cox",
-}
-
-
-def _made(law: str, parameters: Mapping[str, Any], duration_s: float, seed: int) -> Trace:
-    times = ARRIVAL_LAWS[law](duration_s=duration_s, rng=np.random.default_rng(seed), **parameters)
-    ones = np.ones(len(times), np.int32)
-    return build(law, times, ones, ones, {}, seed)
-
-
-def _fit_windows_s(trace: Trace) -> Array:
-    windows_s: Array = idc_windows_s(trace)
-    return windows_s[windows_s * FEWEST_WINDOWS <= trace.span_s]
-
-
-def _mean_curve(made: list[Trace], windows_s: Array) -> Array:
-    curves = np.array([idc_curve(each, windows_s) for each in made])
-    known = np.isfinite(curves)
-    sums = np.where(known, curves, 0.0).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means: Array = sums / known.sum(axis=0)
-    return means
-
-
 def _curve_error(law: str, parameters: Mapping[str, Any], trace: Trace, seed: int) -> float | None:
-    made = [_made(law, parameters, trace.span_s, seed + 2000 + number) for number in range(SEEDS)]
-    errors = _log_errors(made, trace, _fit_windows_s(trace))
+    made = [made_by(law, parameters, trace.span_s, seed + 2000 + number) for number in range(SEEDS)]
+    errors = log_errors(made, trace, fit_windows_s(trace))
     return float(np.abs(errors).max()) if len(errors) else None
-
-
-def _log_errors(made: list[Trace], trace: Trace, windows_s: Array) -> Array:
-    """The logarithm of the mean dispersion of made traces over that of a trace, at the windows where both are known."""
-    curves = [
-        np.log(np.maximum(each, LEAST_LOGGED)) for each in (_mean_curve(made, windows_s), idc_curve(trace, windows_s))
-    ]
-    errors: Array = curves[0] - curves[1]
-    errors = errors[np.isfinite(errors)]
-    return errors
 
 
 def _test_windows_s(trace: Trace) -> list[float]:
@@ -419,30 +265,6 @@ def _idcs(trace: Trace) -> dict[str, float | None]:
 
 def _interval(values: list[float]) -> list[float]:
     return [float(each) for each in np.quantile(values, [0.05, 0.95])] if values else [float("nan")] * 2
-
-
-def _gap_ks(trace: Trace, made: list[Trace]) -> float:
-    """The largest difference between the distributions of gaps, each relative to its mean."""
-    real = np.diff(trace.arrival_ns) / NS_PER_S
-    pooled = [np.diff(each.arrival_ns) / NS_PER_S for each in made if len(each) > 2]
-    if not pooled or not len(real):
-        return 1.0
-    relative = np.concatenate([each / each.mean() for each in pooled if each.any()])
-    return ks_distance(np.round(real / real.mean(), GAP_DIGITS), np.round(relative, GAP_DIGITS))
-
-
-def ks_distance(first: Array, second: Array) -> float:
-    """Return the largest difference between two empirical distribution functions."""
-    first, second = np.sort(first), np.sort(second)
-    edges = np.concatenate([first, second])
-    shares = [np.searchsorted(each, edges, side="right") / len(each) for each in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).max())
-
-
-def wasserstein_distance(first: Array, second: Array) -> float:
-    """Return the mean distance between equal quantiles of two samples."""
-    quantiles = np.linspace(0.0, 1.0, 1001)
-    return float(np.mean(np.abs(np.quantile(first, quantiles) - np.quantile(second, quantiles))))
 
 
 def _rescaled_ks(law: str, parameters: Mapping[str, Any], held: Trace) -> float | None:
@@ -494,7 +316,7 @@ def _intervals(name: str, trace: Trace, seed: int, resamples: int = 20) -> dict[
             drawn = resample(trace, seed + 3000 + number, block_s)
         except ValueError:
             return {}
-        for parameter, value in (FITS[name](drawn) or {}).items():
+        for parameter, value in told(FITS[name](drawn) or {}).items():
             if not isinstance(value, str):
                 values.setdefault(parameter, []).append(value)
     return {each: np.quantile(np.array(found), [0.05, 0.95], axis=0).T.tolist() for each, found in values.items()}

@@ -427,9 +427,10 @@ def fit(file: str, fleet: str | None, seed: int, as_json: bool, **options: Any) 
     found = fit_trace(trace, seed)
     result, words = found.as_dict(), found.words()
     if fleet is not None:
-        result["ttft"] = _ttft(trace, [found.generate(trace.span_s, seed + each, trace) for each in range(12)], fleet)
+        result["ttft"] = _ttft(trace, [found.generate(trace.span_s, seed + each, trace) for each in range(24)], fleet)
         words += "".join(f"\np99 TTFT at {each['load']:.0%} load: real {quantity(each['real_ttft_p99_s'])} s, "
-                         f"made {quantity(each['made_ttft_p99_s'])} s" for each in result["ttft"])  # fmt: skip
+                         f"made {quantity(each['made_ttft_p99_s'])} s ({each['error']:+.0%}, give or take "
+                         f"{2 * each['standard_error']:.0%})" for each in result["ttft"])  # fmt: skip
     timings = {"cpu_s": process_time() - started_s}
     inputs = {"file": file, "fleet": fleet, "seed": seed, **changed(options)}
     give(Answer("traces fit", inputs, result, (), timings), as_json, words)
