@@ -1,22 +1,22 @@
 """`plan traces`: look at request traces, bring them into one form, change, make, fit and fetch them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from time import process_time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give
 from planners.commands.options import json_flag
+from planners.commands.reading_options import changed, read_file, reading_options, wishes
 from planners.commands.tables import quantity, table
+from planners.commands.traces_make import fit, synth
+from planners.commands.traces_written import facts, write_and_tell
 
 if TYPE_CHECKING:
-    from traces import Trace
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-UNITS = ("s", "ms", "us", "ns")
+    pass
 
 
 @click.group()
@@ -25,72 +25,6 @@ def traces() -> None:
 
     FILE is a trace in any known format (`plan traces formats`), told by its content, compressed or not.
     """
-
-
-def reading_options(function: Function) -> Function:
-    """Add the flags that say how to read what a file leaves open; they arrive as one dict `reading`."""
-    for option in reversed(READING):
-        function = option(function)
-    return function
-
-
-READING = (
-    click.option("--format", "form", metavar="NAME", help="Insist on a format instead of telling it by content."),
-    click.option("--lenient", is_flag=True, help="Drop and count bad rows instead of stopping at the first."),
-    click.option("--max-bad", "max_bad_fraction", type=float, default=0.001, help="Most bad rows, as a fraction."),
-    click.option("--time-unit", type=click.Choice(UNITS), help="Unit of numeric times, where the format's is wrong."),
-    click.option("--restarts", type=click.Choice(["error", "append", "sort"]), default="error",
-                 help="What to do with files glued together."),
-    click.option("--lengths-only", is_flag=True, help="Read token counts where times are absent."),
-    click.option("--block-tokens", type=int, help="Tokens in a prefix block, where the format's number is wrong."),
-    click.option("--context", type=click.Choice(["cumulative", "delta"]), help="Whether turns carry those before."),
-    click.option("--rename", multiple=True, metavar="FROM=TO", help="Rename a column of the file; repeat for more."),
-    click.option("--map", "map_file", type=click.Path(exists=True, dir_okay=False),
-                 help="TOML that says which column (unit, constant) each of our fields is in."),
-    click.option("--where", multiple=True, metavar="CONDITION",
-                 help='Keep rows of which this holds, as "model=gpt-4" or "input_tokens<=4096"; repeat for more.'),
-    click.option("--time-range", metavar="FROM,TO", help="Keep what arrives in these seconds after the first row."),
-    click.option("--limit", type=int, help="Keep the first rows only."),
-)  # fmt: skip
-
-
-AS_THEY_ARE = ("max_bad_fraction", "time_unit", "restarts", "lengths_only", "block_tokens", "context", "limit")
-
-
-def wishes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of `traces.read` that the reading flags stand for."""
-    found = {name: options[name] for name in AS_THEY_ARE}
-    pairs = [each.partition("=") for each in options["rename"]]
-    if bad := [before for before, sign, _ in pairs if not sign]:
-        raise click.UsageError(f"--rename {bad[0]!r}: expected FROM=TO")
-    found["where"] = options["where"]
-    if options["time_range"]:
-        from traces.selection import time_range
-
-        found["time_range"] = time_range(options["time_range"])
-    found |= {"format": options["form"], "strict": not options["lenient"], "columns": None}
-    found["rename"] = {before: after for before, _, after in pairs} or None
-    if options["map_file"]:
-        import tomllib
-
-        found["columns"] = tomllib.loads(Path(options["map_file"]).read_text())
-    return found
-
-
-def changed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reading flags that were given, for the record."""
-    default = {"max_bad_fraction": 0.001, "restarts": "error", "lenient": False, "lengths_only": False}
-    default |= {"rename": (), "where": ()}
-    return {name: value for name, value in options.items() if value not in (None, default.get(name))}
-
-
-def read_file(file: str, options: Mapping[str, Any]) -> "Trace":
-    """Return the trace in a file, read as the flags say; `sample` is the bundled one unless a file has that name."""
-    from traces import reading
-
-    if file == "sample" and not Path(file).exists():
-        return reading.sample()
-    return reading.read(file, **wishes(options))
 
 
 @traces.command("formats")
@@ -125,14 +59,6 @@ def stats(file: str, as_json: bool, **options: Any) -> None:
     inputs = {"file": file, **changed(options)}
     warnings = tuple(result["warnings"])
     give(Answer("traces stats", inputs, result, warnings, timings), as_json, stats_words(trace.name, result))
-
-
-def facts(trace: "Trace") -> dict[str, Any]:
-    """Return where a trace comes from: format, rows read, identity, chain of operations."""
-    about = trace.metadata
-    names = ("format", "rows_read", "time_unit", "t0_ns", "tz", "inversions", "block_tokens", "block_scope", "sha256")
-    chain = {"identity": trace.identity, "chain": list(trace.chain)}
-    return {name: about.get(name) for name in names} | {"dropped_examples": about.get("dropped_examples", {})} | chain
 
 
 def stats_words(name: str, result: Mapping[str, Any]) -> str:
@@ -209,7 +135,7 @@ def import_file(file: str, out: str, as_json: bool, **options: Any) -> None:
 def convert(file: str, out: str, as_json: bool, **options: Any) -> None:
     """Write FILE as OUT: .parquet, or .csv, .csv.gz, .csv.xz with the metadata beside it."""
     trace = read_file(file, options)
-    _written("traces convert", {"file": file, **changed(options)}, trace, out, as_json)
+    write_and_tell("traces convert", {"file": file, **changed(options)}, trace, out, as_json)
 
 
 @traces.command("slice")
@@ -227,7 +153,7 @@ def slice_file(file: str, start_s: float, end_s: float | None, out: str, as_json
     ours = is_ours(file)
     trace = read_window(file, start_s, end_s) if ours else slice_time(read_file(file, options), start_s, end_s)
     inputs = {"file": file, "start_s": start_s, "end_s": end_s, **changed(options)}
-    _written("traces slice", inputs, trace, out, as_json)
+    write_and_tell("traces slice", inputs, trace, out, as_json)
 
 
 @traces.command("scale")
@@ -269,7 +195,7 @@ def scale(
     else:
         made = transform.scale_rate(trace, factor, seed, jitter_s, None if by == "request" else by)
     inputs = {"file": file, "factor": factor, "how": how, "by": by, "seed": seed, **changed(options)}
-    _written("traces scale", inputs, made, out, as_json)
+    write_and_tell("traces scale", inputs, made, out, as_json)
 
 
 @traces.command("mix")
@@ -290,7 +216,7 @@ def mix(
 
     made = transform.mix([read_file(file, options) for file in files], seed, weights or None, align)
     inputs = {"files": list(files), "weights": list(weights), "align": align, "seed": seed, **changed(options)}
-    _written("traces mix", inputs, made, out, as_json)
+    write_and_tell("traces mix", inputs, made, out, as_json)
 
 
 @traces.command("anonymise")
@@ -305,144 +231,7 @@ def anonymise_file(file: str, keep: tuple[str, ...], token_step: int, out: str, 
     from traces.anonymise import anonymise
 
     made = anonymise(read_file(file, options), keep, token_step)
-    _written("traces anonymise", {"keep": list(keep), "token_step": token_step}, made, out, as_json)
-
-
-@traces.command("synth")
-@click.option("--law", metavar="NAME", help="An arrival law, its parameters by --set.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter: a number, or several by commas."
-)
-@click.option("--like", metavar="FILE", help="Fit this trace and make another like it.")
-@click.option("--pool", metavar="PATH", help="A ServeGen pool of clients.")
-@click.option("--spec", metavar="FILE.toml", help="Conversations, agents or a closed loop, with prefixes and adapters.")
-@click.option("--profile", metavar="FILE.csv", help="Requests per minute, hour or day.")
-@click.option("--service", metavar="NAME", help="Which service of the profile.")
-@click.option("--lengths-from", metavar="FILE", help="Draw pairs of lengths from this trace.")
-@click.option("--input-tokens", type=int, default=512, show_default=True, help="Where nothing else says.")
-@click.option("--output-tokens", type=int, default=128, show_default=True, help="Where nothing else says.")
-@click.option("--start-s", type=float, default=0.0, show_default=True, help="Where in a pool to begin.")
-@click.option("--duration-s", type=float, default=3600.0, show_default=True)
-@click.option("--factor", type=float, default=1.0, show_default=True, help="Multiply the rates of a pool or profile.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("-o", "--out", required=True, metavar="FILE", help="Where the trace goes.")
-@json_flag
-def synth(out: str, as_json: bool, **options: Any) -> None:
-    """Make a trace: by a law, like another, from a pool of clients, along a profile, or as a specification says."""
-    ways = [name for name in SYNTHS if options[name]]
-    if len(ways) != 1:
-        raise click.UsageError(f"name one of {', '.join(f'--{name}' for name in SYNTHS)}")
-    made = SYNTHS[ways[0]](options)
-    inputs = {name: value for name, value in options.items() if value not in (None, ())}
-    _written("traces synth", inputs, made, out, as_json)
-
-
-def _lengths(options: Mapping[str, Any]) -> Any:
-    from traces import reading
-    from traces.length_laws import fixed_lengths
-
-    if options["lengths_from"]:
-        return reading.read(options["lengths_from"])
-    return fixed_lengths(options["input_tokens"], options["output_tokens"])
-
-
-def _by_law(options: Mapping[str, Any]) -> "Trace":
-    from traces.generate import generate
-
-    parameters = dict(_setting(each) for each in options["settings"])
-    return generate(options["law"], parameters, _lengths(options), options["duration_s"], options["seed"])
-
-
-def _by_pool(options: Mapping[str, Any]) -> "Trace":
-    from traces.generate import from_pool
-    from traces.servegen import read_pool
-
-    return from_pool(
-        read_pool(options["pool"]), options["duration_s"], options["seed"], start_s=options["start_s"],
-        factor=options["factor"], lengths=_lengths(options),
-    )  # fmt: skip
-
-
-def _by_profile(options: Mapping[str, Any]) -> "Trace":
-    from traces.generate import generate, read_profile
-
-    times_s, rates_per_s = read_profile(options["profile"], options["service"])
-    shifted = [time_s - options["start_s"] for time_s in times_s]
-    parameters = {"times_s": shifted, "rates_per_s": [rate * options["factor"] for rate in rates_per_s]}
-    return generate("nhpp", parameters, _lengths(options), options["duration_s"], options["seed"])
-
-
-def _by_likeness(options: Mapping[str, Any]) -> "Trace":
-    from traces import reading
-    from traces.likeness import fit_trace
-
-    source = reading.read(options["like"])
-    found: Trace = fit_trace(source, options["seed"]).generate(options["duration_s"], options["seed"], source)
-    return found
-
-
-def _by_spec(options: Mapping[str, Any]) -> "Trace":
-    import tomllib
-
-    from traces.sessions import from_spec
-
-    return from_spec(tomllib.loads(Path(options["spec"]).read_text()), options["seed"])
-
-
-SYNTHS: dict[str, Callable[[Mapping[str, Any]], "Trace"]] = {
-    "law": _by_law,
-    "like": _by_likeness,
-    "pool": _by_pool,
-    "profile": _by_profile,
-    "spec": _by_spec,
-}
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    parts = value.split(",")
-    try:
-        numbers = tuple(float(part) for part in parts)
-    except ValueError:
-        if len(parts) == 1 and sign:
-            return name, value
-        raise click.UsageError(f"--set {text!r}: expected NAME=NUMBER or NAME=NUMBER,NUMBER") from None
-    return name, numbers[0] if len(numbers) == 1 else numbers
-
-
-@traces.command("fit")
-@click.argument("file")
-@click.option(
-    "--fleet", "fleet", metavar="FILE", help="plan.json or fleet.yaml: compare p99 TTFT of real and made on it."
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@reading_options
-@json_flag
-def fit(file: str, fleet: str | None, seed: int, as_json: bool, **options: Any) -> None:
-    """Find the arrival law that FILE follows, and judge it on time it was not fitted to."""
-    from traces.likeness import fit_trace
-
-    started_s = process_time()
-    trace = read_file(file, options)
-    found = fit_trace(trace, seed)
-    result, words = found.as_dict(), found.words()
-    if fleet is not None:
-        result["ttft"] = _ttft(trace, [found.generate(trace.span_s, seed + each, trace) for each in range(24)], fleet)
-        words += "".join(f"\np99 TTFT at {each['load']:.0%} load: real {quantity(each['real_ttft_p99_s'])} s, "
-                         f"made {quantity(each['made_ttft_p99_s'])} s ({each['error']:+.0%}, give or take "
-                         f"{2 * each['standard_error']:.0%})" for each in result["ttft"])  # fmt: skip
-    timings = {"cpu_s": process_time() - started_s}
-    inputs = {"file": file, "fleet": fleet, "seed": seed, **changed(options)}
-    give(Answer("traces fit", inputs, result, (), timings), as_json, words)
-
-
-def _ttft(trace: "Trace", made: "list[Trace]", fleet: str) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from planners import fleet_file
-    from planners.resemblance import resemblances
-
-    return [asdict(each) for each in resemblances(trace, made, fleet_file.read(fleet).fleet)]
+    write_and_tell("traces anonymise", {"keep": list(keep), "token_step": token_step}, made, out, as_json)
 
 
 @traces.command("fetch")
@@ -481,16 +270,6 @@ def fetch_files(
     give(Answer("traces fetch", inputs, result), as_json, "\n".join(each["path"] for each in result))
 
 
-def _written(command: str, inputs: Mapping[str, Any], trace: "Trace", out: str, as_json: bool) -> None:
-    from traces.statistics import describe
-    from traces.writing import write
-
-    write(trace, out)
-    result: dict[str, Any] = {"out": out} | describe(trace).as_dict() | facts(trace)
-    answer = Answer(command, inputs, result, tuple(result["warnings"]))
-    give(answer, as_json, f"{out}: {len(trace)} requests in {trace.span_s:.6g} s, {quantity(result['rate_per_s'])}/s")
-
-
 def _is_pool(file: str) -> bool:
     from traces.servegen import is_pool
 
@@ -509,3 +288,7 @@ def _pool_words(file: str, found: Mapping[str, Any]) -> str:
         f"{file}: a ServeGen pool of {found['clients']} clients over {found['span_s'] / 86_400:.3g} days, "
         f"{quantity(found['rate_per_s'])}/s, {found['rows']} windows; gap CV p50 {quantity(found['iat_cv'])} by rate"
     )
+
+
+traces.add_command(synth)
+traces.add_command(fit)
