@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from models.device import Device
 from models.llm import Llm
+from models.speculation import PART_SHIFT, Speculation, check
 
 UNLIMITED_TOKENS = 1 << 40
 BYTES_PER_ACTIVATION = 2
@@ -31,6 +32,7 @@ class Settings:
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
     prefix_caching: bool = True
     max_model_tokens: int | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class Limits:
     reserves: bool = False
     by_priority: bool = False
     swap_ps_per_token: int = 0
+    verified_tokens: int = 1
+    growth_parts: int = 1
+    part_shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,10 @@ class Engine:
             context = min(context, settings.max_model_tokens)
         if not settings.chunked_prefill:
             context = min(context, settings.max_num_batched_tokens)
+        drafts = settings.speculation
+        if drafts is not None:
+            check(settings.max_num_seqs, settings.max_num_batched_tokens, drafts)
+            context = max(0, min(context, blocks * settings.block_tokens - drafts.draft_tokens))
         return Limits(
             max_sequences=settings.max_num_seqs,
             max_batched_tokens=settings.max_num_batched_tokens,
@@ -149,4 +158,7 @@ class Engine:
             reserves=settings.no_evict,
             by_priority=settings.scheduling_policy == "priority",
             swap_ps_per_token=round(self._swap_s_per_token * PICOSECONDS_PER_SECOND) if settings.swap_preempted else 0,
+            verified_tokens=drafts.verified_tokens if drafts else 1,
+            growth_parts=drafts.growth_parts if drafts else 1,
+            part_shift=PART_SHIFT if drafts else 0,
         )

@@ -52,6 +52,8 @@ PRICED = [
     ("cell_shift", "i8"),
     ("prefill_at", "i8"),  # [chunk, (price, growth per past token, growth per past token in a window)]
     ("window_tokens", "i8"),
+    ("verified_tokens", "i8"),  # that a decoding sequence puts into a step: 1, or a draft and one more
+    ("growth_parts", "i8"),  # by which its context grows with a step, in parts of a token
 ]
 
 
@@ -65,6 +67,7 @@ def pack(tables: Sequence[StepTable]) -> tuple[npt.NDArray[Any], Int64]:
         prefill = np.stack([table.prefill_ps[0], table.prefill_slope_ps[0], table.window_slope_ps[0]], axis=-1)
         place["cells"], place["cell_shift"] = decode.shape[2], table.cell_shift[0]
         place["window_tokens"] = table.window_tokens[0]
+        place["verified_tokens"] = place["growth_parts"] = 1
         for name, part in (
             ("token_at", table.token_ps[0]),
             ("sequence_at", table.sequence_ps[0]),
@@ -79,12 +82,12 @@ def pack(tables: Sequence[StepTable]) -> tuple[npt.NDArray[Any], Int64]:
 
 
 @kernel
-def decode_ps(prices, place, beside, sequences, context_tokens):
-    """Return the attention time of `sequences` decodes that read `context_tokens` of KV in all."""
-    cell = min(context_tokens >> place.cell_shift, place.cells - 1)
+def decode_ps(prices, place, beside, sequences, context):
+    """Return the attention time of `sequences` decodes that read so much KV in all, in tokens or parts of tokens."""
+    cell = min(context >> place.cell_shift, place.cells - 1)
     start = place.beside_at if beside else place.alone_at
     at = start + 2 * (sequences * place.cells + cell)
-    return prices[at] + prices[at + 1] * (context_tokens - (cell << place.cell_shift))
+    return prices[at] + prices[at + 1] * (context - (cell << place.cell_shift))
 
 
 @kernel
@@ -95,33 +98,33 @@ def prefill_ps(prices, place, chunk_tokens, past_tokens):
 
 
 @kernel
-def decode_run_ps(prices, place, sequences, context_tokens, steps, limit_ps):
+def decode_run_ps(prices, place, sequences, held, steps, limit_ps):
     """Run up to `steps` decode steps and stop after the first that ends later than `limit_ps`.
 
-    `context_tokens` is the KV held before the first step; each step reads one more token per sequence.
-    Within a cell the step time is an arithmetic progression, so the run is summed in closed form. Returns
-    (steps taken, their time).
+    `held` is the KV before the first step, in tokens or parts of tokens; each step reads one more token per sequence,
+    or `growth_parts`. Within a cell the step time is an arithmetic progression, so the run is summed in closed form.
+    Returns (steps taken, their time).
     """
     shift = place.cell_shift
-    fixed_ps = prices[place.token_at + sequences] + prices[place.sequence_at + sequences]
+    fixed_ps = prices[place.token_at + sequences * place.verified_tokens] + prices[place.sequence_at + sequences]
     row = place.alone_at + 2 * sequences * place.cells
-    taken, elapsed_ps = 0, 0
-    context = context_tokens + sequences
+    taken, elapsed_ps, growth = 0, 0, sequences * place.growth_parts
+    context = held + growth
     while taken < steps:
         cell = min(context >> shift, place.cells - 1)
         slope_ps = prices[row + 2 * cell + 1]
         first_ps = fixed_ps + prices[row + 2 * cell] + slope_ps * (context - (cell << shift))
-        growth_ps = slope_ps * sequences
+        growth_ps = slope_ps * growth
         count = steps - taken
         to_edge = (cell + 1 << shift) - 1 - context
-        if count * sequences > to_edge and cell < place.cells - 1:
-            count = min(count, to_edge // sequences + 1)
+        if count * growth > to_edge and cell < place.cells - 1:
+            count = min(count, to_edge // growth + 1)
         run_ps = count * first_ps + growth_ps * (count * (count - 1) // 2)
         if elapsed_ps + run_ps > limit_ps:
             count = _steps_beyond(first_ps, growth_ps, limit_ps - elapsed_ps)
             return taken + count, elapsed_ps + count * first_ps + growth_ps * (count * (count - 1) // 2)
         taken += count
-        context += count * sequences
+        context += count * growth
         elapsed_ps += run_ps
     return taken, elapsed_ps
 

@@ -1,4 +1,4 @@
-"""KV blocks: how many a request takes, and when it takes the next."""
+"""KV: what a lane's decodes hold, how many blocks a request takes, and when it takes the next."""
 
 from models.compiled import inner_kernel
 
@@ -10,9 +10,9 @@ def blocks(tokens, here):
 
 
 @inner_kernel
-def in_block(tokens, block_shift):
-    """Return how far into its block a token lies."""
-    return tokens & ((1 << block_shift) - 1)
+def modulo(steps, shift):
+    """Return what is left of steps after whole periods of 2**shift."""
+    return steps & ((1 << shift) - 1)
 
 
 @inner_kernel
@@ -23,12 +23,36 @@ def own_blocks(row, here):
 
 @inner_kernel
 def most_blocks(row, here):
-    """Return the blocks that a request will hold at its end."""
-    return blocks(row.input_tokens + row.output_tokens, here)
+    """Return the blocks that a request will hold at its end, at most: a last draft may run beyond it."""
+    return blocks(row.input_tokens + row.output_tokens + here.verified_tokens - 1, here)
 
 
 @inner_kernel
-def phase(row, block_shift):
-    """Return the lane's step count, modulo the block, at which this decoding request needs a new block."""
+def steps_to(tokens, here):
+    """Return the decode steps that it takes a sequence to emit so many tokens."""
+    return ((tokens << here.part_shift) + here.growth_parts - 1) // here.growth_parts
+
+
+@inner_kernel
+def mark_crossings(words, row, here, sign):
+    """Add to the lane's crossings, or take from them, the steps in which this decoding request needs a new block."""
     computed = row.input_tokens + row.generated_tokens - 1
-    return in_block(row.joined_step + 1 - computed, block_shift)
+    tokens = (blocks(computed, here) << here.block_shift) - computed + 1
+    for _ in range(here.growth_parts):
+        step = modulo(row.joined_step + steps_to(tokens, here), here.period_shift)
+        words[here.crossings_at + step] += sign
+        tokens += 1 << here.block_shift
+
+
+@inner_kernel
+def context(here):
+    """Return the KV that the lane's decodes hold, in parts of a token."""
+    return (here.context_tokens << here.part_shift) + here.context_parts
+
+
+@inner_kernel
+def grow_context(here, parts):
+    """Let the KV of the lane's decodes grow, or shrink, by parts of a token."""
+    grown = context(here) + parts
+    here.context_tokens = grown >> here.part_shift
+    here.context_parts = grown - (here.context_tokens << here.part_shift)

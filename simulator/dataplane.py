@@ -10,7 +10,16 @@ come free, by then; where that leaves nothing to do, it forms the step when the 
 
 from models.compiled import inner_kernel, kernel
 from models.step import ALONE, BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
-from simulator.blocks import blocks, in_block, most_blocks, own_blocks, phase
+from simulator.blocks import (
+    blocks,
+    context,
+    grow_context,
+    mark_crossings,
+    modulo,
+    most_blocks,
+    own_blocks,
+    steps_to,
+)
 from simulator.cache import drop_leavings, give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
 from simulator.layout import (
     CANCELLED,
@@ -134,7 +143,7 @@ def _interrupt_run(state, here, slot, now_ps):
     An asynchronous scheduler has formed the step after that one already.
     """
     steps, elapsed_ps = decode_run_ps(
-        state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
+        state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps
     )
     queued_ps = here.start_ps + elapsed_ps
     can_start = here.first_waiting == slot and here.running + here.loading < here.max_sequences
@@ -154,7 +163,7 @@ def _cut_run(state, here, now_ps):
         _begin_step(state, here, now_ps, now_ps)
     elif here.activity == DECODE_RUN and here.run_steps > 1:
         steps, elapsed_ps = decode_run_ps(
-            state.prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps
+            state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps
         )
         here.run_steps = steps
         _set_end(state, here, here.start_ps + elapsed_ps)
@@ -207,8 +216,11 @@ def _release_source(state, row, now_ps):
 @inner_kernel
 def _decode_step_ps(prices, here, step):
     """Return the duration of the lane's `step`-th decode step from now."""
-    fixed_ps = prices[here.token_at + here.decoding] + prices[here.sequence_at + here.decoding]
-    return fixed_ps + decode_ps(prices, here, ALONE, here.decoding, here.context_tokens + step * here.decoding)
+    verified = here.decoding * here.verified_tokens
+    fixed_ps = prices[here.token_at + verified] + prices[here.sequence_at + here.decoding]
+    return fixed_ps + decode_ps(
+        prices, here, ALONE, here.decoding, context(here) + step * here.decoding * here.growth_parts
+    )
 
 
 @inner_kernel
@@ -234,7 +246,7 @@ def _form_step(state, here, formed_ps):
     budget_tokens = here.max_batched_tokens
     if not here.prefill_first:
         postponed = _make_room_for_decodes(state, here)
-        budget_tokens -= here.decoding
+        budget_tokens -= here.decoding * here.verified_tokens
     here.is_eroding = 0
     chunks, new_tokens, attention_ps = 0, 0, 0
     if here.first_prefill != NONE:
@@ -305,14 +317,16 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
     decodes = 0 if here.prefill_first else here.decoding
     here.run_steps = 1 if decodes > 0 else 0
     duration_ps = (
-        state.prices[here.token_at + decodes + new_tokens]
+        state.prices[here.token_at + decodes * here.verified_tokens + new_tokens]
         + state.prices[here.sequence_at + decodes + chunks]
         + attention_ps
         + here.swap_ps
     )
     here.swap_ps = 0
     if decodes > 0:
-        duration_ps += decode_ps(state.prices, here, BESIDE_PREFILL, decodes, here.context_tokens + decodes)
+        duration_ps += decode_ps(
+            state.prices, here, BESIDE_PREFILL, decodes, context(here) + decodes * here.growth_parts
+        )
     _set_end(state, here, _through_pipeline(state.words, here, duration_ps))
 
 
@@ -329,7 +343,7 @@ def _begin_decode_run(state, here, postponed):
     elif here.is_eroding:
         steps = _steps_until_crossing(state.words, here, steps)
     here.run_steps = _steps_within_blocks(state.words, here, steps)
-    elapsed_ps = decode_run_ps(state.prices, here, here.decoding, here.context_tokens, here.run_steps, FAR)[1]
+    elapsed_ps = decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, FAR)[1]
     _set_end(state, here, _through_pipeline(state.words, here, elapsed_ps + here.swap_ps))
     here.swap_ps = 0
 
@@ -337,8 +351,8 @@ def _begin_decode_run(state, here, postponed):
 @inner_kernel
 def _steps_until_crossing(words, here, steps):
     """Return the first of `steps` in which a decode takes a block: one that the head of the queue had hoped to find."""
-    for step in range(1, min(steps, 1 << here.block_shift) + 1):
-        if words[here.crossings_at + in_block(here.steps + step, here.block_shift)] > 0:
+    for step in range(1, min(steps, 1 << here.period_shift) + 1):
+        if words[here.crossings_at + modulo(here.steps + step, here.period_shift)] > 0:
             return step
     return steps
 
@@ -365,13 +379,13 @@ def _through_pipeline(words, here, duration_ps):
 @inner_kernel
 def _steps_within_blocks(words, here, steps):
     """Return how many of `steps` decode steps the free blocks allow; the first was made sure of."""
-    if here.free_blocks >= here.decoding * ((steps >> here.block_shift) + 1):
+    if here.free_blocks >= here.decoding * ((steps * here.growth_parts >> here.period_shift) + 1):
         return steps
     rounds = (here.free_blocks // here.decoding) - 1
-    allowed = max(0, min(steps, rounds << here.block_shift))
+    allowed = max(0, min(steps, (rounds << here.period_shift) // here.growth_parts))
     left = here.free_blocks - _blocks_crossed(words, here, allowed)
     while allowed < steps:
-        left -= words[here.crossings_at + in_block(here.steps + allowed + 1, here.block_shift)]
+        left -= words[here.crossings_at + modulo(here.steps + allowed + 1, here.period_shift)]
         if left < 0:
             break
         allowed += 1
@@ -381,9 +395,9 @@ def _steps_within_blocks(words, here, steps):
 @inner_kernel
 def _blocks_crossed(words, here, steps):
     """Return how many blocks the lane's decodes take in their next `steps` steps."""
-    blocks = (steps >> here.block_shift) * here.decoding
-    for step in range(here.steps + 1, here.steps + in_block(steps, here.block_shift) + 1):
-        blocks += words[here.crossings_at + in_block(step, here.block_shift)]
+    blocks = (steps >> here.period_shift) * here.decoding * here.growth_parts
+    for step in range(here.steps + 1, here.steps + modulo(steps, here.period_shift) + 1):
+        blocks += words[here.crossings_at + modulo(step, here.period_shift)]
     return blocks
 
 
@@ -418,7 +432,7 @@ def _victim(requests, here):
 @inner_kernel
 def _free_beside_decodes(words, here):
     """Return the free blocks less those that the decodes of this very step will take."""
-    return here.free_blocks - here.late_blocks - words[here.crossings_at + in_block(here.steps + 1, here.block_shift)]
+    return here.free_blocks - here.late_blocks - words[here.crossings_at + modulo(here.steps + 1, here.period_shift)]
 
 
 @inner_kernel
@@ -551,7 +565,7 @@ def _end_step(state, here):
     if here.decoding > 0:
         take_blocks(state, here, _blocks_crossed(words, here, here.run_steps))
         here.steps += here.run_steps
-        here.context_tokens += here.run_steps * here.decoding
+        grow_context(here, here.run_steps * here.decoding * here.growth_parts)
     free_blocks = here.free_blocks
     while here.decoding > 0 and words[here.finishes_at] >> KEY_SHIFT <= here.steps:
         slot = words[here.finishes_at + 1]
@@ -627,8 +641,8 @@ def _start_decoding(words, here, row, slot):
     row.status = DECODING
     row.joined_step = here.steps
     here.context_tokens += row.computed_tokens
-    words[here.crossings_at + phase(row, here.block_shift)] += 1
-    last_step = here.steps + row.output_tokens - row.generated_tokens
+    mark_crossings(words, row, here, 1)
+    last_step = here.steps + steps_to(row.output_tokens - row.generated_tokens, here)
     push_finish(words, here, (last_step << KEY_SHIFT) + row.number, slot)
     here.decoding += 1
 
@@ -637,11 +651,12 @@ def _start_decoding(words, here, row, slot):
 def _stop_decoding(state, here, slot):
     """Take a decoding request out of the batch."""
     row = state.requests[slot]
-    decoded = here.steps - row.joined_step
-    state.words[here.crossings_at + phase(row, here.block_shift)] -= 1
-    row.generated_tokens += decoded
-    row.computed_tokens += decoded
+    mark_crossings(state.words, row, here, -1)
+    decoded_parts = (here.steps - row.joined_step) * here.growth_parts
+    grow_context(here, -decoded_parts)
     here.context_tokens -= row.computed_tokens
+    row.generated_tokens += decoded_parts >> here.part_shift
+    row.computed_tokens += decoded_parts >> here.part_shift
     remove_finish(state.words, here, place_of_finish(state.words, here, slot))
     here.decoding -= 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from models.drafting import with_speculation
 from models.engine import Engine, Limits
 from models.step import StepTable
 
@@ -31,6 +32,8 @@ def priced(engine: Engine) -> PricedEngine:
 
     kv_bytes_per_token = engine.kv_bytes_per_token_per_device * engine.tp * engine.pp
     table = step_table(engine)
+    if engine.settings.speculation is not None:
+        table = with_speculation(table, engine.settings.speculation, engine.llm.layers)
     return PricedEngine(
         *(engine.name, engine.limits, table, engine.pp, engine.lanes),
         engine=engine,

@@ -73,6 +73,8 @@ LANE = np.dtype(
         ("swap_ps", "i8"),  # that the coming step spends on swapping
         ("asynchronous", "i8"),  # steps are formed while the one before runs
         ("block_shift", "i8"),  # log2 of the tokens in a KV block
+        ("part_shift", "i8"),  # log2 of the parts of a token that contexts grow by
+        ("period_shift", "i8"),  # log2 of the steps after which decodes take blocks in the same steps again
         ("total_blocks", "i8"),
         ("watermark_blocks", "i8"),
         ("max_context_tokens", "i8"),
@@ -81,7 +83,7 @@ LANE = np.dtype(
         ("load_tree", "i8"),  # where its router's tournament lies, NONE where it has none
         ("load_leaf", "i8"),
         ("finishes_at", "i8"),  # heap of (step, request): when decoding requests end
-        ("crossings_at", "i8"),  # [phase]: decoding requests that need a block at steps = phase
+        ("crossings_at", "i8"),  # [phase]: blocks that decoding requests need at steps = phase
         ("stages_at", "i8"),  # [stage]: when the replica's stages are free
         ("activity", "i8"),
         ("start_ps", "i8"),
@@ -93,6 +95,7 @@ LANE = np.dtype(
         ("waiting", "i8"),
         ("outstanding", "i8"),
         ("context_tokens", "i8"),  # KV tokens held by decoding requests
+        ("context_parts", "i8"),  # and parts of a token beyond
         ("prefilled_tokens", "i8"),  # KV tokens held by requests in prefill, the running chunk included
         ("free_blocks", "i8"),
         ("is_eroding", "i8"),  # the head of the queue waits for blocks, and decodes take those it hopes to find cached

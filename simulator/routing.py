@@ -4,6 +4,7 @@ import numpy as np
 
 from models.compiled import inner_kernel
 from models.step import decode_run_ps
+from simulator.blocks import context
 
 ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED = 0, 1, 2, 3
 
@@ -49,13 +50,11 @@ def least_kv(state, now_ps):
 @inner_kernel
 def kv_in_use(prices, here, now_ps):
     """Return the fraction of a lane's KV tokens that running requests hold after its last step end up to now."""
-    tokens = here.context_tokens + here.prefilled_tokens
+    held = context(here)
     if here.decoding > 0 and here.run_steps > 1:
-        begun = decode_run_ps(prices, here, here.decoding, here.context_tokens, here.run_steps, now_ps - here.start_ps)[
-            0
-        ]
-        tokens += (begun - 1) * here.decoding
-    return tokens / (here.total_blocks << here.block_shift)
+        begun = decode_run_ps(prices, here, here.decoding, held, here.run_steps, now_ps - here.start_ps)[0]
+        held += (begun - 1) * here.decoding * here.growth_parts
+    return ((held >> here.part_shift) + here.prefilled_tokens) / (here.total_blocks << here.block_shift)
 
 
 @inner_kernel

@@ -91,9 +91,11 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
             *("asynchronous", "caching"),
             *("prefill_first", "reserves", "by_priority", "swap_ps_per_token"),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
+            *("verified_tokens", "growth_parts", "part_shift"),
         ):
             row[name] = getattr(limits, name)
         row["block_shift"] = (limits.block_tokens - 1).bit_length()
+        row["period_shift"] = row["block_shift"] + row["part_shift"]
         row["free_blocks"] = row["plain_blocks"] = limits.total_blocks
         row["load"] = row["cost"] = pool.engine.lanes / pool.speed
         rows.append(row)
@@ -118,7 +120,7 @@ def _place_lists(words: Words, lanes: Rows) -> None:
     first_of_replica = 0
     for lane in lanes:
         lane["finishes_at"] = words.add(np.zeros(2 * lane["max_sequences"], np.int64))
-        lane["crossings_at"] = words.add(np.zeros(1 << lane["block_shift"], np.int64))
+        lane["crossings_at"] = words.add(np.zeros(1 << lane["period_shift"], np.int64))
         if lane["number"] == first_of_replica:
             first_of_replica += lane["stages"]
             stages_at = words.add(np.zeros(lane["stages"], np.int64))

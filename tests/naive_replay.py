@@ -17,6 +17,7 @@ class NaiveRequest:
         self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
         self.enqueued_ps, self.source, self.is_leaving = None, None, False
         self.priority, self.swapped = priority, 0
+        self.parts = 0  # of a token, computed beyond the whole ones since its decoding began
 
     def release_source(self, now_ps):
         """Give back the blocks on the lane that prefilled this request, and wake that lane if it waits for blocks."""
@@ -109,13 +110,19 @@ class NaiveLane:
 
     def unready(self):
         """Return the blocks that decodes of this step are yet to take."""
-        return sum(self.lacks(r, 1) for r in self.running if r.is_decoding())
+        return sum(self.lacks(r, self.gain(r)) for r in self.running if r.is_decoding())
+
+    def gain(self, request):
+        """Return the whole tokens that a decoding request gains in its next step."""
+        return request.parts + self.limits.growth_parts >> self.limits.part_shift
 
     def free_blocks(self):
         return len(self.pool.queue) - self.late_blocks
 
     def kv_in_use(self):
-        tokens = sum(r.computed + (r.chunk if not r.is_decoding() else 0) for r in self.running)
+        shift = self.limits.part_shift
+        tokens = sum((r.computed << shift) + r.parts for r in self.running if r.is_decoding()) >> shift
+        tokens += sum(r.computed + r.chunk for r in self.running if not r.is_decoding())
         return tokens / (self.limits.total_blocks * self.limits.block_tokens)
 
     def node_blocks(self, request, place):
@@ -186,7 +193,7 @@ class NaiveLane:
             request.shared_nodes += 1
 
     def most_blocks(self, request):
-        return self.blocks_for(request.input_tokens + request.output_tokens)
+        return self.blocks_for(request.input_tokens + request.output_tokens + self.limits.verified_tokens - 1)
 
     def preempt_last(self):
         """Preempt the last admitted or, by priority, the least urgent, latest that has no chunk in this step yet."""
@@ -205,7 +212,7 @@ class NaiveLane:
         request.left_after_nodes = request.shared_nodes
         self.pool.give_back(request.blocks)
         request.blocks, request.shared_nodes = [], 0
-        request.computed = request.chunk = 0
+        request.computed = request.chunk = request.parts = 0
         request.status = "waiting"
         request.preemptions += 1
         request.enqueued_ps = -1
@@ -318,7 +325,7 @@ class NaiveLane:
             self.preempt_last()
             preempted = True
         for request in self.running:
-            request.chunk = 1 if request.is_decoding() else 0
+            request.chunk = self.limits.verified_tokens if request.is_decoding() else 0
         return preempted
 
     def through_pipeline(self, duration_ps):
@@ -335,7 +342,8 @@ class NaiveLane:
         tokens = sum(r.chunk for r in self.running)
         price = int(table.token_ps[engine, tokens]) + int(table.sequence_ps[engine, len(decodes) + len(prefills)])
         if decodes:
-            context = sum(r.computed + 1 for r in decodes)
+            growth, shift = self.limits.growth_parts, self.limits.part_shift
+            context = sum((r.computed << shift) + r.parts + growth for r in decodes)
             price += decode_ps(table, engine, 1 if prefills else 0, len(decodes), context)
         for request in prefills:
             price += prefill_ps(table, engine, request.chunk, request.computed)
@@ -344,15 +352,18 @@ class NaiveLane:
     def end_step(self):
         decodes = [request for request in self.running if request.is_decoding() and request.chunk > 0]
         for request in decodes:
-            self.take(request, 1)
+            self.take(request, self.gain(request))
         free_blocks, outstanding = len(self.pool.queue), self.outstanding()
         ended = []
         for request in list(self.running):
-            request.computed += request.chunk
+            gained = self.gain(request) if request in decodes else request.chunk
+            if request in decodes:
+                request.parts += self.limits.growth_parts - (gained << self.limits.part_shift)
+            request.computed += gained
             complete = request.chunk > 0 and (request in decodes or request.prompt_left() == 0)
             request.chunk = 0
             if complete:
-                request.generated += 1
+                request.generated += gained if request in decodes else 1
                 request.status = "decoding"
                 if request.first_token_ps is None:
                     request.first_token_ps = self.end_ps

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import traces
 import traces.parquet
+from models.speculation import Speculation
 from simulator.fleet import Fleet, Link, Pool
 from simulator.layout import CANCELLED, FINISHED
 from simulator.replay import replay
@@ -25,7 +26,7 @@ STATUSES = {"finished": FINISHED, "cancelled": CANCELLED}
 
 def random_case(seed: int):
     """Return a small random trace and fleet: tight blocks, odd limits, pipelines, every router."""
-    rng = np.random.default_rng(seed)
+    rng, later = np.random.default_rng(seed), np.random.default_rng([seed, 1])  # later: what later features draw
     pools = []
     for index in range(rng.integers(1, 4)):
         block_tokens = int(rng.choice([1, 4, 16]))
@@ -53,6 +54,7 @@ def random_case(seed: int):
             sequence_ps=int(rng.integers(0, 1_000_000)),
             pair_ps=int(rng.integers(0, 100_000)),
             kv_bytes=float(rng.choice([0.0, 1e6])),
+            speculation=random_speculation(later, bounds) if later.random() < 0.25 else None,
             rng=rng,
         )
         pools.append(Pool(engine, int(rng.integers(1, 4)), speed=float(rng.choice([1.0, 2.0]))))
@@ -67,6 +69,15 @@ def random_case(seed: int):
     patience_s = float(rng.choice([0.02, 0.1])) if rng.random() < 0.3 else math.inf
     router = str(rng.choice(list(ROUTERS)))
     return trace, Fleet(tuple(pools), router, input_edges=(0, 20), link=link, patience_s=patience_s)
+
+
+def random_speculation(rng, bounds):
+    """Return a draft that fits the token budget, or None."""
+    most = bounds.max_batched_tokens // bounds.max_sequences - 1
+    if most < 1:
+        return None
+    acceptance = float(rng.choice([0.0, 0.3, 0.77, 1.0]))
+    return Speculation(int(rng.integers(1, min(4, most) + 1)), acceptance, draft_share=0.1)
 
 
 def shared_content(rng, tokens):

@@ -1,8 +1,12 @@
 """Toy hardware with round numbers, so that expected values are arithmetic one can do in one's head."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from models.drafting import with_speculation
 from models.engine import UNLIMITED_TOKENS, Limits
+from models.speculation import PART_SHIFT, Speculation
 from models.step import StepTable
 from simulator.fleet import Fleet, Pool, PricedEngine
 from traces.trace import Ragged, Trace
@@ -15,6 +19,18 @@ def limits(**changes) -> Limits:
         dict(max_sequences=8, max_batched_tokens=64, block_tokens=4, total_blocks=64, max_context_tokens=200) | changes
     )
     return Limits(**{"long_prefill_tokens": UNLIMITED_TOKENS, **chosen})
+
+
+def drafting(bounds: Limits, chosen: Speculation) -> Limits:
+    """The limits of a lane whose decodes draft and verify."""
+    return replace(
+        bounds,
+        max_context_tokens=min(bounds.max_context_tokens, bounds.total_blocks * bounds.block_tokens)
+        - chosen.draft_tokens,
+        verified_tokens=chosen.verified_tokens,
+        growth_parts=chosen.growth_parts,
+        part_shift=PART_SHIFT,
+    )
 
 
 def table(
@@ -54,9 +70,20 @@ def table(
     )
 
 
-def engine(bounds: Limits | None = None, *, name: str = "toy", stages: int = 1, kv_bytes: float = 0.0, **costs):
+def engine(
+    bounds: Limits | None = None,
+    *,
+    name: str = "toy",
+    stages: int = 1,
+    kv_bytes: float = 0.0,
+    speculation: Speculation | None = None,
+    **costs,
+):
     bounds = bounds or limits()
-    return PricedEngine(name, bounds, table(bounds, **costs), stages=stages, lanes=stages, kv_bytes_per_token=kv_bytes)
+    prices = table(bounds, **costs)
+    if speculation is not None:
+        bounds, prices = drafting(bounds, speculation), with_speculation(prices, speculation, layers=1)
+    return PricedEngine(name, bounds, prices, stages=stages, lanes=stages, kv_bytes_per_token=kv_bytes)
 
 
 def fleet(replicas: int = 1, router: str = "join-shortest-queue", max_sequences: int = 8, **costs) -> Fleet:
