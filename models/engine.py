@@ -124,6 +124,11 @@ class Engine:
         return self.pp * self.dp
 
     @property
+    def steps_together(self) -> bool:
+        """Say whether data-parallel ranks wait for each other in every step: where they share experts."""
+        return self.dp > 1 and self.pp == 1 and self.ep > self.tp
+
+    @property
     def _swap_s_per_token(self) -> float:
         """Return the time to move one token's KV between a device and its host; all devices of a replica at once."""
         return self.kv_bytes_per_token_per_device / self.device.host_link_bytes_per_s

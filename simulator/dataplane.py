@@ -1,7 +1,7 @@
 """The data plane: lanes that batch, prefill, decode, page KV and preempt, as one discrete-event loop on step ends.
 
 Times are whole picoseconds since the trace began. A lane is one scheduler with its own KV pool: a replica has one,
-or one per pipeline stage. Between two changes of its batch a lane decodes in one go; an arrival cuts that run short at
+or one per pipeline stage or data-parallel rank. Between two changes of its batch a lane decodes in one go; an arrival cuts that run short at
 the first step end after it. A scheduler at time t sees what arrived before t.
 
 An asynchronous scheduler forms a step when the one before begins, so it sees what had arrived, and the blocks that had
@@ -80,8 +80,11 @@ def advance(state, plan, horizon_ps, slot, lane):
             if end_ps > horizon_ps:
                 return
             clock.lane_events += 1
-            formed_ps = _end_step(state, lanes[lane])
-            _begin_step(state, lanes[lane], end_ps, formed_ps)
+            if lanes[lane].ranks > 1:
+                _next_round(state, lanes[lane].first_rank, lanes[lane].ranks, end_ps)
+            else:
+                formed_ps = _end_step(state, lanes[lane])
+                _begin_step(state, lanes[lane], end_ps, formed_ps)
         elif timer_ps <= arrival_ps:
             if timer_ps > horizon_ps:
                 return
@@ -129,11 +132,42 @@ def _queue(state, here, slot, now_ps):
     else:
         append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
-        _begin_step(state, here, now_ps, now_ps)
-        return now_ps
+        return _wake(state, here, now_ps)
     if here.run_steps <= 1:
         return here.end_ps
     return _interrupt_run(state, here, slot, now_ps)
+
+
+@inner_kernel
+def _wake(state, here, now_ps):
+    """Begin a step on an idle lane, unless others that it steps with are in theirs; return when it takes notice."""
+    for rank in range(here.first_rank, here.first_rank + here.ranks):
+        if state.lanes[rank].activity != IDLE:
+            return state.lanes[rank].end_ps
+    _begin_step(state, here, now_ps, now_ps)
+    return now_ps
+
+
+@inner_kernel
+def _next_round(state, first, ranks, now_ps):
+    """End the step of lanes that step together, and begin their next: it lasts as long as the slowest lane's.
+
+    A lane with nothing to do keeps step with an empty one, which is never the slowest.
+    """
+    lanes = state.lanes
+    for rank in range(first, first + ranks):
+        if lanes[rank].activity != IDLE:
+            _end_step(state, lanes[rank])
+    end_ps = now_ps
+    for rank in range(first, first + ranks):
+        here = lanes[rank]
+        formed_ps = here.start_ps if here.asynchronous and here.activity != IDLE else now_ps
+        _begin_step(state, here, now_ps, formed_ps)
+        if here.activity != IDLE:
+            end_ps = max(end_ps, here.end_ps)
+    for rank in range(first, first + ranks):
+        if lanes[rank].activity != IDLE:
+            _set_end(state, lanes[rank], end_ps)
 
 
 @inner_kernel
@@ -160,7 +194,7 @@ def _interrupt_run(state, here, slot, now_ps):
 def _cut_run(state, here, now_ps):
     """End the lane's run of decodes with the first step that ends after `now_ps`; wake a lane that is idle."""
     if here.activity == IDLE:
-        _begin_step(state, here, now_ps, now_ps)
+        _wake(state, here, now_ps)
     elif here.activity == DECODE_RUN and here.run_steps > 1:
         steps, elapsed_ps = decode_run_ps(
             state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps
@@ -210,7 +244,7 @@ def _release_source(state, row, now_ps):
     row.contents = 0
     row.source_lane = NONE
     if source.activity == IDLE and source.waiting > 0:
-        _begin_step(state, source, now_ps, now_ps)
+        _wake(state, source, now_ps)
 
 
 @inner_kernel
@@ -334,11 +368,13 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
 def _begin_decode_run(state, here, postponed):
     """Decode until a request finishes or blocks run out.
 
-    Only one step where that is asked, where stages are shared, where it also swaps, and where admissions are put off.
+    Only one step where that is asked, where lanes share stages or step together, where it also swaps, and where
+    admissions are put off.
     """
     here.activity = DECODE_RUN
     steps = (state.words[here.finishes_at] >> KEY_SHIFT) - here.steps
-    if here.stages > 1 or postponed or here.swap_ps > 0 or state.clock[0].fast_forward == 0:
+    is_bound = here.stages > 1 or here.ranks > 1
+    if is_bound or postponed or here.swap_ps > 0 or state.clock[0].fast_forward == 0:
         steps = 1
     elif here.is_eroding:
         steps = _steps_until_crossing(state.words, here, steps)

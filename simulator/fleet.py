@@ -21,6 +21,7 @@ class PricedEngine:
     table: StepTable = field(repr=False)
     stages: int = 1
     lanes: int = 1
+    ranks: int = 1  # of them, those that step together
     engine: Engine | None = None
     kv_bytes_per_token: float = 0.0  # over all devices of a replica
     layers: int = 1
@@ -39,6 +40,7 @@ def priced(engine: Engine) -> PricedEngine:
         engine=engine,
         kv_bytes_per_token=kv_bytes_per_token,
         layers=engine.llm.layers,
+        ranks=engine.dp if engine.steps_together else 1,
     )
 
 

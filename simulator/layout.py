@@ -61,6 +61,8 @@ LANE = np.dtype(
         ("pool", "i8"),
         ("role", "i8"),
         ("stages", "i8"),  # pipeline depth
+        ("ranks", "i8"),  # lanes of the replica that step together
+        ("first_rank", "i8"),
         ("max_sequences", "i8"),
         ("max_batched_tokens", "i8"),
         ("long_prefill_tokens", "i8"),

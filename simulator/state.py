@@ -81,6 +81,7 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
         for name, _ in PRICED:
             row[name] = place[name]
         row["pool"], row["stages"], row["role"] = index, pool.engine.stages, ROLES.index(pool.role)
+        row["ranks"] = pool.engine.ranks
         row["link_ps_per_token"] = round(
             pool.engine.kv_bytes_per_token / fleet.link.bytes_per_s * PICOSECONDS_PER_SECOND
         )
@@ -101,6 +102,7 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
         rows.append(row)
     lanes = np.concatenate(rows)
     lanes["number"] = np.arange(lanes.size)
+    lanes["first_rank"] = _first_ranks(lanes["ranks"])
     decoding = lanes["role"] == DECODE
     if decoding.any():
         lanes["max_context_tokens"] = np.minimum(
@@ -113,6 +115,15 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
     ):
         lanes[name] = NONE
     return lanes
+
+
+def _first_ranks(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return, lane by lane, the first of the lanes that it steps together with."""
+    firsts = np.arange(ranks.size)
+    for lane in range(1, ranks.size):
+        if ranks[lane] > 1 and lane - firsts[lane - 1] < ranks[lane] and ranks[lane - 1] == ranks[lane]:
+            firsts[lane] = firsts[lane - 1]
+    return firsts
 
 
 def _place_lists(words: Words, lanes: Rows) -> None:

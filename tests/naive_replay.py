@@ -25,7 +25,7 @@ class NaiveRequest:
         source.pool.give_back(self.blocks)
         self.blocks, self.shared_nodes, self.contents = [], 0, []
         if source.end_ps is None and source.waiting:
-            source.begin_step(now_ps)
+            source.wake(now_ps)
 
     def prompt_left(self):
         return self.input_tokens + max(0, self.generated) - self.computed
@@ -89,7 +89,7 @@ class NaiveLane:
         self.limits, self.table, self.engine, self.cost = limits, pool.engine.table, 0, pool.engine.lanes / pool.speed
         self.fleet, self.role = fleet, pool.role
         self.stage_free_ps, self.content_tokens = stage_free_ps, content_tokens
-        self.loading, self.ready = [], []
+        self.loading, self.ready, self.round = [], [], [self]
         self.link_free_ps, self.link = 0, fleet.fleet.link
         self.link_ps_per_token = round(pool.engine.kv_bytes_per_token / self.link.bytes_per_s * 1e12)
         self.layers = pool.engine.layers
@@ -242,8 +242,20 @@ class NaiveLane:
             self.waiting.sort(key=lambda request: (request.priority, request.index))
 
     def wake(self, now_ps):
-        if self.end_ps is None:
+        """Begin a step, unless a lane that this one steps together with is in its own."""
+        if all(lane.end_ps is None for lane in self.round):
             self.begin_step(now_ps)
+
+    def next_round(self, now_ps):
+        """End the step of all lanes that step together, and begin the next, as long as the slowest one's."""
+        for lane in self.round:
+            if lane.end_ps is not None:
+                lane.end_step()
+        for lane in self.round:
+            lane.begin_step(now_ps)
+        busy = [lane for lane in self.round if lane.end_ps is not None]
+        for lane in busy:
+            lane.end_ps = max(other.end_ps for other in busy)
 
     def is_seen(self, request, formed_ps):
         return formed_ps == self.start_ps or request.enqueued_ps < formed_ps
@@ -393,9 +405,11 @@ class NaiveFleet:
         for pool_index, pool in enumerate(fleet.pools):
             for _ in range(pool.replicas):
                 stage_free_ps = [0] * pool.engine.stages
-                for _ in range(pool.engine.lanes):
-                    self.lanes.append(NaiveLane(self, pool, stage_free_ps, content_tokens))
-                    self.pools.append(pool_index)
+                replica = [NaiveLane(self, pool, stage_free_ps, content_tokens) for _ in range(pool.engine.lanes)]
+                self.lanes += replica
+                self.pools += [pool_index] * len(replica)
+                for lane in replica if pool.engine.ranks > 1 else []:
+                    lane.round = replica
         self.front = [i for i, lane in enumerate(self.lanes) if lane.role != "decode"]
         self.back = [i for i, lane in enumerate(self.lanes) if lane.role == "decode"]
         priorities = trace.columns.get("priority", np.zeros(len(trace), np.int64))
@@ -416,8 +430,7 @@ class NaiveFleet:
             timer_ps = min(self.timers)[0] if self.timers else FAR
             if lane is not None and lane.end_ps <= min(arrival_ps, timer_ps):
                 now_ps = lane.end_ps
-                lane.end_step()
-                lane.begin_step(now_ps)
+                lane.next_round(now_ps)
             elif self.timers and timer_ps <= arrival_ps:
                 timer = min(self.timers)
                 self.timers.remove(timer)

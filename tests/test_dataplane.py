@@ -45,10 +45,12 @@ def random_case(seed: int):
             by_priority=bool(rng.random() < 0.3),
             swap_ps_per_token=int(rng.choice([0, 0, 1_000_000])),
         )
+        stages = int(rng.choice([1, 1, 2]))
         engine = toys.engine(
             bounds,
             name=f"toy{index}",
-            stages=int(rng.choice([1, 1, 2])),
+            stages=stages,
+            ranks=int(later.choice([1, 1, 2, 3])) if stages == 1 else 1,
             step_ps=int(rng.integers(1, 3 * toys.PS_PER_MS)),
             token_ps=int(rng.integers(0, 10_000_000)),
             sequence_ps=int(rng.integers(0, 1_000_000)),

@@ -75,6 +75,7 @@ def engine(
     *,
     name: str = "toy",
     stages: int = 1,
+    ranks: int = 1,
     kv_bytes: float = 0.0,
     speculation: Speculation | None = None,
     **costs,
@@ -83,7 +84,8 @@ def engine(
     prices = table(bounds, **costs)
     if speculation is not None:
         bounds, prices = drafting(bounds, speculation), with_speculation(prices, speculation, layers=1)
-    return PricedEngine(name, bounds, prices, stages=stages, lanes=stages, kv_bytes_per_token=kv_bytes)
+    lanes = stages * ranks
+    return PricedEngine(name, bounds, prices, stages, lanes, ranks=ranks, kv_bytes_per_token=kv_bytes)
 
 
 def fleet(replicas: int = 1, router: str = "join-shortest-queue", max_sequences: int = 8, **costs) -> Fleet:
