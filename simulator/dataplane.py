@@ -1,8 +1,8 @@
 """The data plane: lanes that batch, prefill, decode, page KV and preempt, as one discrete-event loop on step ends.
 
-Times are whole picoseconds since the trace began. A lane is one scheduler with its own KV pool: a replica has one,
-or one per pipeline stage or data-parallel rank. Between two changes of its batch a lane decodes in one go; an arrival cuts that run short at
-the first step end after it. A scheduler at time t sees what arrived before t.
+Times are whole picoseconds since the trace began. A lane is one scheduler with its own KV pool: a replica has one, or
+one per pipeline stage or data-parallel rank. Between two changes of its batch a lane decodes in one go; an arrival cuts
+that run short at the first step end after it. A scheduler at time t sees what arrived before t.
 
 An asynchronous scheduler forms a step when the one before begins, so it sees what had arrived, and the blocks that had
 come free, by then; where that leaves nothing to do, it forms the step when the device falls idle.
