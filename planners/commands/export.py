@@ -22,7 +22,7 @@ def export(
     """Write the fleet of PLAN (a plan.json) for TARGET.
 
     Targets: k8s, lws, kserve, llm-d, dynamo, dynamo-v1alpha1, aibrix, skypilot, vllm, sglang, tensorrt-llm, benchmark;
-    and of a replay of the plan's trace: benchmark-report, vllm-bench.
+    and of a replay of the plan's trace: benchmark-report, melange, vllm-bench.
     """
     from planners import exports, plan_file
     from planners.exports.deployment import of_plan

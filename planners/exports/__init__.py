@@ -23,6 +23,7 @@ TARGETS = {
 # Targets that show what a replay of the plan's trace predicts: functions of a deployment and a run.
 RUN_TARGETS = {
     "benchmark-report": ("results:benchmark_report", "An llm-d benchmark report (0.2.1) of the replay."),
+    "melange": ("melange:config", "Input of Mélange's solver: cost and throughput of each kind of replica, by size."),
     "vllm-bench": ("results:vllm_bench", "The replay as vllm bench serve would save it."),
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 from planners.exports import arguments, yaml_text
 from planners.exports.deployment import DeployedPool, Deployment
 
-IMAGE = "nvcr.io/nvidia/ai-dynamo/vllm-runtime:latest"
+IMAGE = "nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.2.0"  # a tag that tells the version: admission wants one
 SECRET = "hf-token-secret"
 
 

@@ -1,12 +1,13 @@
 """What a replay predicts, in the words of benchmark tools, so that their readers and plots can show it."""
 
+import hashlib
 import json
 from typing import Any
 
 import numpy as np
 
 from planners.answer import plain
-from planners.exports import yaml_text
+from planners.exports import arguments, yaml_text
 from planners.exports.deployment import Deployment
 from simulator.run import Run
 from traces.trace import NS_PER_S
@@ -22,6 +23,7 @@ PERCENTILES = {
     "p90": 90,
     "p95": 95,
     "p99": 99,
+    "p99p9": 99.9,
 }
 REPORT_VERSION = "0.2.1"
 
@@ -37,22 +39,23 @@ def benchmark_report(deployment: Deployment, run: Run) -> dict[str, str]:
         "time_per_output_token": _statistics(gaps[~np.isnan(gaps)], "s/token"),
         "request_latency": _statistics(run.e2e_s[done], "s"),
     }
+    latency = {name: found for name, found in latency.items() if found}
     throughput = {
-        "input_token_rate": {"units": "tokens/s", "mean": _rate(tokens_in.sum(), span_s)},
-        "output_token_rate": {"units": "tokens/s", "mean": _rate(tokens_out.sum(), span_s)},
-        "request_rate": {"units": "queries/s", "mean": _rate(done.sum(), span_s)},
+        "input_token_rate": {"units": "tokens/s", "mean": _rate(tokens_in.sum(), span_s) or 0.0},
+        "output_token_rate": {"units": "tokens/s", "mean": _rate(tokens_out.sum(), span_s) or 0.0},
+        "request_rate": {"units": "queries/s", "mean": _rate(done.sum(), span_s) or 0.0},
     }
     requests = {
         "total": counts["arrived"],
         "failures": counts["arrived"] - counts["finished"],
-        "input_length": _statistics(tokens_in, "count"),
-        "output_length": _statistics(tokens_out, "count"),
+        "incomplete": counts["in_flight"],
+        "input_length": _statistics(tokens_in, "count") or None,
+        "output_length": _statistics(tokens_out, "count") or None,
     }
-    load = {"tool": "fleetplan", "source": "trace", "rate_qps": run.trace.rate_per_s}
     report = {
         "version": REPORT_VERSION,
         "run": {"uid": run.trace.identity[:32], "description": "predicted by a replay, not measured"},
-        "scenario": {"load": {"standardized": load}, "stack": [_stack(deployment, pool) for pool in deployment.pools]},
+        "scenario": {"load": _load(run), "stack": [_stack(deployment, pool) for pool in deployment.pools]},
         "results": {
             "request_performance": {
                 "aggregate": {"requests": requests, "latency": latency, "throughput": throughput},
@@ -96,24 +99,56 @@ def vllm_bench(deployment: Deployment, run: Run) -> dict[str, str]:
     return {"vllm-bench.json": json.dumps(plain(content)) + "\n"}
 
 
+def _load(run: Run) -> dict[str, Any]:
+    trace = run.trace
+    lengths = {
+        f"{name}_seq_len": {"distribution": "other", "value": float(tokens.mean()), "std_dev": float(tokens.std()),
+                            "min": int(tokens.min()), "max": max(int(tokens.max()), 1)}
+        for name, tokens in (("input", trace.input_tokens), ("output", trace.output_tokens))
+    }  # fmt: skip
+    standardized: dict[str, Any] = {"tool": "fleetplan", "tool_version": version(), "source": "sampled", **lengths}
+    if np.isfinite(trace.rate_per_s):
+        standardized["rate_qps"] = trace.rate_per_s
+    about = {"cfg_id": trace.identity, "description": f"trace {trace.name}, request by request"}
+    return {"metadata": about, "standardized": standardized, "native": {"config": {"chain": list(trace.chain)}}}
+
+
+def version() -> str:
+    """Return the version that is installed, or that there is none."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("fleetplan")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _stack(deployment: Deployment, pool: Any) -> dict[str, Any]:
     engine = pool.engine
-    parallelism = {"tp": engine.tp, "pp": engine.pp, "dp": engine.dp, "ep": engine.ep}
-    accelerator = {"model": engine.device.title, "count": engine.devices, "parallelism": parallelism}
+    parallelism = {
+        "tp": engine.tp, "pp": engine.pp, "dp": engine.dp, "ep": engine.ep,
+        "dp_local": max(1, engine.dp // pool.nodes), "workers": pool.nodes,
+    }  # fmt: skip
+    count = engine.devices * pool.replicas
+    accelerator = {"model": engine.device.title, "count": count, "parallelism": parallelism}
     standardized = {
         "kind": "inference_engine",
         "tool": engine.framework,
-        "role": "both",
+        "tool_version": "not said",
+        "role": "replica",
         "replicas": pool.replicas,
         "model": {"name": deployment.model},
         "accelerator": accelerator,
     }
-    return {"metadata": {"label": pool.name}, "standardized": standardized}
+    flags = arguments.vllm(engine)
+    native = {"args": {"vllm serve": " ".join(flags)}}
+    about = {"label": pool.name, "cfg_id": hashlib.sha256(engine.name.encode()).hexdigest()[:16]}
+    return {"metadata": about | {"description": engine.name}, "standardized": standardized, "native": native}
 
 
 def _statistics(values: Any, units: str) -> dict[str, Any]:
     if not len(values):
-        return {"units": units, "mean": None}
+        return {}
     found = {"units": units, "mean": float(np.mean(values)), "min": float(np.min(values)), "max": float(np.max(values))}
     return found | {name: float(np.percentile(values, percent)) for name, percent in PERCENTILES.items()}
 
