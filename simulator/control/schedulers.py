@@ -46,7 +46,7 @@ def s_edf(
     """
 
     def remaining_ps(members: list[Cursor], done_ps: int) -> float:
-        return max(0.0, sum(estimate_ps(each.number, each.prefill_left) for each in members) - done_ps)
+        return max(0.0, estimate_ps(members[0].number, sum(each.prefill_left for each in members)) - done_ps)
 
     def rank(view: LaneView, members: list[Cursor], done_ps: int) -> tuple[int, int, int]:
         left_ps = remaining_ps(members, done_ps)

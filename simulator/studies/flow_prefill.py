@@ -1,6 +1,16 @@
 """FlowPrefill: prefills preempted between operators, by slack, against whole prompts and chunks in order of arrival."""
 
-from simulator.studies.card import Card, Claim
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.studies.card import Card, Claim, Finding, Row, over_seeds
+
+if TYPE_CHECKING:
+    from simulator.control.scheduled_lane import Scheduler
+    from simulator.control.step_prices import StepPrices
+    from simulator.systems.flow_prefill import Prompt
 
 CARD = Card(
     name="flow_prefill",
@@ -17,3 +27,178 @@ CARD = Card(
     control_margin=0.02,
     hidden_knob="granularity of preemption; goodput by every class or by all requests together",
 )
+
+FACTS = Path(__file__).with_suffix(".toml")
+ATTAINED = 0.90
+RATES_PER_S = (0.1, 16.0)  # between which goodput is sought
+LOW_RATE_PER_S = 0.2
+QUANTA_S = (0.002, 0.01, 0.05, 0.1, 0.2)
+ALL = "all"
+
+Build = Callable[["StepPrices"], "Scheduler"]
+
+
+def run(seeds: Sequence[int], quick: bool = False) -> Finding:
+    """Find each system's goodput over the trace's mix of classes, and how long arrivals go unheard."""
+    from simulator.systems import flow_prefill as system
+
+    facts, prices = _facts(), _prices()
+    count, halvings = (700, 6) if quick else (3000, 9)
+    log_rate_per_s = 2 * facts["trace_requests"] / facts["trace_s"]
+    main: dict[str, Build] = {
+        "flow": system.flow_prefill,
+        "fcfs": system.whole_prompts,
+        "chunks of 512": system.chunks,
+    }
+    without: dict[str, Build] = {
+        "without preemption": partial(system.flow_prefill, preempt="step"),
+        "without slack (EDF)": system.by_deadline,
+        "without batching": partial(system.flow_prefill, batch_tokens=0),
+    }
+    knobs = _knobs(quick)
+    trials = {seed: Trials(facts, prices, seed, count) for seed in seeds}
+    goodputs = {
+        name: [trials[seed].goodput(name, build, halvings) for seed in seeds]
+        for name, build in {**main, **without, **knobs}.items()
+    }
+    overall = {name: [trials[seed].goodput(name, main[name], halvings, ALL) for seed in seeds] for name in main}
+    at_log_rate = {
+        name: [trials[seed].at(name, main[name], log_rate_per_s) for seed in seeds]
+        for name in ("flow", "chunks of 512")
+    }
+    blocking_s = {name: [each["blocking_s"] for each in found] for name, found in at_log_rate.items()}
+    low = {
+        name: [trials[seed].at(name, main[name], LOW_RATE_PER_S)[ALL] for seed in seeds] for name in ("flow", "fcfs")
+    }
+    figures = (
+        over_seeds(_ratios(goodputs["flow"], goodputs["fcfs"])),
+        over_seeds([1e3 * each for each in blocking_s["flow"]]),
+        over_seeds(_ratios(blocking_s["chunks of 512"], blocking_s["flow"])),
+    )
+    return Finding(
+        figures={claim.figure: figure for claim, figure in zip(CARD.claims, figures, strict=True)},
+        control={"attainment at low load": over_seeds(_ratios(low["flow"], low["fcfs"]))},
+        curve=_curve(trials, main, (1.0, 3.0, 6.0) if quick else (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
+        ablation=[_row(name, goodputs[name], goodputs["fcfs"]) for name in (*main, *without)],
+        sweep=[
+            *(_row(name, goodputs[name], goodputs["fcfs"]) for name in knobs),
+            *(_row(f"{name}, all requests together", overall[name], overall["fcfs"]) for name in main),
+        ],
+        note=f"goodput by all requests together: {_ratios_mean(overall):.2f} times that of whole prompts FCFS; "
+        "the trace's arrivals are made Poisson, its lengths by the quantiles of its log",
+    )
+
+
+class Trials:
+    """The same prompts offered to one system after another, at one rate after another."""
+
+    def __init__(self, facts: Mapping[str, Any], prices: "StepPrices", seed: int, count: int) -> None:
+        self.facts, self.prices = facts, prices
+        self.prompts = _prompts(facts, seed, count)
+        self._known: dict[tuple[str, float], dict[str, float]] = {}
+
+    def at(self, name: str, build: Build, rate_per_s: float) -> dict[str, float]:
+        """Return the attainment of each class, of the worst, and of all requests; and the mean blocking [s]."""
+        if (name, rate_per_s) not in self._known:
+            from simulator.systems.flow_prefill import serve
+
+            offered = [each._replace(arrival_s=each.arrival_s / rate_per_s) for each in self.prompts]
+            outcome = serve(build, self.prices, self.facts["kv_tokens"], offered)
+            self._known[name, rate_per_s] = _attainment(offered, outcome.ttft_s) | {
+                "blocking_s": sum(outcome.blocking_s) / max(1, len(outcome.blocking_s))
+            }
+        return self._known[name, rate_per_s]
+
+    def goodput(self, name: str, build: Build, halvings: int, by: str = "worst") -> float:
+        """Return the greatest rate, to within the halvings, at which the share in time is kept."""
+        low, high = RATES_PER_S
+        for _ in range(halvings):
+            middle = (low * high) ** 0.5
+            if self.at(name, build, middle)[by] >= ATTAINED:
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def _facts() -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(FACTS.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _prices() -> "StepPrices":
+    """Return the prices of Llama-3.1-8B on an A800, an A100 but for its links."""
+    from models import device, llm
+    from models.engine import Engine, Settings
+    from simulator.control.step_prices import prices_of
+    from simulator.fleet import priced
+
+    settings = Settings(max_num_batched_tokens=_facts()["longest_tokens"], max_num_seqs=128)
+    return prices_of(priced(Engine(llm.load("llama-3.1-8b"), device.load("a100-sxm-80gb"), settings=settings)))
+
+
+def _knobs(quick: bool) -> dict[str, Build]:
+    from simulator.systems import flow_prefill as system
+
+    quanta_s = QUANTA_S[::4] if quick else QUANTA_S
+    knobs: dict[str, Build] = {
+        f"quantum {1e3 * quantum_s:g} ms": partial(system.flow_prefill, quantum_s=quantum_s) for quantum_s in quanta_s
+    }
+    if not quick:
+        for spread in (0.2, 0.5):
+            knobs[f"step times off by {spread:.0%}"] = partial(system.flow_prefill, spread=spread)
+    return knobs
+
+
+def _prompts(facts: Mapping[str, Any], seed: int, count: int) -> "list[Prompt]":
+    """Return prompts of the trace's mix that arrive at random, one a second on average."""
+    import numpy as np
+
+    from simulator.studies.workloads import gaps, lengths
+    from simulator.systems.flow_prefill import Prompt
+
+    rng = np.random.default_rng([seed, 1])
+    classes = facts["classes"]
+    arrivals_s = np.cumsum(gaps(rng, 1.0, count))
+    kinds = rng.choice(len(classes), count, p=[each["share"] for each in classes])
+    drawn = [lengths(rng, each["fractions"], each["tokens"], count) for each in classes]
+    return [
+        Prompt(float(arrival_s), int(drawn[kind][place]), classes[kind]["ttft_s"], classes[kind]["name"])
+        for place, (arrival_s, kind) in enumerate(zip(arrivals_s, kinds, strict=True))
+    ]
+
+
+def _attainment(prompts: "Iterable[Prompt]", ttft_s: Iterable[float]) -> dict[str, float]:
+    kept: dict[str, list[bool]] = {}
+    for prompt, seconds in zip(prompts, ttft_s, strict=True):
+        kept.setdefault(prompt.label, []).append(seconds <= prompt.promise_s)
+    found = {label: sum(each) / len(each) for label, each in sorted(kept.items())}
+    together = sum(map(sum, kept.values())) / sum(map(len, kept.values()))
+    return found | {"worst": min(found.values()), ALL: together}
+
+
+def _curve(trials: Mapping[int, Trials], builds: Mapping[str, Build], rates_per_s: Iterable[float]) -> list[Row]:
+    """Return the attainment of each class against the rate, system by system, means over seeds."""
+    rows: list[Row] = []
+    for rate_per_s in rates_per_s:
+        for name, build in builds.items():
+            found = [each.at(name, build, rate_per_s) for each in trials.values()]
+            means = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
+            rows.append({"requests_per_s": rate_per_s, "system": name, **means})
+    return rows
+
+
+def _row(name: str, goodputs: Sequence[float], baseline: Sequence[float]) -> Row:
+    ratio = over_seeds(_ratios(goodputs, baseline))
+    mean = sum(goodputs) / len(goodputs)
+    return {"system": name, "goodput_per_s": mean, "over_fcfs": ratio.value, "low": ratio.low, "high": ratio.high}
+
+
+def _ratios(values: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    return [value / base for value, base in zip(values, baseline, strict=True)]
+
+
+def _ratios_mean(overall: Mapping[str, Sequence[float]]) -> float:
+    return over_seeds(_ratios(overall["flow"], overall["fcfs"])).value

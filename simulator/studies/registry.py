@@ -8,7 +8,9 @@ from typing import Protocol, cast
 
 from simulator.studies.card import Card, Finding, Outcome, judge
 
-STUDIES: dict[str, str] = {}  # the name, with underscores, and the module
+STUDIES = {
+    "flow_prefill": "simulator.studies.flow_prefill",
+}
 ALL = "all"
 
 

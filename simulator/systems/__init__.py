@@ -1,0 +1,1 @@
+"""Published serving systems, each a short composition of what the control plane has."""
