@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
+
+from models.engine import Engine
 from models.llm import Llm
 from planners.engines import Offer, devices_named, offers_for
 from planners.infeasible import Infeasible, nothing_fits
@@ -18,7 +21,9 @@ from simulator.fleet import PricedEngine
 from traces import Trace
 
 EXAMPLE = "rate=0.5x,1x,2x"
-UNCHANGED = "1x"
+UNCHANGED = ("1x", "fitted")
+FITTED = "fitted"
+ENDS = ("low", "high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class Question:
     price_factors: Mapping[str, float] = field(default_factory=dict)
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
+    calibration_ends: Mapping[str, str] = field(default_factory=dict)
     known: dict[float, tuple[Offer, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def offers(self) -> tuple[Offer, ...]:
@@ -60,6 +66,9 @@ class Question:
             usd_per_hour = self.usd_per_device_hour[device] * offer.priced.engine.devices
         usd_per_hour *= self.price_factors.get("", 1.0) * self.price_factors.get(device, 1.0)
         speed = self.speed_factors.get("", 1.0) * self.speed_factors.get(device, 1.0)
+        end = self.calibration_ends.get(device, self.calibration_ends.get("", FITTED))
+        if end != FITTED and offer.priced.engine is not None:
+            speed /= step_time_factors(offer.priced.engine)[ENDS.index(end)]
         return replace(offer, usd_per_hour=usd_per_hour, priced=faster(offer.priced, speed))
 
 
@@ -120,7 +129,7 @@ def tornado(question: Question, axes: Sequence[Axis]) -> Iterator[Case]:
     yield answer(question, {})
     for axis in axes:
         for value in axis.values:
-            if value != UNCHANGED:
+            if value not in UNCHANGED:
                 yield answer(question, {axis.name: value})
 
 
@@ -166,6 +175,21 @@ def faster(priced: PricedEngine, factor: float) -> PricedEngine:
     return replace(priced, table=table._replace(**columns))
 
 
+def step_time_factors(engine: Engine) -> tuple[float, float]:
+    """Return the factors on an engine's step times between which 90 % of measurements are expected."""
+    from models import forward
+    from models.estimate import StepCosts, trust
+
+    batch = np.array([float(engine.settings.max_num_seqs)])
+    context = np.array([engine.kv_tokens / engine.settings.max_num_seqs])
+    calls = [
+        *forward.token_calls(engine, batch),
+        *forward.sequence_calls(engine, batch),
+        *forward.decode_calls(engine, batch, context),
+    ]
+    return trust(engine, StepCosts(engine), calls)[1]
+
+
 def _rate(question: Question, what: str, value: str) -> Question:
     from traces.transform import scale_rate
 
@@ -197,6 +221,28 @@ def _speed(question: Question, what: str, value: str) -> Question:
     return replace(question, speed_factors={**question.speed_factors, key: _factor("speed", value)})
 
 
+def _calibration(question: Question, what: str, value: str) -> Question:
+    if value not in (FITTED, *ENDS):
+        raise ValueError(f"calibration={value}: expected low, fitted or high, ends of the 90 % interval of step times")
+    key = _known_device(what) if what else ""
+    return replace(question, calibration_ends={**question.calibration_ends, key: value})
+
+
+def _hit(question: Question, what: str, value: str) -> Question:
+    from traces.transform import common_prefix
+
+    fraction = _number("hit", value, least=0.0)
+    if not fraction < 1:
+        raise ValueError(f"hit={value}: expected the fraction of prompt tokens that a prefix cache finds, below 1")
+    return replace(question, trace=common_prefix(question.trace, fraction))
+
+
+def _failures(question: Question, what: str, value: str) -> Question:
+    if not value.isdecimal():
+        raise ValueError(f"failures={value}: expected how many replicas may fail together, as 1")
+    return replace(question, limits=replace(question.limits or Limits(), spare=int(value)))
+
+
 def _slo(question: Question, what: str, value: str) -> Question:
     if not what:
         factor = _factor("slo", value)
@@ -226,6 +272,9 @@ CHANGES: dict[str, Callable[[Question, str, str], Question]] = {
     "answers": _answers,
     "price": _price,
     "speed": _speed,
+    "calibration": _calibration,
+    "hit": _hit,
+    "failures": _failures,
     "slo": _slo,
     "devices": _devices,
 }
@@ -243,10 +292,11 @@ def _factor(axis: str, value: str) -> float:
     return _number(axis, value.removesuffix("x"))
 
 
-def _number(axis: str, value: str) -> float:
-    if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", value) or float(value) <= 0:
-        raise ValueError(f"{axis}={value}: expected a number above 0")
-    return float(value)
+def _number(axis: str, value: str, least: float | None = None) -> float:
+    found = float(value) if re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", value) else -1.0
+    if found < 0 or (found == 0 and least is None):
+        raise ValueError(f"{axis}={value}: expected a number {'from 0 on' if least == 0 else 'above 0'}")
+    return found
 
 
 def _spread(shares: Sequence[float]) -> tuple[float, ...]:

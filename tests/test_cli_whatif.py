@@ -12,7 +12,9 @@ from planners import whatif
 from planners.cli import main
 from planners.slo import parse_all
 from planners.whatif import Case, Question, parse_axis
+from traces.statistics import prefix_reuse
 from traces.trace import Trace
+from traces.transform import common_prefix
 
 ROWS = [(number / 4, 100 + 10 * (number % 7), 20 + number % 5) for number in range(80)]
 
@@ -79,6 +81,39 @@ def test_an_engine_twice_as_fast_takes_half_of_every_time():
     assert whatif.faster(toy, 1.0) is toy
 
 
+def test_step_times_at_the_slow_end_of_their_interval_are_later_and_at_the_fast_end_sooner(question, as_it_is):
+    engine = as_it_is.plan.pools[0].engine
+    low, high = whatif.step_time_factors(engine)
+    assert low < 1 < high
+    found = {end: whatif.answer(question, {"calibration": end}) for end in ("low", "fitted", "high")}
+    assert found["fitted"].plan.result() == as_it_is.plan.result()
+    late_s = [found[end].plan.latency_s["tpot"]["p50"] for end in ("low", "fitted", "high")]
+    assert late_s == sorted(late_s)
+    one = whatif.answer(question, {"calibration.l40s": "high"})
+    assert one.plan.latency_s == found["high"].plan.latency_s
+
+
+def test_what_a_prefix_cache_finds_is_not_computed_again(question, as_it_is):
+    trace = common_prefix(question.trace, 0.75)
+    reuse = prefix_reuse(trace)["token_hit_infinite"]
+    assert 0.6 < reuse <= 0.75
+    cached = whatif.answer(question, {"hit": "0.75"})
+    assert cached.plan.latency_s["ttft"]["p50"] < as_it_is.plan.latency_s["ttft"]["p50"]
+    assert whatif.answer(question, {"hit": "0"}).plan.latency_s == as_it_is.plan.latency_s
+
+
+def test_a_fleet_that_may_lose_a_replica_keeps_its_promises_without_it(question, as_it_is):
+    spared = whatif.answer(question, {"failures": "1"})
+    assert spared.usd_per_hour > as_it_is.usd_per_hour
+    assert all(loss.holds for loss in whatif.losses(spared.plan, question.trace, question.slos))
+
+
+def test_the_tornado_leaves_out_what_changes_nothing(question, monkeypatch):
+    monkeypatch.setattr(whatif, "answer", lambda _, changes: Case(changes, None))
+    changes = [dict(case.changes) for case in whatif.tornado(question, [parse_axis("calibration=low,fitted,high")])]
+    assert changes == [{}, {"calibration": "low"}, {"calibration": "high"}]
+
+
 def test_losing_the_only_replica_breaks_every_promise(question, as_it_is):
     lost = list(whatif.losses(as_it_is.plan, question.trace, question.slos))
     replicas = sum(pool.replicas for pool in as_it_is.plan.pools)
@@ -94,6 +129,10 @@ def test_losing_the_only_replica_breaks_every_promise(question, as_it_is):
         ("rate=2", "rate=2: expected a factor, as 0.5x"),
         ("rate=0x", "expected a number above 0"),
         ("slo.e2e:p99=1s", "no promise on 'e2e:p99' to vary; promised: ttft:p99, tpot:p99"),
+        ("calibration=bad", "expected low, fitted or high"),
+        ("hit=1", "the fraction of prompt tokens that a prefix cache finds, below 1"),
+        ("hit=some", "hit=some: expected a number from 0 on"),
+        ("failures=one", "expected how many replicas may fail together"),
         ("price.h100-smx=1x", "unknown device 'h100-smx'; did you mean h100-sxm"),
     ],
 )

@@ -211,6 +211,20 @@ def clamp(trace: Trace, most_input_tokens: int | None = None, most_output_tokens
     return recorded(replace(trace, columns=columns, **cut), "clamp", limits)
 
 
+def common_prefix(trace: Trace, fraction: float, block_tokens: int = 16) -> Trace:
+    """Return the trace with the first `fraction` of every prompt one common text, in whole blocks, and nothing else
+    shared: what an infinite prefix cache finds of the input tokens tends to that fraction. Blocks there were are gone.
+    """
+    _check(0 <= fraction < 1, f"fraction {fraction} is not in [0, 1)")
+    counts = (trace.input_tokens * fraction).astype(np.int64) // block_tokens
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    values = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)).astype(np.int32)
+    columns = {**trace.columns, "prefix_blocks": Ragged(offsets, values)}
+    metadata = {**trace.metadata, "block_tokens": block_tokens, "block_scope": "global"}
+    about = {"fraction": fraction, "block_tokens": block_tokens}
+    return recorded(replace(trace, columns=columns, metadata=metadata), "common_prefix", about)
+
+
 def shift(trace: Trace, by_s: float) -> Trace:
     """Return the trace moved later by by_s >= 0: its first arrival no longer at zero."""
     _check(by_s >= 0, f"by_s {by_s} is below 0")

@@ -37,8 +37,10 @@ def whatif(
 ) -> None:
     """Plan again with things changed: every combination of the values given, or one at a time with --tornado.
 
-    NAME is rate, prompts, answers, price, price.DEVICE, speed, speed.DEVICE, slo, slo.METRIC:pPERCENT or devices;
-    a value is a factor as 2x, a price in USD per device-hour, a limit as 500ms, or names as h100-sxm+l4.
+    NAME is rate, prompts, answers, price, price.DEVICE, speed, speed.DEVICE, calibration, calibration.DEVICE, hit,
+    failures, slo, slo.METRIC:pPERCENT or devices. A value is a factor as 2x, a price in USD per device-hour, an end of
+    the 90 % interval of fitted step times (low, fitted, high), the fraction of prompt tokens that a prefix cache finds
+    (0.5), how many replicas may fail together (1), a limit as 500ms, or names as h100-sxm+l4.
     """
     from models import llm
     from planners import whatif as changes
