@@ -10,6 +10,7 @@ from simulator.studies.card import Card, Finding, Outcome, judge
 
 STUDIES = {
     "flow_prefill": "simulator.studies.flow_prefill",
+    "s_lora": "simulator.studies.s_lora",
 }
 ALL = "all"
 
