@@ -24,7 +24,10 @@ COMMANDS = {
     "study": ("planners.commands.study:study", "Put the claims of published serving systems to the test."),
     "devices": ("planners.commands.devices:devices", "List devices, or show one."),
     "models": ("planners.commands.models:models", "List models, or show one or a config.json."),
-    "prices": ("planners.commands.prices:prices", "List the dated offers that plans are priced with."),
+    "prices": (
+        "planners.commands.prices:prices",
+        "List prices, import lists of others, pin them in plan.yaml.",
+    ),
     "explain": ("planners.commands.explain:explain", "Explain a word of an answer, or why a plan is as it is."),
     "schema": ("planners.commands.schema:schema", "Print the JSON Schema of plan.yaml or fleet.yaml."),
     "doctor": ("planners.commands.doctor:doctor", "Check versions, solver and kernel cache."),
