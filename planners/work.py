@@ -48,10 +48,13 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     """Return the prices, valid for every step of the engine, under which so many tokens together take longest.
 
     Decodes sit in steps of at most tpot_limit_s on average and hold at most the lane's KV, each with a multiplier.
-    The programme sees a grid of steps; its answer is then scaled so that it holds for all.
+    The programme sees a grid of steps; its answer is then scaled so that it holds for all. Where a step decodes more
+    than one token of a sequence, what is a step's share is shared by those.
     """
     from scipy.optimize import linprog
 
+    growth = _growth(priced)
+    tpot_limit_s *= growth
     prefill, decodes = _grid(priced)
     kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
     step_s = _step_s(priced, prefill, decodes)
@@ -72,7 +75,8 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     prefill_s, decode_s, kv_s, patience = -found.ineqlin.marginals * scale
     share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, tpot_limit_s)
     reading_s, pair_s = _context_s(priced) / priced.lanes, _pair_s(priced) / priced.lanes
-    return TokenPrices(float(share * prefill_s), float(share * decode_s), float(share * kv_s + reading_s), pair_s)
+    context_s = float(share * kv_s + reading_s) / growth
+    return TokenPrices(float(share * prefill_s), float(share * decode_s) / growth, context_s, pair_s)
 
 
 def prompt_prices(priced: PricedEngine) -> TokenPrices:
@@ -126,7 +130,7 @@ def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts |
     ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
     ttft_s = ttft_s + _attention_alone_s(priced, prompts)
     cell = np.minimum((whole + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
-    tpot_s = _floor(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])
+    tpot_s = (_floor(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])) / _growth(priced)
     steps = np.maximum(outputs, 1) - 1
     fits = whole + np.maximum(outputs, 1) <= limits.max_context_tokens
     return Alone(
@@ -134,6 +138,11 @@ def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts |
         np.where(fits, np.where(steps > 0, tpot_s, np.nan), np.inf),
         np.where(fits, ttft_s + steps * tpot_s, np.inf),
     )
+
+
+def _growth(priced: PricedEngine) -> float:
+    """Return the tokens of a sequence that one decode step yields: more than one where drafts are verified."""
+    return priced.limits.growth_parts / (1 << priced.limits.part_shift)
 
 
 def _per_request(inputs: Counts, outputs: Counts) -> tuple[Array, Array, Array]:
