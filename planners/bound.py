@@ -7,10 +7,15 @@ may be left out, and windows that share no request share them. One row for each 
 
     sum over engines of replicas * power  >=  demand - what the misses taken here take out of it
 
-Demand counts each request at the cost of its work on the engine that does it cheapest. An engine's power is what a
-replica of it, busy throughout the window, could do at most in that measure.
+Demand counts each request at the cost of its work on the engine that does it cheapest; where prompts and answers may
+be served by different pools, each at its own cheapest. An engine's power is what a replica of it, busy throughout the
+window, could do at most in that measure.
+
+All windows of prompts at once give one row more. In that measure a fleet is one queue of a certain speed, in which
+every prompt that is kept waits no longer than patience; `fewest_misses` says how many must be left out at a speed.
 """
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +39,7 @@ MOST_WINDOWS = 40
 BUDGETS = 4.0  # windows are taken until they hold so many times the misses allowed, or MOST_WINDOWS
 NODES = 20_000
 TOLERANCE = 1e-6  # the solver's own
+HALVINGS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,8 @@ def windows_of(market: Market) -> Windows:
         for windows in _families(part, cost):
             family = len(rows)
             rows += [_row(part, cost, first, end_s, family, part.allowed - hopeless) for first, end_s in windows]
+        if not np.isfinite(part.answer_due_s).any():
+            rows.append(_queue_row(part, cost, len(rows), part.allowed - hopeless))
     return Windows(tuple(row for row in rows if row.demand > 0), False)
 
 
@@ -113,6 +121,66 @@ def rigorous_usd_per_hour(
         return math.inf
     fails = np.zeros(market.usd_per_hour.size, bool) if fails_alone is None else fails_alone
     return _cheapest_usd(market.usd_per_hour, windows.rows, fails)
+
+
+def fewest_misses(work: Array, arrival_s: Array, patience_s: float, speed: float, most: float = math.inf) -> float:
+    """Return how many requests one queue has to leave out at least, parts of one allowed, so that none waits too long.
+
+    What is kept of a request's work is done within patience_s of its arrival. Whenever that cannot be, the heaviest of
+    the requests since the queue was last empty are left out until it can, as if that always made the queue as much
+    shorter. No choice leaves out fewer: let one have left out u requests up to some arrival and have a shorter queue
+    than ours; then we could make ours as short, the heaviest first, and still have left out at most u. Idling, a
+    request that joins, and leaving out what must be, all keep this true. Stops counting beyond `most`.
+    """
+    queued, misses, before_s = 0.0, 0.0, 0.0
+    kept: list[tuple[float, float]] = []  # (minus the work of a request, minus what is kept of it)
+    longest = speed * patience_s
+    for now_s, own in zip(arrival_s.tolist(), work.tolist(), strict=True):
+        queued -= speed * (now_s - before_s)
+        before_s = now_s
+        if queued <= 0.0:
+            queued = 0.0
+            kept.clear()
+        queued += own
+        heapq.heappush(kept, (-own, -own))
+        while queued > longest and kept:
+            whole, left = heapq.heappop(kept)
+            part = min(-left, queued - longest)
+            misses += part / -whole if whole else 0.0
+            queued -= part
+            if -left > part:
+                heapq.heappush(kept, (whole, left + part))
+                break
+        if misses > most:
+            break
+    return misses
+
+
+def least_speed(work: Array, arrival_s: Array, patience_s: float, allowed: float) -> float:
+    """Return a speed below which one queue leaves out more requests than allowed, to one part in 2**HALVINGS."""
+    if not work.size or work.max() <= 0:
+        return 0.0
+    low, high = 0.0, float(work.sum()) / patience_s  # at which even all at once are done in time
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if fewest_misses(work, arrival_s, patience_s, middle, allowed) > allowed * (1 + TOLERANCE):
+            low = middle
+        else:
+            high = middle
+        if high - low <= TOLERANCE * high:
+            break
+    return low
+
+
+def _queue_row(part: Part, cost: "_Cost", family: int, allowed: float) -> Row:
+    """Return the row that says how fast the one queue of all prompts must be; prompts all have the same patience."""
+    costs = cost.pieces(np.arange(part.arrival_s.size))[0]
+    cheapest = costs.min(axis=0)
+    served = np.isfinite(cheapest)
+    patience_s = float((part.prompt_due_s - part.arrival_s).max())
+    speed = least_speed(cheapest[served], part.arrival_s[served], patience_s, allowed)
+    power = cost.usd / cost.by_engine((costs[:, served] / cheapest[served]).min(axis=1, initial=np.inf))
+    return Row(0, float(part.prompt_due_s.max()), power[cost.stand_in], speed, (), family, 0.0)
 
 
 def _misses(relief: tuple[tuple[int, float], ...], lacking: float) -> float:
@@ -133,15 +201,25 @@ class _Cost:
         self.usd = market.usd_per_hour
         self.inputs, self.outputs = sizes(market.trace)
         self.fresh = fresh_tokens(market.trace)
-        self.cheapest = np.full(len(market.trace), np.inf)
-        self.cheapest_prompt = np.full(len(market.trace), np.inf)
-        everyone = np.arange(len(market.trace))
+        self.is_split = any(offer.role != "both" for offer in market.offers)
         self.stand_in = _stand_ins(self.usd, part)
         self.engines = np.unique(self.stand_in)
-        for engine in self.engines:
-            prompt, answer = self.of(engine, everyone)
-            np.minimum(self.cheapest, prompt + answer, out=self.cheapest)
-            np.minimum(self.cheapest_prompt, prompt, out=self.cheapest_prompt)
+        prompts, answers = self.pieces(np.arange(len(market.trace)))
+        self.cheapest_prompt = prompts.min(axis=0)
+        self.cheapest = self.cheapest_prompt + answers.min(axis=0) if self.is_split else (prompts + answers).min(axis=0)
+
+    def pieces(self, rows: Counts) -> tuple[Array, Array]:
+        """Return what prompts and answers [engine that others stand in for, request] cost."""
+        prompts, answers = np.empty((2, self.engines.size, rows.size))
+        for place, engine in enumerate(self.engines):
+            prompts[place], answers[place] = self.of(engine, rows)
+        return prompts, answers
+
+    def by_engine(self, values: Array) -> Array:
+        """Return values of the engines looked at by the number of the engine; infinite for the rest."""
+        spread = np.full(self.usd.size, np.inf)
+        spread[self.engines] = values
+        return spread
 
     def of(self, engine: int, rows: Counts) -> tuple[Array, Array]:
         """Return what prompts and answers cost on an engine; infinite where it cannot keep the promises."""
@@ -237,17 +315,22 @@ def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed
     beyond = int(np.searchsorted(part.prompt_due_s, end_s, side="right"))
     rows = np.arange(first, beyond)
     answered = part.answer_due_s[rows] <= end_s
-    costs = np.empty((cost.engines.size, rows.size))
-    for place, engine in enumerate(cost.engines):
-        prompt, answer = cost.of(engine, rows)
-        costs[place] = prompt + np.where(answered, answer, 0.0)
-    cheapest = costs.min(axis=0, initial=np.inf)
-    served = np.isfinite(cheapest)
-    cheapest, costs = cheapest[served], costs[:, served]
-    rates = np.full(cost.usd.size, np.inf)
-    rates[cost.engines] = (costs / cheapest).min(axis=1, initial=np.inf)
+    prompts, answers = cost.pieces(rows)
+    answers = np.where(answered, answers, 0.0)
+    pieces = (prompts, answers[:, answered]) if cost.is_split else (prompts + answers,)
+    rates = cost.by_engine(np.min([_least_ratio(piece) for piece in pieces], axis=0))
+    cheapest = prompts.min(axis=0) + answers.min(axis=0) if cost.is_split else pieces[0].min(axis=0)
+    cheapest = cheapest[np.isfinite(cheapest)]
     power = cost.usd * (end_s - float(part.arrival_s[first])) / rates
     return Row(first, end_s, power[cost.stand_in], float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
+
+
+def _least_ratio(costs: Array) -> Array:
+    """Return for each engine how much dearer than the cheapest it is at least, over columns that some engine serves."""
+    cheapest = costs.min(axis=0)
+    counted = np.isfinite(cheapest) & (cheapest > 0)
+    ratios: Array = (costs[:, counted] / cheapest[counted]).min(axis=1, initial=np.inf)
+    return ratios
 
 
 def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:

@@ -29,6 +29,7 @@ class Offer:
     price: Price | None = None
     is_cautious: bool = False  # its steps are kept short enough for TPOT
     is_spot: bool = False  # cheaper, and may be taken away
+    role: str = "both"  # or "prefill", or "decode": of pools that work hand in hand
 
     @property
     def name(self) -> str:

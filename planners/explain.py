@@ -140,7 +140,7 @@ def _moments(market: Market, windows: Windows) -> tuple[Moment, ...]:
     for row in windows.rows:
         per_usd = float((row.power / usd).max())
         left = row.demand - _most_relief(row.relief, row.allowed)
-        if per_usd > 0 and left > 0:
+        if per_usd > 0 and left > 0 and row.allowed > 0:
             start_s = float(arrival_s[row.first])
             moments.append(Moment(start_s, row.end_s - start_s, left / per_usd))
     moments.sort(key=lambda moment: (-moment.usd_per_hour, moment.start_s))
