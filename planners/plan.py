@@ -100,6 +100,12 @@ class Plan:
         cost: float = plain(self.usd_per_hour)
         return max(0.0, 1 - bound / cost)
 
+    def _repr_html_(self) -> str:
+        """Return the plan as a notebook shows it."""
+        from planners.report.card import html_card
+
+        return html_card(self)
+
     def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
         """Return the Fleet whose replay is the rehearsal; `price` gives engines their step tables, by default ours."""
         pools = [

@@ -34,6 +34,12 @@ class Run:
     clock: npt.NDArray[Any]
     series: Series | None = None
 
+    def _repr_html_(self) -> str:
+        """Return the run as a notebook shows it."""
+        from simulator.card import html_card
+
+        return html_card(self)
+
     @property
     def ttft_s(self) -> Seconds:
         """Return the time from arrival to first token; infinite where there was none."""
