@@ -171,3 +171,53 @@ def test_an_unknown_study_is_bad_input_and_answered_with_the_nearest(toy):
 
 def test_a_name_may_be_written_with_hyphens(toy):
     assert registry.names("Toy-Again") == ["toy_again"]
+
+
+def test_flow_prefill_runs_small_and_again_the_same(monkeypatch):
+    from simulator.studies import flow_prefill
+
+    monkeypatch.setattr(flow_prefill, "SIZES", {True: (80, 2)})
+    first, second = (flow_prefill.run(range(2), quick=True) for _ in range(2))
+    assert first == second
+    outcome = judge(flow_prefill.CARD, first)
+    assert {each.claim.figure for each in outcome.judgements} == set(first.figures)
+    assert [row["system"] for row in first.ablation][:3] == ["flow", "fcfs", "chunks of 512"]
+    low = [row for row in first.curve if row["requests_per_s"] == 1.0]
+    assert all(0.9 <= row["search"] <= 1.0 for row in low)
+
+
+def test_s_lora_runs_small_and_again_the_same(monkeypatch):
+    from simulator.studies import s_lora
+
+    facts = s_lora._facts()
+    facts["measured"] |= {"a10g_duration_s": 20.0, "a100_s1_duration_s": 10.0}
+    monkeypatch.setattr(s_lora, "_facts", lambda: facts)
+    first, second = (s_lora.run(range(2), quick=True) for _ in range(2))
+    assert first == second
+    assert first.figures["merged models that fit an A100 80GB"].value == 5
+    assert [row["published"] for row in first.curve] == [1.804]
+    assert first.sweep[0]["loads"] < first.sweep[1]["loads"]
+
+
+def test_the_claims_of_s_lora_are_its_own_measurements():
+    """The claimed numbers are arithmetic on the published logs."""
+    from simulator.studies import s_lora
+
+    measured = s_lora._facts()["measured"]
+    claimed = {claim.figure: claim.claimed for claim in s_lora.CARD.claims}
+    few, most = measured["a100_s1"]["5"], measured["a100_s1"]["2000"]
+    assert claimed["throughput lost from 5 to 2,000 adapters"] == pytest.approx(1 - most / few, abs=5e-4)
+    one, many = measured["a10g_s2_apart"]["1"], measured["a10g_s2_apart"]["200"]
+    assert claimed["without unified memory, 200 adapters over 1"] == pytest.approx(many / one - 1, abs=5e-4)
+    assert claimed["knee with 200 adapters on an A10G"] == pytest.approx(measured["a10g_s1_by_rate"]["2.5"], abs=5e-3)
+
+
+def test_the_classes_of_flow_prefill_are_whole_and_their_quantiles_in_order():
+    from simulator.studies import flow_prefill
+
+    classes = flow_prefill._facts()["classes"]
+    assert sum(each["share"] for each in classes) == pytest.approx(1.0)
+    for each in classes:
+        assert each["tokens"] == sorted(each["tokens"])
+        assert each["fractions"] == sorted(each["fractions"])
+        assert len(each["tokens"]) == len(each["fractions"])
