@@ -310,6 +310,7 @@ def _join_ready(state, here):
         row = state.requests[slot]
         here.first_ready = row.next_waiting
         link_running(state.requests, here, slot)
+        row.joined_ps = here.start_ps
         _start_decoding(state.words, here, row, slot)
         if row.is_leaving:
             _leave(state, here, slot)
@@ -348,6 +349,7 @@ def _will_know_more(requests, here, formed_ps):
 def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
     """Prefill the chunks, and give every decode a token beside them unless prefills go alone."""
     here.activity = MIXED_STEP
+    here.chunks, here.new_tokens = chunks, new_tokens
     decodes = 0 if here.prefill_first else here.decoding
     here.run_steps = 1 if decodes > 0 else 0
     duration_ps = (
@@ -591,6 +593,8 @@ def _end_step(state, here):
     Returns when the next step is formed: now, or when the ended step began where the scheduler is asynchronous.
     """
     words = state.words
+    if here.start_ps < state.clock[0].log_until_ps:
+        _write_down(state, here)
     outstanding, formed_ps = here.outstanding, here.end_ps
     if here.asynchronous:
         formed_ps = here.start_ps
@@ -617,6 +621,25 @@ def _end_step(state, here):
             here.late_blocks = here.free_blocks - free_blocks
             here.late_finishes = outstanding - here.outstanding
     return formed_ps
+
+
+@inner_kernel
+def _write_down(state, here):
+    """Log the ended step or run if it reached into the window that is watched, and if there is room."""
+    clock = state.clock[0]
+    if here.end_ps <= clock.log_from_ps:
+        return
+    if clock.logged == state.log.size:
+        clock.not_logged += 1
+        return
+    row = state.log[clock.logged]
+    clock.logged += 1
+    row.lane, row.start_ps, row.end_ps = here.number, here.start_ps, here.end_ps
+    row.steps, row.decodes = max(1, here.run_steps), here.decoding if here.run_steps > 0 else 0
+    row.context_tokens, row.context_parts = here.context_tokens, here.context_parts
+    row.chunks, row.new_tokens = 0, 0
+    if here.activity == MIXED_STEP:
+        row.chunks, row.new_tokens = here.chunks, here.new_tokens
 
 
 @inner_kernel

@@ -21,6 +21,7 @@ REQUEST = np.dtype(
         ("enqueued_ps", "i8"),  # when it joined the queue of its lane; before all time after a preemption
         ("queued_ps", "i8"),  # when the scheduler took notice: at the end of the step under way
         ("scheduled_ps", "i8"),  # first time in a batch
+        ("joined_ps", "i8"),  # when, handed over, it joined the decodes of its second lane
         ("first_token_ps", "i8"),
         ("finish_ps", "i8"),
         ("joined_step", "i8"),  # the lane's step count when its decoding began
@@ -91,6 +92,8 @@ LANE = np.dtype(
         ("start_ps", "i8"),
         ("end_ps", "i8"),
         ("run_steps", "i8"),
+        ("chunks", "i8"),  # of prompts, in the running step
+        ("new_tokens", "i8"),
         ("steps", "i8"),  # steps in which decodes took part
         ("decoding", "i8"),
         ("running", "i8"),
@@ -158,7 +161,26 @@ CLOCK = np.dtype(
         ("front_lanes", "i8"),  # those that requests arrive at: all but decode lanes, which come last
         ("decode_tree", "i8"),
         ("patience_ps", "i8"),  # after which a client gives up, or FAR
+        ("log_from_ps", "i8"),  # steps that take place between these are written down
+        ("log_until_ps", "i8"),
+        ("logged", "i8"),
+        ("not_logged", "i8"),  # for want of room
         ("timers", "i8"),
+    ],
+    align=True,
+)
+
+LOGGED = np.dtype(
+    [
+        ("lane", "i8"),
+        ("start_ps", "i8"),
+        ("end_ps", "i8"),
+        ("steps", "i8"),  # more than one where decodes ran without a change of the batch
+        ("decodes", "i8"),
+        ("chunks", "i8"),
+        ("new_tokens", "i8"),  # of prompts
+        ("context_tokens", "i8"),  # held by the decodes before the first of the steps
+        ("context_parts", "i8"),  # and parts of a token beyond
     ],
     align=True,
 )
@@ -180,6 +202,7 @@ class State(NamedTuple):
     buckets: npt.NDArray[np.int64]  # of the table from (lane, content) to node
     contents: npt.NDArray[np.int64]  # content blocks of all requests, in order
     timers: npt.NDArray[np.int64]  # heap of what will happen to single requests
+    log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
 
 
 class Plan(NamedTuple):

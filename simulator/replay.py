@@ -14,6 +14,7 @@ from simulator.routing import ROUTERS
 from simulator.run import Run
 from simulator.series import Sampler
 from simulator.state import lay_out
+from simulator.step_log import Window, log_of, window
 from simulator.turnover import CHUNK_REQUESTS, Chunk, Outcome, blank, clear_out, take_in, with_room
 from traces import Ragged, Trace
 from traces.statistics import block_ids
@@ -62,18 +63,19 @@ def replay(
     fast_forward: bool = True,
     chunk_requests: int = CHUNK_REQUESTS,
     sample_s: float | None = None,
+    log_s: tuple[float, float] | None = None,
 ) -> Run:
     """Replay every request of a trace on a fleet until the last is finished or refused.
 
     `router` is a function (RequestView, FleetView) -> lane that replaces the fleet's built-in one. Requests enter the
     data plane so many at a time; the answer does not depend on how many.
-    With `sample_s` the pools are observed so often.
+    With `sample_s` the pools are observed so often; with `log_s` the steps between two times are kept.
     Raises ValueError for an unknown built-in router or a router that names no lane.
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
     contents = _contents(trace)
-    course = Course(fleet, contents, fast_forward)
+    course = Course(fleet, contents, fast_forward, window(log_s) if log_s else None)
     ledger = Ledger(0, blank(len(trace)))
     chunks = ((chunk, ledger) for chunk in _chunks(trace, contents, chunk_requests))
     environment = simpy.Environment(initial_time=0)
@@ -84,7 +86,8 @@ def replay(
     environment.run(until=course_run)
     clear_out(course.state, ledger.outcome, ledger.first)
     series = sampler.series() if sample_s is not None else None
-    return Run(trace, fleet, ledger.outcome, course.state.lanes, course.state.clock, series)
+    steps = log_of(course.state, fleet) if log_s else None
+    return Run(trace, fleet, ledger.outcome, course.state.lanes, course.state.clock, series, steps)
 
 
 def _sample(
@@ -106,8 +109,8 @@ class Ledger(NamedTuple):
 class Course:
     """One replay under way: chunks of requests in, their outcomes out."""
 
-    def __init__(self, fleet: Fleet, contents: Contents, fast_forward: bool = True) -> None:
-        self.state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward)
+    def __init__(self, fleet: Fleet, contents: Contents, fast_forward: bool = True, log: Window | None = None) -> None:
+        self.state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward, log=log)
         self.input_edges = np.asarray(fleet.input_edges, np.int64)
 
     def run(

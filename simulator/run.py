@@ -11,6 +11,7 @@ from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.fleet import Fleet
 from simulator.layout import CANCELLED, FINISHED, REJECTED
 from simulator.series import Series
+from simulator.step_log import StepLog
 from simulator.turnover import Outcome
 from traces import Labels, Trace
 
@@ -24,7 +25,8 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 class Run:
     """The outcome of a replay; every column has one entry per request of the trace, in its order.
 
-    lanes are the lanes' rows, and clock the run's, as the last event left them.
+    lanes are the lanes' rows, and clock the run's, as the last event left them; series and steps are what was asked
+    for.
     """
 
     trace: Trace
@@ -33,6 +35,7 @@ class Run:
     lanes: npt.NDArray[Any]
     clock: npt.NDArray[Any]
     series: Series | None = None
+    steps: StepLog | None = None
 
     def _repr_html_(self) -> str:
         """Return the run as a notebook shows it."""

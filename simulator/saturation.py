@@ -3,6 +3,8 @@
 backlog(t) is the requests that have arrived by t and that no step has worked on yet. One whose client gave up stays
 in the backlog for ever: impatience hides a queue, it does not serve it.
 
+After a hand-over a request is in the backlog again until its decode lane takes it in.
+
 overloaded   the backlog at the last arrival is more than LEFT_OF_ALL of all requests, and the mean backlog grew from
              each third of the arrivals' span to the next: the fleet falls further behind the longer it runs. In the
              fluid limit that is more than 1 / (1 - LEFT_OF_ALL) times the rate that the fleet can carry.
@@ -20,6 +22,9 @@ from models.step import PICOSECONDS_PER_SECOND
 from simulator.layout import FAR, REJECTED
 from simulator.run import Run
 
+Int64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
 LEFT_OF_ALL = 0.05
 HELD_UP_OF_ALL = 0.01
 THIRDS = 3
@@ -33,8 +38,10 @@ def verdict(run: Run) -> str:
     arrivals_ps, starts_ps = run.arrival_ps[accepted], _starts_ps(run)[accepted]
     if arrivals_ps.size == 0:
         return STABLE
-    left = int((starts_ps > arrivals_ps[-1]).sum())
-    means = _mean_backlogs(arrivals_ps, starts_ps)
+    waits = [(arrivals_ps, starts_ps), _hand_overs(run)]
+    left = sum(int(((entered <= arrivals_ps[-1]) & (arrivals_ps[-1] < ended)).sum()) for entered, ended in waits)
+    edges_s = np.linspace(arrivals_ps[0], arrivals_ps[-1], THIRDS + 1) / PICOSECONDS_PER_SECOND
+    means = sum(_mean_backlogs(edges_s, entered, ended) for entered, ended in waits)
     if left > LEFT_OF_ALL * arrivals_ps.size and (np.diff(means) > 0).all():
         return OVERLOADED
     service_s = run.e2e_s[accepted] - run.queue_s[accepted]
@@ -44,16 +51,23 @@ def verdict(run: Run) -> str:
     return BACKLOGGED if held_up.sum() > HELD_UP_OF_ALL * arrivals_ps.size else STABLE
 
 
-def _starts_ps(run: Run) -> npt.NDArray[np.int64]:
+def _starts_ps(run: Run) -> Int64:
     """Return when each request left the backlog, FAR where its client gave up."""
     return np.where(run.is_finished, run.outcome.scheduled_ps, FAR)
 
 
-def _mean_backlogs(arrivals_ps: npt.NDArray[np.int64], starts_ps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the mean backlog of each third of the arrivals' span."""
-    edges = np.linspace(arrivals_ps[0], arrivals_ps[-1], THIRDS + 1) / PICOSECONDS_PER_SECOND
-    if edges[-1] <= edges[0]:
+def _hand_overs(run: Run) -> tuple[Int64, Int64]:
+    """Return when requests were handed over, and when their decode lanes took them in."""
+    handed = run.outcome.joined_ps < FAR
+    return run.outcome.first_token_ps[handed], run.outcome.joined_ps[handed]
+
+
+def _mean_backlogs(edges_s: Floats, entered_ps: Int64, ended_ps: Int64) -> Floats:
+    """Return the mean number of those that had entered and not ended, between each edge of time and the next."""
+    if edges_s[-1] <= edges_s[0]:
         return np.zeros(THIRDS)
-    entered, left = arrivals_ps / PICOSECONDS_PER_SECOND, starts_ps / PICOSECONDS_PER_SECOND
-    held = [np.maximum(np.minimum(left, high) - np.maximum(entered, low), 0.0).sum() for low, high in pairwise(edges)]
-    return np.array(held) / np.diff(edges)
+    entered_s, ended_s = entered_ps / PICOSECONDS_PER_SECOND, ended_ps / PICOSECONDS_PER_SECOND
+    held = [
+        np.maximum(np.minimum(ended_s, high) - np.maximum(entered_s, low), 0.0).sum() for low, high in pairwise(edges_s)
+    ]
+    return np.asarray(np.array(held) / np.diff(edges_s))

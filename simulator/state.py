@@ -7,19 +7,25 @@ import numpy.typing as npt
 
 from models.step import PICOSECONDS_PER_SECOND, PRICED, pack
 from simulator.fleet import ROLES, Fleet
-from simulator.layout import CLOCK, DECODE, FAR, LANE, NODE, NONE, REQUEST, Plan, State
+from simulator.layout import CLOCK, DECODE, FAR, LANE, LOGGED, NODE, NONE, REQUEST, Plan, State
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
+from simulator.step_log import Window
 from simulator.tournament import tree_of
 
 Rows = npt.NDArray[Any]
 
 
 def lay_out(
-    fleet: Fleet, contents: npt.NDArray[np.int64], content_tokens: int, *, fast_forward: bool = True
+    fleet: Fleet,
+    contents: npt.NDArray[np.int64],
+    content_tokens: int,
+    *,
+    fast_forward: bool = True,
+    log: Window | None = None,
 ) -> tuple[State, Plan]:
     """Return the state before the first event, with no slot yet for requests, and what a planned router looks up.
 
-    contents are the content blocks of all requests in order, of so many tokens each.
+    contents are the content blocks of all requests in order, of so many tokens each. Steps are logged in a window.
     """
     tables = list({id(pool.engine.table): pool.engine.table for pool in fleet.pools}.values())
     places, prices = pack(tables)
@@ -41,7 +47,10 @@ def lay_out(
     buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int64)
     coming, rows = np.zeros(0, np.int64), np.zeros(0, REQUEST)
     timers = np.zeros(0, np.int64)
-    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents, timers), plan
+    logged = np.zeros(log.most_rows if log else 0, LOGGED)
+    if log:
+        clock["log_from_ps"], clock["log_until_ps"] = log.from_ps, log.until_ps
+    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents, timers, logged), plan
 
 
 def _nodes(lanes: Rows, contents: int) -> Rows:

@@ -38,6 +38,7 @@ class Outcome(NamedTuple):
 
     queued_ps: Int64
     scheduled_ps: Int64
+    joined_ps: Int64
     first_token_ps: Int64
     finish_ps: Int64
     lane: Int32
@@ -48,12 +49,13 @@ class Outcome(NamedTuple):
 
 def blank(requests: int) -> Outcome:
     """Return the outcome before the first event."""
-    queued_ps, scheduled_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(4))
+    queued_ps, scheduled_ps, joined_ps, first_token_ps, finish_ps = (np.full(requests, FAR, np.int64) for _ in range(5))
     lane = np.full(requests, NONE, np.int32)
     cached_tokens, preemptions = np.zeros(requests, np.int32), np.zeros(requests, np.int32)
     return Outcome(
         queued_ps,
         scheduled_ps,
+        joined_ps,
         first_token_ps,
         finish_ps,
         lane,
@@ -93,7 +95,7 @@ def take_in(state, chunk, input_edges):
         row.input_tokens = max(1, chunk.input_tokens[i])
         row.output_tokens = max(1, chunk.output_tokens[i])
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
-        row.queued_ps = row.scheduled_ps = row.first_token_ps = row.finish_ps = FAR
+        row.queued_ps = row.scheduled_ps = row.joined_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = row.own_node = row.source_lane = NONE
         row.is_leaving = row.swapped_tokens = 0
@@ -118,6 +120,7 @@ def clear_out(state, outcome, first):
             place = row.number - first
             outcome.queued_ps[place] = row.queued_ps
             outcome.scheduled_ps[place] = row.scheduled_ps
+            outcome.joined_ps[place] = row.joined_ps
             outcome.first_token_ps[place] = row.first_token_ps
             outcome.finish_ps[place] = row.finish_ps
             outcome.lane[place] = row.lane

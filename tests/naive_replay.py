@@ -12,7 +12,7 @@ class NaiveRequest:
         self.index, self.arrival_ps = index, arrival_ps
         self.input_tokens, self.output_tokens = max(1, int(input_tokens)), max(1, int(output_tokens))
         self.generated, self.computed, self.chunk, self.preemptions = 0, 0, 0, 0
-        self.first_token_ps = self.finish_ps = self.scheduled_ps = None
+        self.first_token_ps = self.finish_ps = self.scheduled_ps = self.joined_ps = None
         self.status, self.lane, self.cached_tokens = "waiting", None, 0
         self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
         self.enqueued_ps, self.source, self.is_leaving = None, None, False
@@ -265,7 +265,7 @@ class NaiveLane:
         while self.ready:
             request = self.ready.pop(0)
             self.running.append(request)
-            request.status = "decoding"
+            request.status, request.joined_ps = "decoding", self.start_ps
             if request.is_leaving:
                 self.leave(request, self.start_ps)
 

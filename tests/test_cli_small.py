@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from itertools import pairwise
 
 import pytest
 from click.testing import CliRunner
@@ -111,4 +112,9 @@ def test_the_timeline_has_a_span_for_every_part_of_every_request(plans):
     ends = {(event["id"], event["name"]): event["ts"] for event in ended}
     assert all(ends[event["id"], event["name"]] >= event["ts"] for event in begun)
     assert min(event["args"]["waiting"] for event in events if event["ph"] == "C") >= 0
+    steps = [event for event in events if event["ph"] == "X"]
+    by_lane = sorted(steps, key=lambda event: (event["tid"], event["ts"]))
+    overlaps = (one["ts"] + one["dur"] - other["ts"] for one, other in pairwise(by_lane) if one["tid"] == other["tid"])
+    assert max(overlaps) < 1e-3, "steps of a lane follow each other"
+    assert {event["name"].split()[0] for event in steps} == {"prefill", "decode"}
     assert "expected FROM,TO in seconds" in run("trace", "1s/plan.json", "--window", "1m", exit_code=2).stderr

@@ -14,7 +14,7 @@ import traces
 import traces.parquet
 from models.speculation import Speculation
 from simulator.fleet import Fleet, Link, Pool
-from simulator.layout import CANCELLED, FINISHED
+from simulator.layout import CANCELLED, FAR, FINISHED
 from simulator.replay import replay
 from simulator.routing import ROUTERS
 from simulator.stream import replay_blocks
@@ -116,6 +116,7 @@ def test_fast_forward_single_steps_and_the_naive_twin_agree_to_the_last_bit(bloc
                 continue
             assert (row["lane"], row["scheduled_ps"]) == (twin.lane, twin.scheduled_ps), seed
             assert (row["first_token_ps"], row["finish_ps"]) == (twin.first_token_ps, twin.finish_ps), seed
+            assert row["joined_ps"] == (FAR if twin.joined_ps is None else twin.joined_ps), seed
             assert row["preemptions"] == twin.preemptions, seed
             assert row["cached_tokens"] == twin.cached_tokens, seed
             cached += twin.cached_tokens

@@ -18,7 +18,10 @@ from planners.commands.options import json_flag
 )
 @json_flag
 def trace(fleet: str, trace: str | None, window: str, path: str, as_json: bool) -> None:
-    """Write the timeline of a replay of PLAN (a plan.json or fleet.yaml); open it at ui.perfetto.dev."""
+    """Write the timeline of a replay of PLAN (a plan.json or fleet.yaml); open it at ui.perfetto.dev.
+
+    It shows each request's wait, prefill, hand-over and decode, each lane's steps, and each pool's queue.
+    """
     from planners import fleet_file, plan_file
     from planners.commands.simulate import read_trace
     from planners.report import perfetto
@@ -30,11 +33,14 @@ def trace(fleet: str, trace: str | None, window: str, path: str, as_json: bool) 
         requests = plan_file.read_trace(plan_file.read(fleet).inputs, fleet)
     else:
         requests = read_trace(trace)
-    run = replay(requests, fleet_file.read(fleet).fleet)
+    run = replay(requests, fleet_file.read(fleet).fleet, log_s=(start_s, end_s))
+    assert run.steps is not None
     events = perfetto.write(run, Path(path), window_s=(start_s, end_s))
-    result = {"file": path, "events": events}
+    result = {"file": path, "events": events, "steps": run.steps.rows.size, "steps_left_out": run.steps.not_logged}
     words = f"{events:,} events written to {path}\nNext    drag it into https://ui.perfetto.dev"
-    give(Answer("trace", {"fleet": fleet, "trace": trace, "window": window}, result), as_json, words)
+    left_out = f"{run.steps.not_logged:,} runs of steps found no room: choose a shorter --window"
+    warnings = (left_out,) if run.steps.not_logged else ()
+    give(Answer("trace", {"fleet": fleet, "trace": trace, "window": window}, result, warnings), as_json, words)
 
 
 def _window(text: str) -> tuple[float, float]:

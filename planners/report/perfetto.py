@@ -1,4 +1,4 @@
-"""A run as a timeline for Perfetto or chrome://tracing: each request's wait, prefill and decode, each pool's queue."""
+"""A run as a timeline for Perfetto or chrome://tracing: what each request went through, each lane's steps and queue."""
 
 import gzip
 import json
@@ -9,6 +9,7 @@ import numpy as np
 
 from models.step import PICOSECONDS_PER_SECOND
 from planners.report.plots.timeline import counted
+from simulator.layout import FAR
 from simulator.run import Run
 from traces.trace import NS_PER_S
 
@@ -26,7 +27,10 @@ def write(run: Run, path: Path, *, window_s: tuple[float, float] = (0.0, 60.0), 
 
 
 def events_of(run: Run, window_s: tuple[float, float] = (0.0, 60.0), most: int = MOST_REQUESTS) -> list[dict[str, Any]]:
-    """Return trace events; a process is a pool, spans of requests are asynchronous because they overlap."""
+    """Return trace events; a process is a pool, a thread a lane with its steps, where the run was asked to keep them.
+
+    Spans of requests are asynchronous because they overlap.
+    """
     arrival_s = run.trace.arrival_ns / NS_PER_S
     chosen = np.flatnonzero(run.is_finished & (arrival_s >= window_s[0]) & (arrival_s < window_s[1]))[:most]
     pool_of = run.lanes["pool"][np.maximum(run.outcome.lane, 0)]
@@ -38,11 +42,47 @@ def events_of(run: Run, window_s: tuple[float, float] = (0.0, 60.0), most: int =
         events += _spans(run, request, int(pool_of[request]), arrival_s[request])
     for number in range(len(run.fleet.pools)):
         events += _counters(run, number, pool_of, window_s)
+    return events + _steps(run)
+
+
+def _steps(run: Run) -> list[dict[str, Any]]:
+    """Return one event a step, on its lane's thread, named by what it computed."""
+    if run.steps is None:
+        return []
+    rows = run.steps.rows
+    events: list[dict[str, Any]] = []
+    for lane in np.unique(rows["lane"]).tolist():
+        same = {"pid": int(run.lanes["pool"][lane]), "tid": lane}
+        events.append({**same, "ph": "M", "name": "thread_name", "args": {"name": f"lane {lane}"}})
+    start_us, end_us = (rows[name] / PICOSECONDS_PER_SECOND * MICROSECONDS for name in ("start_ps", "end_ps"))
+    for row, at_us, until_us in zip(rows, start_us.tolist(), end_us.tolist(), strict=True):
+        about = {name: int(row[name]) for name in ("decodes", "chunks", "new_tokens", "context_tokens")}
+        lane = int(row["lane"])
+        events.append(
+            {
+                "ph": "X",
+                "name": _named(about),
+                "cat": "step",
+                "pid": int(run.lanes["pool"][lane]),
+                "tid": lane,
+                "ts": at_us,
+                "dur": until_us - at_us,
+                "args": about,
+            }
+        )
     return events
 
 
+def _named(about: dict[str, int]) -> str:
+    parts = [f"prefill {about['new_tokens']}"] if about["chunks"] else []
+    return " + ".join([*parts, *([f"decode b={about['decodes']}"] if about["decodes"] else [])])
+
+
 def _spans(run: Run, request: int, pool: int, arrival_s: float) -> list[dict[str, Any]]:
-    times = [getattr(run.outcome, f"{event}_ps")[request] for event in ("scheduled", "first_token", "finish")]
+    is_handed_over = run.outcome.joined_ps[request] < FAR
+    names = ("wait", "prefill", *(["hand-over"] if is_handed_over else []), "decode")
+    marks = ("scheduled", "first_token", *(["joined"] if is_handed_over else []), "finish")
+    times = [getattr(run.outcome, f"{event}_ps")[request] for event in marks]
     edges_us = [arrival_s * MICROSECONDS, *(float(time) / PICOSECONDS_PER_SECOND * MICROSECONDS for time in times)]
     same = {"cat": "request", "id": request, "pid": pool, "tid": int(run.outcome.lane[request])}
     about = {
@@ -54,7 +94,7 @@ def _spans(run: Run, request: int, pool: int, arrival_s: float) -> list[dict[str
         {**same, "ph": "e", "name": f"request {request}", "ts": edges_us[-1]},
     ]
     parts = []
-    for name, start_us, end_us in zip(("wait", "prefill", "decode"), edges_us, edges_us[1:], strict=False):
+    for name, start_us, end_us in zip(names, edges_us, edges_us[1:], strict=False):
         parts += [{**same, "ph": "b", "name": name, "ts": start_us}, {**same, "ph": "e", "name": name, "ts": end_us}]
     return [whole[0], *parts, whole[1]]
 
