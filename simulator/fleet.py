@@ -75,7 +75,8 @@ class Fleet:
     """Pools behind a router; `shares[bucket][pool]` are the planned fractions that the router "planned" follows.
 
     `input_edges` are the lower edges, in prompt tokens, of the size buckets: a router sees no output length. Pools that
-    only decode come last. A client gives up a request that is not finished after `patience_s`.
+    only decode come last. A client gives up a request that is not finished after `patience_s`. The router "in-time"
+    holds what it foresees of each prompt against ttft_limit_s.
     """
 
     pools: tuple[Pool, ...]
@@ -85,6 +86,7 @@ class Fleet:
     labels: Mapping[str, str] = field(default_factory=dict)
     link: Link = field(default_factory=Link)
     patience_s: float = math.inf
+    ttft_limit_s: float = math.inf
 
     def __post_init__(self) -> None:
         roles = [pool.role for pool in self.pools]

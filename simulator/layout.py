@@ -205,9 +205,13 @@ class State(NamedTuple):
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
 
 
+DONE_PS, PS_PER_TOKEN, PATIENCE_PS = 0, 1, 2
+
+
 class Plan(NamedTuple):
     """What a planned router looks up: each pool's tournament, the planned fractions and those owed so far."""
 
     trees: npt.NDArray[np.int64]  # [pool]
     shares: npt.NDArray[np.float64]  # [bucket, pool]: planned fraction of requests
     credits: npt.NDArray[np.float64]  # [bucket, pool]: fraction owed so far
+    prompts: npt.NDArray[np.int64]  # [DONE_PS, PS_PER_TOKEN or PATIENCE_PS, lane], for a router that foresees prompts

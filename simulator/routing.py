@@ -5,14 +5,17 @@ import numpy as np
 from models.compiled import inner_kernel
 from models.step import decode_run_ps
 from simulator.blocks import context
+from simulator.layout import DONE_PS, PATIENCE_PS, PS_PER_TOKEN
 
-ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED = 0, 1, 2, 3
+ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED, IN_TIME = 0, 1, 2, 3, 4
+LATE = 1 << 20  # added to the priority of a request that cannot be in time
 
 ROUTERS = {
     "round-robin": ROUND_ROBIN,
     "join-shortest-queue": JOIN_SHORTEST_QUEUE,
     "least-kv": LEAST_KV,
     "planned": PLANNED,
+    "in-time": IN_TIME,
 }
 
 
@@ -24,6 +27,8 @@ def choose_lane(state, plan, row):
         return round_robin(state.clock[0])
     if router == LEAST_KV:
         return least_kv(state, row.arrival_ps)
+    if router == IN_TIME:
+        return in_time(state, plan.prompts, row)
     pool = planned_pool(plan, row.bucket) if router == PLANNED else 0
     return state.words[plan.trees[pool] + 1]  # the winner: the lane with the shortest weighed queue
 
@@ -45,6 +50,34 @@ def least_kv(state, now_ps):
         if load < least:
             chosen, least = lane, load
     return chosen
+
+
+@inner_kernel
+def in_time(state, prompts, row):
+    """Return the lane that should be done with the prompt first, by a reckoning of the prompts sent to each so far.
+
+    A prompt that no lane should have done within its patience is late anyway. Where that lane goes by priority, it
+    gives way to all others there; elsewhere it goes where it keeps fewest waiting, the lane that is behind the most.
+    """
+    now_ps = row.arrival_ps
+    first, last = 0, 0
+    for lane in range(state.clock[0].front_lanes):
+        if state.lanes[lane].outstanding == 0:
+            prompts[DONE_PS, lane] = now_ps
+        prompts[DONE_PS, lane] = max(prompts[DONE_PS, lane], now_ps)
+        done_ps = prompts[DONE_PS, lane] + prompts[PS_PER_TOKEN, lane] * row.input_tokens
+        if done_ps < prompts[DONE_PS, first] + prompts[PS_PER_TOKEN, first] * row.input_tokens:
+            first = lane
+        if prompts[DONE_PS, lane] > prompts[DONE_PS, last]:
+            last = lane
+    done_ps = prompts[DONE_PS, first] + prompts[PS_PER_TOKEN, first] * row.input_tokens
+    if done_ps - now_ps > prompts[PATIENCE_PS, first]:
+        if state.lanes[first].by_priority:
+            row.priority += LATE
+            return first
+        first = last
+    prompts[DONE_PS, first] += prompts[PS_PER_TOKEN, first] * row.input_tokens
+    return first
 
 
 @inner_kernel

@@ -7,7 +7,20 @@ import numpy.typing as npt
 
 from models.step import PICOSECONDS_PER_SECOND, PRICED, pack
 from simulator.fleet import ROLES, Fleet
-from simulator.layout import CLOCK, DECODE, FAR, LANE, LOGGED, NODE, NONE, REQUEST, Plan, State
+from simulator.layout import (
+    CLOCK,
+    DECODE,
+    FAR,
+    LANE,
+    LOGGED,
+    NODE,
+    NONE,
+    PATIENCE_PS,
+    PS_PER_TOKEN,
+    REQUEST,
+    Plan,
+    State,
+)
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
 from simulator.step_log import Window
 from simulator.tournament import tree_of
@@ -41,7 +54,8 @@ def lay_out(
     clock["patience_ps"] = np.rint(min(fleet.patience_s * PICOSECONDS_PER_SECOND, float(FAR)))
     decoding = np.flatnonzero(lanes["role"] == DECODE)
     clock["decode_tree"] = _place_tree(words, lanes, decoding) if decoding.size else NONE
-    plan = Plan(_place_loads(words, fleet, lanes), fleet.share_matrix(), np.zeros(fleet.share_matrix().shape))
+    shares = fleet.share_matrix()
+    plan = Plan(_place_loads(words, fleet, lanes), shares, np.zeros(shares.shape), _prompts(fleet))
     nodes = _nodes(lanes, contents.size)
     clock["content_tokens"], clock["vacant_node"] = content_tokens, 0 if nodes.size else NONE
     buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int64)
@@ -61,6 +75,23 @@ def _nodes(lanes: Rows, contents: int) -> Rows:
     nodes = np.zeros(count, NODE)
     nodes["next"] = np.append(np.arange(1, count), NONE)[:count]
     return nodes
+
+
+def _prompts(fleet: Fleet) -> npt.NDArray[np.int64]:
+    """Return what a router that foresees prompts knows of each lane they arrive at: full steps are as good as any.
+
+    A prompt may find such a step under way, so that much less than the limit is its patience.
+    """
+    columns = []
+    for pool in fleet.pools:
+        table, most = pool.engine.table, pool.engine.limits.max_batched_tokens
+        step_ps = int(table.token_ps[0, most] + table.sequence_ps[0, 1] + table.prefill_ps[0, most])
+        patience_ps = int(min(fleet.ttft_limit_s * PICOSECONDS_PER_SECOND, float(FAR))) - step_ps
+        columns += [[0, -(-step_ps // most), patience_ps]] * (pool.replicas * pool.engine.lanes)
+    prompts = np.array(columns, np.int64).T.copy()
+    assert prompts[PS_PER_TOKEN].min() >= 0
+    assert prompts[PATIENCE_PS].max() < FAR
+    return prompts
 
 
 class Words:

@@ -97,6 +97,14 @@ class NaiveLane:
         self.end_ps, self.start_ps = None, None
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool = NaivePool(limits.total_blocks)
+        self.prompts_done_ps = 0  # as a router reckons
+
+    def full_step_ps(self):
+        most = self.limits.max_batched_tokens
+        return int(self.table.token_ps[0, most] + self.table.sequence_ps[0, 1] + self.table.prefill_ps[0, most])
+
+    def prompt_ps(self, request):
+        return -(-self.full_step_ps() // self.limits.max_batched_tokens) * request.input_tokens
 
     def outstanding(self):
         return len(self.waiting) + len(self.running) + len(self.loading) + len(self.ready)
@@ -456,7 +464,27 @@ class NaiveFleet:
             best = int(np.argmax(self.credits[bucket]))
             self.credits[bucket, best] -= 1.0
             return self.shortest([i for i in self.front if self.pools[i] == best])
+        if router == "in-time":
+            return self.in_time(request)
         return self.shortest(self.front)
+
+    def in_time(self, request):
+        now_ps = request.arrival_ps
+        for i in self.front:
+            lane = self.lanes[i]
+            lane.prompts_done_ps = max(lane.prompts_done_ps if lane.outstanding() else 0, now_ps)
+        first = min(self.front, key=lambda i: (self.lanes[i].prompts_done_ps + self.lanes[i].prompt_ps(request), i))
+        lane = self.lanes[first]
+        if (
+            lane.prompts_done_ps + lane.prompt_ps(request)
+            > now_ps + self.fleet.ttft_limit_s * 1e12 - lane.full_step_ps()
+        ):
+            if lane.limits.by_priority:
+                request.priority += 1 << 20
+                return first
+            first = max(self.front, key=lambda i: (self.lanes[i].prompts_done_ps, -i))
+        self.lanes[first].prompts_done_ps += self.lanes[first].prompt_ps(request)
+        return first
 
     def arrive(self, request):
         lane = self.lanes[self.choose(request)]

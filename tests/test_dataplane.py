@@ -70,7 +70,10 @@ def random_case(seed: int):
     link = Link(bytes_per_s=1e10, latency_s=float(rng.choice([0.0, 1e-4])), is_layerwise=bool(rng.random() < 0.5))
     patience_s = float(rng.choice([0.02, 0.1])) if rng.random() < 0.3 else math.inf
     router = str(rng.choice(list(ROUTERS)))
-    return trace, Fleet(tuple(pools), router, input_edges=(0, 20), link=link, patience_s=patience_s)
+    limit_s = float(later.choice([0.01, 0.05, math.inf]))
+    return trace, Fleet(
+        tuple(pools), router, input_edges=(0, 20), link=link, patience_s=patience_s, ttft_limit_s=limit_s
+    )
 
 
 def random_speculation(rng, bounds):
@@ -313,3 +316,15 @@ def test_pools_that_decode_only_need_pools_that_prefill_only():
 def test_chunks_that_arrive_at_one_instant_are_all_served():
     run = replay(toys.trace(np.zeros(20), 1, 2), toys.fleet(2), chunk_requests=3)
     assert run.counts()["finished"] == 20
+
+
+@pytest.mark.parametrize("by_priority", [False, True])
+def test_what_cannot_be_in_time_keeps_few_others_waiting(by_priority):
+    # Steps of 64 tokens take 7.4 ms. Of 40 prompts at once, two lanes do six within 30 ms; the others are late whatever
+    # is done. One more comes every 10 ms, which a single lane that is kept free can serve at once.
+    trace = toys.trace([0.0] * 40 + [0.01 * (1 + i) for i in range(40)], 64, 1)
+    costs = {"bounds": toys.limits(by_priority=by_priority), "token_ps": 100_000_000}
+    foreseen = replay(trace, replace(toys.fleet(2, "in-time", **costs), ttft_limit_s=0.0299))
+    shortest = replay(trace, toys.fleet(2, **costs))
+    late, late_otherwise = (int((run.metric_s("ttft") > 0.0375).sum()) for run in (foreseen, shortest))
+    assert 30 <= late <= 36 < late_otherwise
