@@ -8,7 +8,7 @@ An asynchronous scheduler forms a step when the one before begins, so it sees wh
 come free, by then; where that leaves nothing to do, it forms the step when the device falls idle.
 """
 
-from models.compiled import inner_kernel, kernel
+from models.compiled import inner_kernel
 from models.step import ALONE, BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
 from simulator.blocks import (
     blocks,
@@ -20,21 +20,30 @@ from simulator.blocks import (
     own_blocks,
     steps_to,
 )
-from simulator.cache import drop_leavings, give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
+from simulator.cache import give_blocks, hold, leave_content, leave_own, look_up, share, take_blocks
 from simulator.layout import (
     CANCELLED,
+    CANCELS,
     DECODE_RUN,
     DECODING,
+    DEPARTS,
     FAR,
     FINISHED,
     IDLE,
     LOADING,
     MIXED_STEP,
+    MOVING,
     NONE,
     PREFILL,
     PREFILLING,
     READY,
-    REJECTED,
+    STAYS,
+    TELL_CANCELLED,
+    TELL_DEPARTED,
+    TELL_FINISHED,
+    TELL_FIRST_TOKEN,
+    TELL_PREEMPTED,
+    TELL_PREFILLED,
     WAITING,
 )
 from simulator.queues import (
@@ -51,79 +60,19 @@ from simulator.queues import (
     remove_finish,
     remove_prefill,
     remove_running,
-    remove_waiting,
 )
-from simulator.routing import choose_lane
-from simulator.timers import DEADLINE, LOADED, next_timer_ps, set_timer, take_timer
+from simulator.timers import LOADED, set_timer
 from simulator.tournament import settle_end, settle_load
 
 KEY_SHIFT = 32
 
 
-@kernel
-def advance(state, plan, horizon_ps, slot, lane):
-    """Run every event up to and including `horizon_ps`: step ends first, then timers, then arrivals, in time order.
+@inner_kernel
+def queue_at(state, here, slot, now_ps):
+    """Append a request to a lane's queue and cut its run of decodes short; return when its scheduler takes notice.
 
-    Before that, the request in `slot` is given to `lane` unless it is NONE: one crossing a request for routers
-    written in Python.
+    An idle lane is for the caller to wake.
     """
-    clock, requests, lanes, words = state.clock[0], state.requests, state.lanes, state.words
-    if slot != NONE:
-        submit(state, slot, lane)
-    arrival_ps = _next_arrival_ps(state)
-    winner = clock.events_at + 1
-    while True:
-        lane = words[winner]
-        end_ps = lanes[lane].end_ps
-        timer_ps = next_timer_ps(state)
-        if end_ps <= min(arrival_ps, timer_ps):
-            if end_ps > horizon_ps:
-                return
-            clock.lane_events += 1
-            if lanes[lane].ranks > 1:
-                _next_round(state, lanes[lane].first_rank, lanes[lane].ranks, end_ps)
-            else:
-                formed_ps = _end_step(state, lanes[lane])
-                _begin_step(state, lanes[lane], end_ps, formed_ps)
-        elif timer_ps <= arrival_ps:
-            if timer_ps > horizon_ps:
-                return
-            _go_off(state, timer_ps)
-        else:
-            if arrival_ps > horizon_ps:
-                return
-            slot = state.coming[clock.next_coming]
-            clock.next_coming += 1
-            submit(state, slot, choose_lane(state, plan, requests[slot]))
-            arrival_ps = _next_arrival_ps(state)
-
-
-@inner_kernel
-def _next_arrival_ps(state):
-    clock = state.clock[0]
-    if clock.next_coming == clock.coming:
-        return FAR
-    return state.requests[state.coming[clock.next_coming]].arrival_ps
-
-
-@inner_kernel
-def submit(state, slot, lane):
-    """Queue a request at a lane on its arrival, waking the lane or cutting its run of decodes short."""
-    row, here = state.requests[slot], state.lanes[lane]
-    row.lane = lane
-    here.assigned += 1
-    if row.input_tokens + row.output_tokens > here.max_context_tokens:
-        row.status = REJECTED
-        row.finish_ps = row.arrival_ps
-        return
-    if state.clock[0].patience_ps < FAR:
-        set_timer(state, row.arrival_ps + state.clock[0].patience_ps, 2 * row.number + DEADLINE, slot)
-    row.queued_ps = _queue(state, here, slot, row.arrival_ps)
-
-
-@inner_kernel
-def _queue(state, here, slot, now_ps):
-    """Append a request to a lane's queue and wake the lane; return when its scheduler takes notice."""
     here.outstanding += 1
     settle_load(state.words, state.lanes, here)
     state.requests[slot].enqueued_ps = now_ps
@@ -132,42 +81,49 @@ def _queue(state, here, slot, now_ps):
     else:
         append_waiting(state.requests, here, slot)
     if here.activity == IDLE:
-        return _wake(state, here, now_ps)
+        return _notice_ps(state, here, now_ps)
     if here.run_steps <= 1:
         return here.end_ps
     return _interrupt_run(state, here, slot, now_ps)
 
 
 @inner_kernel
-def _wake(state, here, now_ps):
-    """Begin a step on an idle lane, unless others that it steps with are in theirs; return when it takes notice."""
+def _notice_ps(state, here, now_ps):
+    """Return when an idle lane takes notice: at once, unless others that it steps with are in their step."""
     for rank in range(here.first_rank, here.first_rank + here.ranks):
         if state.lanes[rank].activity != IDLE:
             return state.lanes[rank].end_ps
-    _begin_step(state, here, now_ps, now_ps)
     return now_ps
 
 
 @inner_kernel
-def _next_round(state, first, ranks, now_ps):
+def wake(state, here, now_ps):
+    """Let an idle lane that has something to do form a step, unless others that it steps with are in theirs."""
+    has_work = here.waiting > 0 or here.first_ready != NONE
+    if here.activity == IDLE and has_work and _notice_ps(state, here, now_ps) == now_ps:
+        set_end(state, here, now_ps)
+
+
+@inner_kernel
+def next_round(state, here, now_ps):
     """End the step of lanes that step together, and begin their next: it lasts as long as the slowest lane's.
 
     A lane with nothing to do keeps step with an empty one, which is never the slowest.
     """
-    lanes = state.lanes
+    lanes, first, ranks = state.lanes, here.first_rank, here.ranks
     for rank in range(first, first + ranks):
         if lanes[rank].activity != IDLE:
-            _end_step(state, lanes[rank])
+            end_step(state, lanes[rank])
     end_ps = now_ps
     for rank in range(first, first + ranks):
         here = lanes[rank]
         formed_ps = here.start_ps if here.asynchronous and here.activity != IDLE else now_ps
-        _begin_step(state, here, now_ps, formed_ps)
+        begin_step(state, here, now_ps, formed_ps)
         if here.activity != IDLE:
             end_ps = max(end_ps, here.end_ps)
     for rank in range(first, first + ranks):
         if lanes[rank].activity != IDLE:
-            _set_end(state, lanes[rank], end_ps)
+            set_end(state, lanes[rank], end_ps)
 
 
 @inner_kernel
@@ -186,56 +142,25 @@ def _interrupt_run(state, here, slot, now_ps):
         elapsed_ps += _decode_step_ps(state.prices, here, steps)
     if can_start and steps < here.run_steps:
         here.run_steps = steps
-        _set_end(state, here, here.start_ps + elapsed_ps)
+        set_end(state, here, here.start_ps + elapsed_ps)
     return queued_ps
 
 
 @inner_kernel
-def _cut_run(state, here, now_ps):
+def cut_run(state, here, now_ps):
     """End the lane's run of decodes with the first step that ends after `now_ps`; wake a lane that is idle."""
     if here.activity == IDLE:
-        _wake(state, here, now_ps)
+        wake(state, here, now_ps)
     elif here.activity == DECODE_RUN and here.run_steps > 1:
         steps, elapsed_ps = decode_run_ps(
             state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps
         )
         here.run_steps = steps
-        _set_end(state, here, here.start_ps + elapsed_ps)
+        set_end(state, here, here.start_ps + elapsed_ps)
 
 
 @inner_kernel
-def _go_off(state, now_ps):
-    """Do what the next timer was set for: a client gives up, or KV has come to its decode lane."""
-    number, slot, what = take_timer(state)
-    row = state.requests[slot]
-    if row.number != number or row.status >= FINISHED:
-        return
-    here = state.lanes[row.lane]
-    if what == LOADED:
-        _release_source(state, row, now_ps)
-        here.loading -= 1
-        row.status = READY
-        append_ready(state.requests, here, slot)
-        _cut_run(state, here, now_ps)
-    elif row.status == WAITING:
-        remove_waiting(state.requests, here, slot)
-        drop_leavings(state, row, here)
-        here.outstanding -= 1
-        settle_load(state.words, state.lanes, here)
-        row.status = CANCELLED
-        row.finish_ps = now_ps
-        if row.source_lane != NONE:
-            _release_source(state, row, now_ps)
-        _cut_run(state, here, now_ps)
-    else:
-        row.is_leaving = 1
-        if row.status == PREFILLING or row.status == DECODING:
-            here.leaving += 1
-            _cut_run(state, here, now_ps)
-
-
-@inner_kernel
-def _release_source(state, row, now_ps):
+def release_source(state, row, now_ps):
     """Give back a request's blocks on the lane that prefilled it, which may let that lane go on."""
     source = state.lanes[row.source_lane]
     give_blocks(source, own_blocks(row, source))
@@ -243,8 +168,18 @@ def _release_source(state, row, now_ps):
         leave_content(state, row, source)
     row.contents = 0
     row.source_lane = NONE
-    if source.activity == IDLE and source.waiting > 0:
-        _wake(state, source, now_ps)
+    wake(state, source, now_ps)
+
+
+@inner_kernel
+def arrive_ready(state, slot, now_ps):
+    """Let a request whose KV has come to its lane take part from the next step on."""
+    row = state.requests[slot]
+    here = state.lanes[row.lane]
+    here.loading -= 1
+    row.status = READY
+    append_ready(state.requests, here, slot)
+    cut_run(state, here, now_ps)
 
 
 @inner_kernel
@@ -258,15 +193,51 @@ def _decode_step_ps(prices, here, step):
 
 
 @inner_kernel
-def _begin_step(state, here, now_ps, formed_ps):
+def begin_step(state, here, now_ps, formed_ps):
     """Begin the step that the scheduler formed at `formed_ps`; where it had nothing to do then, form one now."""
     here.start_ps = now_ps
+    was_busy = here.activity != IDLE
+    if here.variant != here.next_variant or here.twin != NONE:
+        _price(state, here)
     formed = _form_step(state, here, formed_ps)
     if not formed and formed_ps < now_ps:
         formed = _form_step(state, here, now_ps)
     if not formed:
         here.activity = IDLE
-        _set_end(state, here, FAR)
+        set_end(state, here, FAR)
+    if here.twin != NONE:
+        _meet_twin(state, here, was_busy, now_ps)
+
+
+@inner_kernel
+def _price(state, here):
+    """Take the prices of the lane's variant for its coming steps; of twins, those beside a busy one follow on them."""
+    wanted = here.next_variant
+    if here.twin != NONE and state.lanes[here.twin].activity != IDLE:
+        wanted += 1
+    if here.variant != wanted:
+        here.variant = wanted
+        prices = state.variants[wanted]
+        here.token_at, here.sequence_at = prices.token_at, prices.sequence_at
+        here.alone_at, here.beside_at = prices.alone_at, prices.beside_at
+        here.cells, here.cell_shift = prices.cells, prices.cell_shift
+        here.prefill_at, here.window_tokens = prices.prefill_at, prices.window_tokens
+
+
+@inner_kernel
+def _meet_twin(state, here, was_busy, now_ps):
+    """Show the twin the blocks that are free now, and wake it for them or for steps that have another price."""
+    other = state.lanes[here.twin]
+    share_blocks(here, other)
+    wake(state, other, now_ps)
+    if other.activity != IDLE and was_busy != (here.activity != IDLE):
+        cut_run(state, other, now_ps)
+
+
+@inner_kernel
+def share_blocks(here, other):
+    """Let two lanes of one memory agree on what is free."""
+    other.free_blocks, other.plain_blocks = here.free_blocks, here.plain_blocks
 
 
 @inner_kernel
@@ -305,30 +276,35 @@ def _form_step(state, here, formed_ps):
 @inner_kernel
 def _join_ready(state, here):
     """Let the requests whose KV has come take part in the decodes of the coming step."""
-    while here.first_ready != NONE:
+    while here.first_ready != NONE and here.running < here.max_sequences:
         slot = here.first_ready
         row = state.requests[slot]
         here.first_ready = row.next_waiting
         link_running(state.requests, here, slot)
         row.joined_ps = here.start_ps
         _start_decoding(state.words, here, row, slot)
-        if row.is_leaving:
-            _leave(state, here, slot)
+        if row.is_leaving != STAYS:
+            leave(state, here, slot)
             row.finish_ps = here.start_ps
             settle_load(state.words, state.lanes, here)
 
 
 @inner_kernel
-def _leave(state, here, slot):
-    """Take a cancelled request out of the running ones; its blocks are free at once."""
+def leave(state, here, slot):
+    """Take a request out of the running ones; one that departs keeps its KV, one that was cancelled frees it."""
     row = state.requests[slot]
     if row.status == DECODING:
-        _stop_decoding(state, here, slot)
+        stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
         remove_prefill(state.requests, here, slot)
+    if row.is_leaving == DEPARTS:
+        row.is_leaving = STAYS
+        _set_out(state, here, slot, TELL_DEPARTED)
+        return
     row.status = CANCELLED
     _end(state, here, slot)
+    tell(state, TELL_CANCELLED, slot)
 
 
 @inner_kernel
@@ -363,7 +339,7 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
         duration_ps += decode_ps(
             state.prices, here, BESIDE_PREFILL, decodes, context(here) + decodes * here.growth_parts
         )
-    _set_end(state, here, _through_pipeline(state.words, here, duration_ps))
+    set_end(state, here, _through_pipeline(state.words, here, duration_ps))
 
 
 @inner_kernel
@@ -382,7 +358,7 @@ def _begin_decode_run(state, here, postponed):
         steps = _steps_until_crossing(state.words, here, steps)
     here.run_steps = _steps_within_blocks(state.words, here, steps)
     elapsed_ps = decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, FAR)[1]
-    _set_end(state, here, _through_pipeline(state.words, here, elapsed_ps + here.swap_ps))
+    set_end(state, here, _through_pipeline(state.words, here, elapsed_ps + here.swap_ps))
     here.swap_ps = 0
 
 
@@ -396,7 +372,17 @@ def _steps_until_crossing(words, here, steps):
 
 
 @inner_kernel
-def _set_end(state, here, end_ps):
+def tell(state, notice, slot):
+    """Note down what the control plane wants to be told of."""
+    clock = state.clock[0]
+    if clock.told & notice:
+        state.notices[2 * clock.notices] = notice
+        state.notices[2 * clock.notices + 1] = slot
+        clock.notices += 1
+
+
+@inner_kernel
+def set_end(state, here, end_ps):
     clock = state.clock[0]
     settle_end(state.words, state.lanes, clock.events_at, clock.event_leaves, here.number, end_ps)
 
@@ -421,7 +407,7 @@ def _steps_within_blocks(words, here, steps):
         return steps
     rounds = (here.free_blocks // here.decoding) - 1
     allowed = max(0, min(steps, (rounds << here.period_shift) // here.growth_parts))
-    left = here.free_blocks - _blocks_crossed(words, here, allowed)
+    left = here.free_blocks - blocks_crossed(words, here, allowed)
     while allowed < steps:
         left -= words[here.crossings_at + modulo(here.steps + allowed + 1, here.period_shift)]
         if left < 0:
@@ -431,7 +417,7 @@ def _steps_within_blocks(words, here, steps):
 
 
 @inner_kernel
-def _blocks_crossed(words, here, steps):
+def blocks_crossed(words, here, steps):
     """Return how many blocks the lane's decodes take in their next `steps` steps."""
     blocks = (steps >> here.period_shift) * here.decoding * here.growth_parts
     for step in range(here.steps + 1, here.steps + modulo(steps, here.period_shift) + 1):
@@ -443,7 +429,7 @@ def _blocks_crossed(words, here, steps):
 def _make_room_for_decodes(state, here):
     """Preempt from the tail until every decode that crosses a block boundary in this step can; say if any was."""
     preempted = False
-    while here.decoding > 0 and _free_beside_decodes(state.words, here) < 0:
+    while here.decoding > 0 and free_beside_decodes(state.words, here) < 0:
         _preempt(state, here, _victim(state.requests, here))
         preempted = True
     return preempted
@@ -468,7 +454,7 @@ def _victim(requests, here):
 
 
 @inner_kernel
-def _free_beside_decodes(words, here):
+def free_beside_decodes(words, here):
     """Return the free blocks less those that the decodes of this very step will take."""
     return here.free_blocks - here.late_blocks - words[here.crossings_at + modulo(here.steps + 1, here.period_shift)]
 
@@ -482,7 +468,7 @@ def _continue_prefills(state, here, budget_tokens):
         row = state.requests[slot]
         chunk = min(_prefill_left(row), here.long_prefill_tokens, budget_tokens - new_tokens)
         need = blocks(row.computed_tokens + chunk, here) - blocks(row.computed_tokens, here)
-        while need > _free_beside_decodes(state.words, here) and row.status == PREFILLING:
+        while need > free_beside_decodes(state.words, here) and row.status == PREFILLING:
             _preempt(state, here, _victim(state.requests, here))
             preempted = True
         if row.status != PREFILLING:
@@ -529,7 +515,7 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
 def _load(state, here, row, slot):
     """Lease the blocks of a request that was prefilled elsewhere and start its KV on the way; say if they were free."""
     need = blocks(row.computed_tokens, here)
-    if need > _free_beside_decodes(state.words, here) - here.watermark_blocks:
+    if need > free_beside_decodes(state.words, here) - here.watermark_blocks:
         return False
     take_blocks(state, here, need)
     pop_waiting(state.requests, here)
@@ -541,7 +527,8 @@ def _load(state, here, row, slot):
         moving_ps = max(moving_ps // source.link_layers, moving_ps - row.last_chunk_ps)
     begin_ps = max(here.start_ps, source.link_free_ps)
     source.link_free_ps = begin_ps + moving_ps
-    set_timer(state, begin_ps + moving_ps + source.link_latency_ps, 2 * row.number + LOADED, slot)
+    row.lands_ps = begin_ps + moving_ps + source.link_latency_ps
+    set_timer(state, row.lands_ps, 2 * row.number + LOADED, slot)
     return True
 
 
@@ -561,7 +548,7 @@ def _admit(state, here, row, budget_tokens):
         return 0, 0
     chunk = min(chunk, budget_tokens)
     need = max(0, blocks(computed_tokens + chunk, here) - found_blocks)
-    if need + queued_blocks > _free_beside_decodes(state.words, here) - here.watermark_blocks:
+    if need + queued_blocks > free_beside_decodes(state.words, here) - here.watermark_blocks:
         here.is_eroding = 1 if queued_blocks > 0 else 0
         return 0, 0
     if here.reserves and here.reserved_blocks + most_blocks(row, here) > here.total_blocks:
@@ -587,7 +574,7 @@ def _give_chunk(state, here, row, chunk, need):
 
 
 @inner_kernel
-def _end_step(state, here):
+def end_step(state, here):
     """Book what the ended step or run produced: decodes first, then prefills that are complete.
 
     Returns when the next step is formed: now, or when the ended step began where the scheduler is asynchronous.
@@ -603,13 +590,13 @@ def _end_step(state, here):
     here.busy_ps += here.end_ps - here.start_ps
     here.scheduled_steps += max(1, here.run_steps)
     if here.decoding > 0:
-        take_blocks(state, here, _blocks_crossed(words, here, here.run_steps))
+        take_blocks(state, here, blocks_crossed(words, here, here.run_steps))
         here.steps += here.run_steps
         grow_context(here, here.run_steps * here.decoding * here.growth_parts)
     free_blocks = here.free_blocks
     while here.decoding > 0 and words[here.finishes_at] >> KEY_SHIFT <= here.steps:
         slot = words[here.finishes_at + 1]
-        _stop_decoding(state, here, slot)
+        stop_decoding(state, here, slot)
         _finish(state, here, slot)
     if here.activity == MIXED_STEP:
         _end_prefills(state, here)
@@ -659,10 +646,11 @@ def _end_prefills(state, here):
             here.prefilled_tokens -= row.computed_tokens
             if row.generated_tokens == 0:
                 row.first_token_ps = here.end_ps
+                tell(state, TELL_FIRST_TOKEN, slot)
             row.generated_tokens += 1
             if row.generated_tokens >= row.output_tokens:
                 _finish(state, here, slot)
-            elif here.role == PREFILL and not row.is_leaving:
+            elif here.role == PREFILL and row.is_leaving != CANCELS:
                 _hand_over(state, here, slot)
             else:
                 _start_decoding(state.words, here, row, slot)
@@ -671,16 +659,43 @@ def _end_prefills(state, here):
 
 @inner_kernel
 def _hand_over(state, here, slot):
-    """Queue a prefilled request at the decode lane with the shortest queue; its KV stays here until it has moved."""
+    """Hand a prefilled request to the lane's twin, or queue it at the decode lane with the shortest queue.
+
+    In a queue its KV stays here until it moves. Where the control plane moves what was prefilled, tell it.
+    """
+    row = state.requests[slot]
+    row.last_chunk_ps = here.end_ps - here.start_ps
+    if here.twin == NONE and state.clock[0].hands_over == 0:
+        _set_out(state, here, slot, TELL_PREFILLED)
+        return
+    here.outstanding -= 1
+    remove_running(state.requests, here, slot)
+    row.lane = here.twin if here.twin != NONE else state.words[state.clock[0].decode_tree + 1]
+    other = state.lanes[row.lane]
+    other.assigned += 1
+    if here.twin == NONE:
+        row.status = WAITING
+        row.source_lane = here.number
+        queue_at(state, other, slot, here.end_ps)
+        wake(state, other, here.end_ps)
+    else:
+        row.status = READY
+        other.outstanding += 1
+        append_ready(state.requests, other, slot)
+        share_blocks(here, other)
+        cut_run(state, other, here.end_ps)
+
+
+@inner_kernel
+def _set_out(state, here, slot, notice):
+    """Take a request out of the batch, its KV where it is, for the control plane to move."""
     row = state.requests[slot]
     here.outstanding -= 1
     remove_running(state.requests, here, slot)
-    row.status = WAITING
+    row.status = MOVING
     row.source_lane = here.number
-    row.last_chunk_ps = here.end_ps - here.start_ps
-    row.lane = state.words[state.clock[0].decode_tree + 1]
-    state.lanes[row.lane].assigned += 1
-    _queue(state, state.lanes[row.lane], slot, here.end_ps)
+    row.is_leaving = min(row.is_leaving, CANCELS)
+    tell(state, notice, slot)
 
 
 @inner_kernel
@@ -689,8 +704,8 @@ def _let_leave(state, here):
     slot = here.last_running
     while slot != NONE:
         before = state.requests[slot].previous_running
-        if state.requests[slot].is_leaving:
-            _leave(state, here, slot)
+        if state.requests[slot].is_leaving != STAYS:
+            leave(state, here, slot)
         slot = before
     here.leaving = 0
 
@@ -707,7 +722,7 @@ def _start_decoding(words, here, row, slot):
 
 
 @inner_kernel
-def _stop_decoding(state, here, slot):
+def stop_decoding(state, here, slot):
     """Take a decoding request out of the batch."""
     row = state.requests[slot]
     mark_crossings(state.words, row, here, -1)
@@ -724,6 +739,7 @@ def _stop_decoding(state, here, slot):
 def _finish(state, here, slot):
     state.requests[slot].status = FINISHED
     _end(state, here, slot)
+    tell(state, TELL_FINISHED, slot)
 
 
 @inner_kernel
@@ -731,6 +747,7 @@ def _end(state, here, slot):
     """Let go of a running request, finished or cancelled."""
     row = state.requests[slot]
     row.finish_ps = here.end_ps
+    state.clock[0].done += 1
     here.outstanding -= 1
     give_blocks(here, own_blocks(row, here))
     if row.held_nodes > 0:
@@ -743,7 +760,7 @@ def _preempt(state, here, slot):
     """Put a running request back to the head of the queue; its KV must be computed again, but for what stays cached."""
     row = state.requests[slot]
     if row.status == DECODING:
-        _stop_decoding(state, here, slot)
+        stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
         remove_prefill(state.requests, here, slot)
@@ -763,6 +780,10 @@ def _preempt(state, here, slot):
     row.enqueued_ps = NONE
     row.preemptions += 1
     here.preemptions += 1
+    if row.is_leaving == DEPARTS:
+        row.is_leaving = STAYS
+        here.leaving -= 1
+    tell(state, TELL_PREEMPTED, slot)
     if here.by_priority:
         insert_waiting(state.requests, here, slot)
     else:

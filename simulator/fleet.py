@@ -61,6 +61,9 @@ class Pool:
     """Equal replicas of one Engine; `speed` is the traffic one replica takes relative to other pools' [ratio].
 
     A replica does both prefill and decode, or hands each request over to a decode replica when its prefill is done.
+    `variants` are other tables that the control plane may price its steps from: a slow device, a share of one.
+    `twin_of` names a prefill pool: this decode pool's replicas are lanes of the same devices, and hold KV in the same
+    memory. Twins' tables come in pairs, for steps alone and beside a busy twin: the engine's own is the first.
     """
 
     engine: PricedEngine
@@ -68,6 +71,8 @@ class Pool:
     speed: float = 1.0
     usd_per_hour: float = 0.0  # of one replica
     role: str = "both"
+    variants: tuple[StepTable, ...] = field(default=(), repr=False)
+    twin_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,9 @@ class Fleet:
             raise ValueError("pools that only prefill need pools that only decode, and these those")
         if roles != sorted(roles, key="decode".__eq__):
             raise ValueError("pools that only decode come after all others")
+        for pool in self.pools:
+            if pool.twin_of is not None:
+                _check_twins(pool, self.pools[pool.twin_of])
         empty = [pool.engine.name for pool in self.pools if pool.replicas < 1]
         if empty:
             raise ValueError(f"pool {empty[0]} has no replica; expected at least one")
@@ -117,3 +125,17 @@ class Fleet:
             return np.asarray(self.shares, np.float64)
         weights = np.array([pool.replicas * pool.speed for pool in self.pools if pool.role != "decode"])
         return np.tile(weights / weights.sum(), (len(self.input_edges), 1))
+
+
+def _check_twins(pool: Pool, other: Pool) -> None:
+    """Raise ValueError where two pools cannot be lanes of the same devices."""
+    roles = (other.role, pool.role)
+    if roles != ("prefill", "decode"):
+        raise ValueError(f"twins are a prefill pool and a decode pool after it, not {' and '.join(roles)}")
+    if pool.replicas != other.replicas:
+        raise ValueError(f"twins have as many replicas as each other, not {other.replicas} and {pool.replicas}")
+    for twin in (pool, other):
+        if len(twin.variants) % 2 == 0:
+            raise ValueError(f"pool {twin.engine.name} needs tables in pairs: alone and beside a busy twin")
+        if twin.engine.lanes > 1 or twin.engine.limits.caching:
+            raise ValueError(f"pool {twin.engine.name} cannot be a twin: it has pipeline stages or a prefix cache")

@@ -10,10 +10,17 @@ from models.step import PRICED
 FAR = np.int64(1 << 62)  # of numpy, for kernels would be compiled once more for a constant of Python
 NONE = -1
 
-WAITING, PREFILLING, DECODING, LOADING, READY = 0, 1, 2, 3, 4  # LOADING: its KV is on its way to a decode lane
-FINISHED, REJECTED, CANCELLED, VACANT = 5, 6, 7, 8
+COMING, WAITING, PREFILLING, DECODING = 0, 1, 2, 3
+LOADING, READY = 4, 5  # its KV is on its way to another lane, or has come there
+HELD, MOVING = 6, 7  # at the gateway with no lane; in no batch, with its KV on its source lane
+FINISHED, REJECTED, CANCELLED, VACANT = 8, 9, 10, 11
+STAYS, CANCELS, DEPARTS = 0, 1, 2  # what a request does at the end of the step under way
 IDLE, DECODE_RUN, MIXED_STEP = 0, 1, 2
 BOTH, PREFILL, DECODE = 0, 1, 2  # roles of a lane
+
+# What the control plane may ask to be told of: each a bit.
+TELL_FINISHED, TELL_FIRST_TOKEN, TELL_PREFILLED, TELL_DEPARTED = 1, 2, 4, 8
+TELL_PREEMPTED, TELL_REFUSED, TELL_CANCELLED, TELL_HELD = 16, 32, 64, 128
 
 REQUEST = np.dtype(
     [
@@ -38,8 +45,8 @@ REQUEST = np.dtype(
         ("computed_tokens", "i8"),  # as of its last prefill chunk
         ("chunk_tokens", "i8"),  # in the running step
         ("last_chunk_ps", "i8"),  # duration of the step that completed its prefill
-        ("source_lane", "i8"),  # prefill lane that still holds its KV, or NONE
-        ("is_leaving", "i8"),  # cancelled in the middle of a step
+        ("source_lane", "i8"),  # lane that it left and that still holds its KV, or NONE
+        ("is_leaving", "i8"),  # what it will do at the end of the step under way
         ("contents_at", "i8"),  # its content blocks lie there in the contents of the run
         ("contents", "i8"),
         ("held_nodes", "i8"),  # of them, those it shares or could share
@@ -51,6 +58,9 @@ REQUEST = np.dtype(
         ("next_prefill", "i8"),
         ("previous_running", "i8"),
         ("next_running", "i8"),
+        ("leased_lane", "i8"),  # lane that keeps blocks free for it, or NONE
+        ("leased_blocks", "i8"),
+        ("lands_ps", "i8"),  # when its KV will have come
     ],
     align=True,
 )
@@ -81,7 +91,7 @@ LANE = np.dtype(
         ("total_blocks", "i8"),
         ("watermark_blocks", "i8"),
         ("max_context_tokens", "i8"),
-        ("cost", "f8"),  # what one more request weighs, relative to other lanes
+        ("cost", "f8"),  # what one more request weighs, relative to other lanes; infinite where none may come
         ("load", "f8"),  # its weighed queue, one more request counted
         ("load_tree", "i8"),  # where its router's tournament lies, NONE where it has none
         ("load_leaf", "i8"),
@@ -127,6 +137,10 @@ LANE = np.dtype(
         ("preemptions", "i8"),
         ("busy_ps", "i8"),
         ("assigned", "i8"),
+        ("variant", "i8"),  # whose prices its steps have
+        ("next_variant", "i8"),  # those from the next step on
+        ("twin", "i8"),  # lane of the same device that shares its KV blocks, or NONE
+        ("waiting_tokens", "i8"),  # of the requests in its queue, to be computed
     ],
     align=True,
 )
@@ -166,6 +180,12 @@ CLOCK = np.dtype(
         ("logged", "i8"),
         ("not_logged", "i8"),  # for want of room
         ("timers", "i8"),
+        ("now_ps", "i8"),  # of the last event
+        ("done", "i8"),  # requests finished, refused or cancelled
+        ("told", "i8"),  # bits of what the control plane wants to be told of
+        ("notices", "i8"),
+        ("answer", "i8"),  # of the last action: whether it could be done
+        ("hands_over", "i8"),  # whether the data plane moves what was prefilled, or the control plane does
     ],
     align=True,
 )
@@ -202,6 +222,8 @@ class State(NamedTuple):
     buckets: npt.NDArray[np.int64]  # of the table from (lane, content) to node
     contents: npt.NDArray[np.int64]  # content blocks of all requests, in order
     timers: npt.NDArray[np.int64]  # heap of what will happen to single requests
+    notices: npt.NDArray[np.int64]  # pairs of what the control plane is to be told, and the slot it is about
+    variants: npt.NDArray[Any]  # PRICED each: where the prices of a kind of lane lie
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
 
 

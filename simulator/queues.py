@@ -16,7 +16,7 @@ def append_waiting(requests, here, slot):
     else:
         requests[here.last_waiting].next_waiting = slot
     here.last_waiting = slot
-    here.waiting += 1
+    _count_waiting(requests[slot], here)
 
 
 @inner_kernel
@@ -25,7 +25,7 @@ def prepend_waiting(requests, here, slot):
     if here.waiting == 0:
         here.last_waiting = slot
     here.first_waiting = slot
-    here.waiting += 1
+    _count_waiting(requests[slot], here)
 
 
 @inner_kernel
@@ -42,7 +42,7 @@ def insert_waiting(requests, here, slot):
         requests[before].next_waiting = slot
     if other == NONE:
         here.last_waiting = slot
-    here.waiting += 1
+    _count_waiting(row, here)
 
 
 @inner_kernel
@@ -56,7 +56,7 @@ def remove_waiting(requests, here, slot):
         requests[before].next_waiting = requests[slot].next_waiting
     if here.last_waiting == slot:
         here.last_waiting = before
-    here.waiting -= 1
+    _discount_waiting(requests[slot], here)
 
 
 @inner_kernel
@@ -71,8 +71,21 @@ def append_ready(requests, here, slot):
 
 @inner_kernel
 def pop_waiting(requests, here):
-    here.first_waiting = requests[here.first_waiting].next_waiting
+    row = requests[here.first_waiting]
+    here.first_waiting = row.next_waiting
+    _discount_waiting(row, here)
+
+
+@inner_kernel
+def _count_waiting(row, here):
+    here.waiting += 1
+    here.waiting_tokens += row.input_tokens + row.generated_tokens
+
+
+@inner_kernel
+def _discount_waiting(row, here):
     here.waiting -= 1
+    here.waiting_tokens -= row.input_tokens + row.generated_tokens
 
 
 @inner_kernel

@@ -7,7 +7,8 @@ import numpy as np
 import simpy
 
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
-from simulator.dataplane import advance
+from simulator.actions import SUBMIT
+from simulator.advance import advance
 from simulator.fleet import Fleet
 from simulator.layout import FAR, NONE
 from simulator.routing import ROUTERS
@@ -136,13 +137,16 @@ class Course:
     def _until(self, environment: simpy.Environment, end_ps: int) -> Generator[Any, Any, None]:
         """Let the data plane run to whatever SimPy has next, again and again up to an end."""
         if environment.now >= end_ps:  # a whole chunk that arrives at this very instant
-            advance(self.state, self.plan, int(environment.now), NONE, NONE)
+            self._advance(environment.now, environment.now)
         while environment.now < end_ps:
             horizon_ps = min(environment.peek(), end_ps)
-            advance(self.state, self.plan, int(horizon_ps), NONE, NONE)
+            self._advance(environment.now, horizon_ps)
             if end_ps == FOREVER_PS and self._is_over():
                 return
             yield environment.timeout(horizon_ps - environment.now)
+
+    def _advance(self, now_ps: float, horizon_ps: float) -> None:
+        advance(self.state, self.plan, int(now_ps), int(horizon_ps), NONE, NONE, NONE, 0)
 
     def _is_over(self) -> bool:
         """Say whether no lane has anything more to say and no KV is on its way."""
@@ -170,7 +174,7 @@ class Course:
                     f"the router named lane {lane!r} for request {number}; the fleet has 0 to {front_lanes - 1}"
                 )
             reached_ps = next_ps if next_ps < environment.peek() else arrival_ps
-            advance(state, plan, max(reached_ps, arrival_ps), slot, lane)
+            advance(state, plan, arrival_ps, max(reached_ps, arrival_ps), SUBMIT, slot, lane, 0)
 
 
 def _live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -5,7 +5,7 @@ import numpy as np
 from models.compiled import inner_kernel
 from models.step import decode_run_ps
 from simulator.blocks import context
-from simulator.layout import DONE_PS, PATIENCE_PS, PS_PER_TOKEN
+from simulator.layout import DONE_PS, NONE, PATIENCE_PS, PS_PER_TOKEN
 
 ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED, IN_TIME = 0, 1, 2, 3, 4
 LATE = 1 << 20  # added to the priority of a request that cannot be in time
@@ -21,33 +21,37 @@ ROUTERS = {
 
 @inner_kernel
 def choose_lane(state, plan, row):
-    """Return the lane that the run's built-in router picks for a request at its arrival."""
+    """Return the lane that the run's built-in router picks for a request at its arrival, NONE where none is open."""
     router = state.clock[0].router
     if router == ROUND_ROBIN:
-        return round_robin(state.clock[0])
+        return round_robin(state.clock[0], state.lanes)
     if router == LEAST_KV:
         return least_kv(state, row.arrival_ps)
     if router == IN_TIME:
         return in_time(state, plan.prompts, row)
     pool = planned_pool(plan, row.bucket) if router == PLANNED else 0
-    return state.words[plan.trees[pool] + 1]  # the winner: the lane with the shortest weighed queue
+    lane = state.words[plan.trees[pool] + 1]  # the winner: the lane with the shortest weighed queue
+    return lane if state.lanes[lane].load < np.inf else NONE
 
 
 @inner_kernel
-def round_robin(clock):
-    """Return each lane in turn."""
-    lane = clock.next_lane
-    clock.next_lane = lane + 1 if lane + 1 < clock.front_lanes else 0
-    return lane
+def round_robin(clock, lanes):
+    """Return each open lane in turn."""
+    for _ in range(clock.front_lanes):
+        lane = clock.next_lane
+        clock.next_lane = lane + 1 if lane + 1 < clock.front_lanes else 0
+        if lanes[lane].cost < np.inf:
+            return lane
+    return NONE
 
 
 @inner_kernel
 def least_kv(state, now_ps):
     """Return the lane with the smallest share of its KV tokens in use."""
-    chosen, least = 0, np.inf
+    chosen, least = NONE, np.inf
     for lane in range(state.clock[0].front_lanes):
         load = kv_in_use(state.prices, state.lanes[lane], now_ps)
-        if load < least:
+        if load < least and state.lanes[lane].cost < np.inf:
             chosen, least = lane, load
     return chosen
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.step import PICOSECONDS_PER_SECOND, PRICED, pack
+from models.step import PICOSECONDS_PER_SECOND, PRICED, StepTable, pack
 from simulator.fleet import ROLES, Fleet
 from simulator.layout import (
     CLOCK,
@@ -40,12 +40,11 @@ def lay_out(
 
     contents are the content blocks of all requests in order, of so many tokens each. Steps are logged in a window.
     """
-    tables = list({id(pool.engine.table): pool.engine.table for pool in fleet.pools}.values())
-    places, prices = pack(tables)
-    by_table = {id(table): place for table, place in zip(tables, places, strict=True)}
-    lanes = _lane_rows(fleet, [by_table[id(pool.engine.table)] for pool in fleet.pools])
+    tables, first_variants = _tables(fleet)
+    variants, prices = pack(tables)
+    lanes = _lane_rows(fleet, variants, first_variants)
     clock = np.zeros(1, CLOCK)
-    clock["router"], clock["fast_forward"] = ROUTERS[fleet.router], fast_forward
+    clock["router"], clock["fast_forward"], clock["hands_over"] = ROUTERS[fleet.router], fast_forward, True
     words = Words()
     _place_lists(words, lanes)
     clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
@@ -61,10 +60,27 @@ def lay_out(
     buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int64)
     coming, rows = np.zeros(0, np.int64), np.zeros(0, REQUEST)
     timers = np.zeros(0, np.int64)
+    notices = np.zeros(0, np.int64)
     logged = np.zeros(log.most_rows if log else 0, LOGGED)
     if log:
         clock["log_from_ps"], clock["log_until_ps"] = log.from_ps, log.until_ps
-    return State(clock, rows, lanes, coming, words.joined(), prices, nodes, buckets, contents, timers, logged), plan
+    changing = (words.joined(), prices, nodes, buckets, contents, timers, notices, variants, logged)
+    return State(clock, rows, lanes, coming, *changing), plan
+
+
+def _tables(fleet: Fleet) -> tuple[list[StepTable], list[int]]:
+    """Return all tables of step times, a pool's variants after its own, and where each pool's own is."""
+    tables: list[StepTable] = []
+    shared: dict[int, int] = {}
+    firsts = []
+    for pool in fleet.pools:
+        if pool.variants:
+            firsts.append(len(tables))
+            tables += [pool.engine.table, *pool.variants]
+        else:
+            firsts.append(shared.setdefault(id(pool.engine.table), len(tables)))
+            tables += [pool.engine.table][: firsts[-1] == len(tables)]
+    return tables, firsts
 
 
 def _nodes(lanes: Rows, contents: int) -> Rows:
@@ -112,14 +128,15 @@ class Words:
         return np.concatenate(self._parts)
 
 
-def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
+def _lane_rows(fleet: Fleet, variants: Rows, first_variants: list[int]) -> Rows:
     """Return the lanes, pool by pool, replica by replica."""
     rows = []
-    for index, (pool, place) in enumerate(zip(fleet.pools, places, strict=True)):
+    for index, (pool, variant) in enumerate(zip(fleet.pools, first_variants, strict=True)):
         limits = pool.engine.limits
         row = np.zeros(pool.replicas * pool.engine.lanes, LANE)
         for name, _ in PRICED:
-            row[name] = place[name]
+            row[name] = variants[variant][name]
+        row["variant"] = row["next_variant"] = variant
         row["pool"], row["stages"], row["role"] = index, pool.engine.stages, ROLES.index(pool.role)
         row["ranks"] = pool.engine.ranks
         row["link_ps_per_token"] = round(
@@ -149,12 +166,22 @@ def _lane_rows(fleet: Fleet, places: list[Any]) -> Rows:
             lanes["max_context_tokens"], lanes["max_context_tokens"][decoding].min()
         )
     lanes["end_ps"] = FAR
+    _pair_twins(fleet, lanes)
     for name in (
         *("first_waiting", "last_waiting", "first_prefill", "last_prefill", "last_running"),
         *("oldest_node", "newest_node", "load_tree", "first_ready", "last_ready"),
     ):
         lanes[name] = NONE
     return lanes
+
+
+def _pair_twins(fleet: Fleet, lanes: Rows) -> None:
+    """Name the lanes that share a memory to each other."""
+    lanes["twin"] = NONE
+    for index, pool in enumerate(fleet.pools):
+        if pool.twin_of is not None:
+            here, other = (np.flatnonzero(lanes["pool"] == which) for which in (index, pool.twin_of))
+            lanes["twin"][here], lanes["twin"][other] = other, here
 
 
 def _first_ranks(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

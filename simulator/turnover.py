@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models.compiled import kernel
 from models.step import PICOSECONDS_PER_NANOSECOND
-from simulator.layout import FAR, FINISHED, NONE, REQUEST, VACANT, WAITING, State
+from simulator.layout import COMING, FAR, FINISHED, NONE, REQUEST, STAYS, VACANT, State
 from simulator.timers import WORDS
 
 Int64 = npt.NDArray[np.int64]
@@ -72,6 +72,8 @@ def with_room(state: State, arrivals: int) -> State:
         more = np.zeros(max(arrivals - vacant, state.requests.size), REQUEST)
         more["status"] = VACANT
         state = state._replace(requests=np.concatenate([state.requests, more]))
+    if state.notices.size < 2 * state.requests.size and state.clock["told"][0]:
+        state = state._replace(notices=np.zeros(2 * state.requests.size, np.int64))
     if state.coming.size < arrivals:
         state = state._replace(coming=np.empty(arrivals, np.int64))
     timers = int(state.clock["timers"][0]) + 2 * state.requests.size + arrivals
@@ -97,15 +99,16 @@ def take_in(state, chunk, input_edges):
         row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
         row.queued_ps = row.scheduled_ps = row.joined_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
-        row.lane = row.own_node = row.source_lane = NONE
-        row.is_leaving = row.swapped_tokens = 0
+        row.lane = row.own_node = row.source_lane = row.leased_lane = NONE
+        row.leased_blocks = row.swapped_tokens = 0
+        row.is_leaving = STAYS
         row.priority = chunk.priority[i]
         row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0
         if chunk.contents_at.size > 0:
             row.contents_at = chunk.contents_at[i]
             most = (row.input_tokens + clock.content_tokens - 1) // clock.content_tokens
             row.contents = min(most, chunk.contents_at[i + 1] - chunk.contents_at[i])
-        row.status = WAITING
+        row.status = COMING
         coming[i] = slot
     clock.next_coming = 0
     clock.coming = chunk.arrival_ns.size

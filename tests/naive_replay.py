@@ -94,7 +94,7 @@ class NaiveLane:
         self.link_ps_per_token = round(pool.engine.kv_bytes_per_token / self.link.bytes_per_s * 1e12)
         self.layers = pool.engine.layers
         self.waiting, self.running = [], []
-        self.end_ps, self.start_ps = None, None
+        self.end_ps, self.woken_ps, self.start_ps = None, None, None
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool = NaivePool(limits.total_blocks)
         self.prompts_done_ps = 0  # as a router reckons
@@ -250,9 +250,13 @@ class NaiveLane:
             self.waiting.sort(key=lambda request: (request.priority, request.index))
 
     def wake(self, now_ps):
-        """Begin a step, unless a lane that this one steps together with is in its own."""
-        if all(lane.end_ps is None for lane in self.round):
-            self.begin_step(now_ps)
+        """Begin a step as the next event, unless a lane that this one steps together with is in its own."""
+        if all(lane.end_ps is None for lane in self.round) and (self.waiting or self.ready):
+            self.woken_ps = now_ps
+
+    def next_ps(self):
+        """Return when the lane has something to say."""
+        return next((time_ps for time_ps in (self.end_ps, self.woken_ps) if time_ps is not None), FAR)
 
     def next_round(self, now_ps):
         """End the step of all lanes that step together, and begin the next, as long as the slowest one's."""
@@ -260,6 +264,7 @@ class NaiveLane:
             if lane.end_ps is not None:
                 lane.end_step()
         for lane in self.round:
+            lane.woken_ps = None
             lane.begin_step(now_ps)
         busy = [lane for lane in self.round if lane.end_ps is not None]
         for lane in busy:
@@ -432,13 +437,11 @@ class NaiveFleet:
     def run(self):
         coming = list(self.requests)
         while True:
-            busy = [lane for lane in self.lanes if lane.end_ps is not None]
-            lane = min(busy, key=lambda lane: lane.end_ps) if busy else None
+            lane = min(self.lanes, key=lambda lane: lane.next_ps())
             arrival_ps = coming[0].arrival_ps if coming else FAR
             timer_ps = min(self.timers)[0] if self.timers else FAR
-            if lane is not None and lane.end_ps <= min(arrival_ps, timer_ps):
-                now_ps = lane.end_ps
-                lane.next_round(now_ps)
+            if lane.next_ps() < FAR and lane.next_ps() <= min(arrival_ps, timer_ps):
+                lane.next_round(lane.next_ps())
             elif self.timers and timer_ps <= arrival_ps:
                 timer = min(self.timers)
                 self.timers.remove(timer)

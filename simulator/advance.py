@@ -1,0 +1,77 @@
+"""The loop of the data plane: actions asked for, then step ends, timers and arrivals in time order."""
+
+from models.compiled import inner_kernel, kernel
+from simulator.actions import act, cancel, submit
+from simulator.dataplane import arrive_ready, begin_step, end_step, next_round, release_source, wake
+from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
+from simulator.routing import choose_lane
+from simulator.timers import DEADLINE, next_timer_ps, take_timer
+
+
+@kernel
+def advance(state, plan, now_ps, horizon_ps, action, slot, lane, amount):
+    """Do the action asked for at `now_ps`, then run every event up to and including `horizon_ps`.
+
+    In time order, and at equal times step ends first, then timers, then arrivals.
+
+    One crossing a request for routers written in Python. Returns early, after the event in question, where the
+    control plane is to be told of something.
+    """
+    clock, requests, lanes, words = state.clock[0], state.requests, state.lanes, state.words
+    if action != NONE:
+        clock.now_ps = now_ps
+        clock.answer = act(state, action, slot, lane, amount)
+    arrival_ps = _next_arrival_ps(state)
+    winner = clock.events_at + 1
+    while clock.notices == 0:
+        lane = words[winner]
+        end_ps = lanes[lane].end_ps
+        timer_ps = next_timer_ps(state)
+        if end_ps <= min(arrival_ps, timer_ps):
+            if end_ps > horizon_ps:
+                return
+            clock.now_ps = end_ps
+            clock.lane_events += 1
+            if lanes[lane].ranks > 1:
+                next_round(state, lanes[lane], end_ps)
+            else:
+                formed_ps = end_ps if lanes[lane].activity == IDLE else end_step(state, lanes[lane])
+                begin_step(state, lanes[lane], end_ps, formed_ps)
+        elif timer_ps <= arrival_ps:
+            if timer_ps > horizon_ps:
+                return
+            clock.now_ps = timer_ps
+            _go_off(state, timer_ps)
+        else:
+            if arrival_ps > horizon_ps:
+                return
+            clock.now_ps = arrival_ps
+            slot = state.coming[clock.next_coming]
+            clock.next_coming += 1
+            lane = choose_lane(state, plan, requests[slot])
+            submit(state, slot, lane, arrival_ps)
+            if lane != NONE and lanes[lane].activity == IDLE:
+                wake(state, lanes[lane], arrival_ps)
+            arrival_ps = _next_arrival_ps(state)
+
+
+@inner_kernel
+def _next_arrival_ps(state):
+    clock = state.clock[0]
+    if clock.next_coming == clock.coming:
+        return FAR
+    return state.requests[state.coming[clock.next_coming]].arrival_ps
+
+
+@inner_kernel
+def _go_off(state, now_ps):
+    """Do what the next timer was set for: a client gives up, or KV has come to its decode lane."""
+    number, slot, what = take_timer(state)
+    row = state.requests[slot]
+    if row.number != number or row.status >= FINISHED:
+        return
+    if what == DEADLINE:
+        cancel(state, slot, now_ps)
+    elif row.status == LOADING and row.lands_ps == now_ps:
+        release_source(state, row, now_ps)
+        arrive_ready(state, slot, now_ps)
