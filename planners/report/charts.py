@@ -49,6 +49,8 @@ def queues(run: Run) -> Any:
     figure.line(times_s, running, color=colours.GOOD, line_width=1.5, legend_label="running")
     figure.line(times_s, waiting, color=colours.BAD, line_width=1.5, legend_label="waiting")
     figure.legend.click_policy = "hide"
+    figure.legend.orientation = "horizontal"
+    figure.add_layout(figure.legend[0], "above")
     return figure
 
 

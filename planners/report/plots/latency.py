@@ -38,13 +38,16 @@ def latency_by_rate(ax: Any, runs: Mapping[float, Run], metric: str = "ttft", li
         return say_nothing_to_show(ax, f"{metric.upper()} by rate", "no runs")
     rates = sorted(runs)
     colour = _colour(runs[rates[0]])
-    tails = []
-    for label, percent in PERCENTILES.items():
-        values = [runs[rate].percentile_s(metric, percent) for rate in rates]
-        shown = [value if np.isfinite(value) else np.nan for value in values]
+    curves = {
+        label: np.array([runs[rate].percentile_s(metric, percent) for rate in rates])
+        for label, percent in PERCENTILES.items()
+    }
+    clearest = _furthest_apart(np.array(list(curves.values())))
+    for label, values in curves.items():
+        shown = np.where(np.isfinite(values), values, np.nan)
         ax.plot(rates, shown, "o-", color=colour, alpha=SHADES[label])
-        label_line(ax, rates[-1], shown[-1], label, colour)
-        tails = values
+        label_line(ax, rates[clearest], shown[clearest], label, colour)
+    tails = curves["p99"].tolist()
     ax.set_yscale("log")
     if limit_s is not None:
         ax.axhline(limit_s, color=BAD, linewidth=1)
@@ -90,6 +93,13 @@ def throughput_and_speed(ax: Any, engines: Mapping[str, Any], context_tokens: in
         best = max(best, (name, float(per_device.max())), key=lambda each: each[1])
     finding = f"{best[0]} decodes most: {best[1]:,.0f} tokens/s a device" if engines else "No engines"
     return dress(ax, finding, "tokens per second and user", "tokens per second and device")
+
+
+def _furthest_apart(curves: Any) -> int:
+    """Return the column in which the curves [curve, column], in ascending order, are furthest apart in proportion."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.min(curves[1:] / curves[:-1], axis=0)
+    return int(np.argmax(np.where(np.isfinite(ratios), ratios, 0.0)))
 
 
 def _decode_speeds(priced: Any, context_tokens: int) -> tuple[Any, Any, Any]:

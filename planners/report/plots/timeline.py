@@ -41,10 +41,11 @@ def replica_heatmap(ax: Any, run: Run) -> Any:
         mine = (run.outcome.lane == lane) & run.is_finished
         starts, ends = _seconds(run.outcome.scheduled_ps[mine]), _seconds(run.outcome.finish_ps[mine])
         held[lane] = counted(starts, edges_s[:-1]) - counted(ends, edges_s[:-1])
-    ax.imshow(held, aspect="auto", origin="lower", cmap="viridis", extent=(0, run.span_s, -0.5, lanes - 0.5))
+    extent = (0, run.span_s, -0.5, lanes - 0.5)
+    ax.imshow(held, aspect="auto", origin="lower", cmap="viridis", extent=extent, interpolation="nearest")
     fullest, idlest = held.mean(1).max(), held.mean(1).min()
     finding = f"The busiest replica holds {fullest:.1f} requests on average, the idlest {idlest:.1f}"
-    dress(ax, finding, "time [s]", "lane")
+    dress(ax, finding, "time [s]", f"lane; dark holds none, bright {held.max():.0f}")
     ax.grid(False)
     ax.yaxis.get_major_locator().set_params(integer=True)
     return ax
