@@ -63,7 +63,7 @@ def stats(file: str, as_json: bool, **options: Any) -> None:
 
 def stats_words(name: str, result: Mapping[str, Any]) -> str:
     """Return the statistics for people."""
-    lines = [f"{name}: {result['rows']} requests in {quantity(result['span_s'], 6)} s, "
+    lines = [f"{name}: {result['rows']} requests in {result['span_s']:,.6g} s, "
              f"{quantity(result['rate_per_s'])}/s, read as {result['format']}"]  # fmt: skip
     dispersion = ", ".join(f"{window} s: {quantity(value)}" for window, value in result["idc"].items())
     lines.append(f"gaps: CV {quantity(result['iat_cv'])}; dispersion of counts (Poisson has 1) {dispersion}")
