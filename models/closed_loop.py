@@ -1,19 +1,23 @@
 """A closed loop: so many clients, each sending its next request when its last is answered, on one engine's scheduler.
 
 The rules are those of continuous batching (Yu et al., Orca, 2022) with chunked prefill (Agrawal et al., Sarathi, 2024):
-every step holds one token of each running sequence and prompt tokens up to a budget. Decode steps between two
-completions are taken in one go.
+every step holds one token of each running sequence and prompt tokens up to a budget. Decode steps between two events
+are taken in one go.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import ceil
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Scalars = tuple[float, float, float, float]
+Moment = tuple[float, float, float, float]  # components so far, as in Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +37,40 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """What one scheduler may put in a step; prefill_first means that prompts and decodes never share a step."""
+    """What one scheduler may put in a step, and when a request comes to its notice.
+
+    prefill_first means that prompts and decodes never share a step. A request passes the front end, which takes
+    front_request_s + front_token_s a prompt token and serves one at a time, is noticed at the end of a step (of every
+    poll_steps-th), and joins steps_ahead steps later, for those are scheduled already.
+    """
 
     budget_tokens: int
     capacity_tokens: int
     prefill_first: bool
+    most_sequences: int = 1 << 30
+    steps_ahead: int = 0
+    poll_steps: int = 1
+    front_request_s: float = 0.0
+    front_token_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The components of time, each to be multiplied by a scalar and summed: steps, sequences, decode s, prefill s."""
+    """The components of time, each to be multiplied by a scalar and summed: steps, sequences, decode s, prefill s.
+
+    fixed_s stands for itself.
+    """
 
     steps: float = 0.0
     sequences: float = 0.0
     decode_s: float = 0.0
     prefill_s: float = 0.0
+    fixed_s: float = 0.0
 
-    def weighted(self, scalars: tuple[float, float, float, float]) -> float:
+    def weighted(self, scalars: Scalars) -> float:
         """Return the sum of the components times their scalars [s]."""
-        return (
-            self.steps * scalars[0]
-            + self.sequences * scalars[1]
-            + self.decode_s * scalars[2]
-            + self.prefill_s * scalars[3]
-        )
+        a, b, c, d = scalars
+        return self.steps * a + self.sequences * b + self.decode_s * c + self.prefill_s * d + self.fixed_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,7 @@ class Answered:
 DecodeCost = Callable[[int, float], float]
 PrefillCost = Callable[[int, int, float], float]
 
-WARM_WAVES, MEASURED_WAVES, FEWEST_MEASURED = 2, 3, 48
+WARM_WAVES, MEASURED_WAVES, OTHER_WAVES, FEWEST_MEASURED = 2, 3, 3, 48
 
 
 @dataclass(slots=True)
@@ -84,35 +98,80 @@ class _Request:
     input_tokens: int
     output_tokens: int
     sent_s: float
-    sent_at: Parts
-    left_tokens: int = 0
+    ready_s: float
+    sent_at: Moment
+    left_tokens: int
+    joins: float = -1.0  # from which step on, once noticed
     first_s: float = 0.0
-    first_at: Parts = Parts()
+    first_at: Moment = (0.0, 0.0, 0.0, 0.0)
+    end_s: float = 0.0
+    end_at: Moment = (0.0, 0.0, 0.0, 0.0)
 
 
-@dataclass(slots=True)
 class _Clock:
-    scalars: tuple[float, float, float, float]
-    now_s: float = 0.0
-    steps: float = 0.0
-    sequences: float = 0.0
-    decode_s: float = 0.0
-    prefill_s: float = 0.0
-    token_steps: float = 0.0
+    """Time and its components so far."""
 
-    def step(self, count: int, sequences: int, running: int, decode_s: float, prefill_s: float) -> None:
-        """Take `count` steps of this length each."""
+    def __init__(self, scalars: Scalars) -> None:
+        self.scalars = scalars
+        self.now_s = self.steps = self.sequences = self.decode_s = self.prefill_s = self.token_steps = 0.0
+
+    def step_s(self, sequences: int, decode_s: float, prefill_s: float) -> float:
         a, b, c, d = self.scalars
-        self.now_s += count * (a + b * sequences + c * decode_s + d * prefill_s)
+        return a + b * sequences + c * decode_s + d * prefill_s
+
+    def take(self, count: int, sequences: int, running: int, decode_s: float, prefill_s: float) -> None:
+        """Take `count` steps of this length each."""
+        self.now_s += count * self.step_s(sequences, decode_s, prefill_s)
         self.steps += count
         self.sequences += count * sequences
         self.decode_s += count * decode_s
         self.prefill_s += count * prefill_s
         self.token_steps += count * running
 
-    def parts(self) -> Parts:
-        """Return the components so far."""
-        return Parts(self.steps, self.sequences, self.decode_s, self.prefill_s)
+    def moment(self) -> Moment:
+        return self.steps, self.sequences, self.decode_s, self.prefill_s
+
+
+class _Clients:
+    """The requests still to be sent, and those waiting at the front end or the scheduler, first come first served."""
+
+    def __init__(self, load: Load, scheduler: Scheduler, count: int, rng: np.random.Generator) -> None:
+        self.lengths = iter(_lengths(load, count, rng))
+        self.scheduler = scheduler
+        self.front_free_s = 0.0
+        self.waiting: deque[_Request] = deque()
+
+    def send(self, clock: _Clock) -> None:
+        """Send one more request, if any is left."""
+        found = next(self.lengths, None)
+        if found is None:
+            return
+        prompt, answer = found
+        work_s = self.scheduler.front_request_s + self.scheduler.front_token_s * prompt
+        self.front_free_s = max(self.front_free_s, clock.now_s) + work_s
+        self.waiting.append(_Request(prompt, answer, clock.now_s, self.front_free_s, clock.moment(), prompt))
+
+    def notice(self, clock: _Clock, is_idle: bool) -> None:
+        """Let the scheduler see what has passed the front end; an idle one waits for it and starts at once."""
+        if is_idle and self.waiting and self.waiting[0].joins < 0:
+            clock.now_s = max(clock.now_s, self.waiting[0].ready_s)
+        poll = self.scheduler.poll_steps
+        for request in self.waiting:
+            if request.ready_s > clock.now_s:
+                break
+            if is_idle:
+                request.joins = clock.steps
+            elif request.joins < 0:
+                request.joins = ceil(clock.steps / poll) * poll + self.scheduler.steps_ahead
+
+    def steps_until_next(self, clock: _Clock, step_s: float) -> int:
+        """Return how many steps of this length pass before a waiting request may join."""
+        if not self.waiting:
+            return 1 << 60
+        first = self.waiting[0]
+        if first.joins >= 0:
+            return max(1, int(first.joins - clock.steps))
+        return max(1, ceil((first.ready_s - clock.now_s) / step_s))
 
 
 def replay(
@@ -120,7 +179,7 @@ def replay(
     scheduler: Scheduler,
     decode: DecodeCost,
     prefill: PrefillCost,
-    scalars: tuple[float, float, float, float],
+    scalars: Scalars,
     rng: np.random.Generator,
 ) -> Answered:
     """Run the loop for a few waves of requests and return what clients saw once it was warm.
@@ -130,69 +189,81 @@ def replay(
     """
     warm = 0 if load.cold_waves else WARM_WAVES * load.concurrency
     measured = max(FEWEST_MEASURED, MEASURED_WAVES * load.concurrency)
-    wanted = warm + (load.cold_waves * load.concurrency or measured)
-    lengths = _lengths(load, wanted + load.concurrency, rng)
+    wanted = warm + (_replayed_waves(load) * load.concurrency if load.cold_waves else measured)
     clock = _Clock(scalars)
-    waiting = deque(_Request(*lengths[i], 0.0, Parts()) for i in range(load.concurrency))
-    for request in waiting:
-        request.left_tokens = request.input_tokens
-    next_length = load.concurrency
-    finish: list[tuple[float, int, _Request]] = []  # at which count of decode steps a running sequence ends
+    clients = _Clients(load, scheduler, wanted + load.concurrency, rng)
+    for _ in range(load.concurrency):
+        clients.send(clock)
+    finish: list[tuple[int, int, _Request]] = []  # at which count of decode steps a running sequence ends
     decoded, context, ticket = 0, 0.0, 0
     done: list[_Request] = []
-    seen: list[tuple[float, float, float, Parts, Parts]] = []
     while len(done) < wanted:
-        admitted = _admit(waiting, scheduler, len(finish), context)
+        clients.notice(clock, not finish)
+        admitted = _admit(clients.waiting, scheduler, clock.steps, len(finish), context)
         if admitted:
-            with_decodes = len(finish) > 0 and not scheduler.prefill_first
-            running = len(finish) if with_decodes else 0
-            chunk = sum(tokens for _, tokens in admitted)
-            past = sum((r.input_tokens - r.left_tokens) * t for r, t in admitted) / chunk
-            prefill_s = prefill(running, chunk, past) if len(admitted) == 1 else prefill(running, chunk, 0.0)
-            clock.step(1, running + len(admitted), running, decode(running, context) if running else 0.0, prefill_s)
-            if with_decodes:
-                decoded += 1
-                context += running
+            running = 0 if scheduler.prefill_first else len(finish)
+            chunk = sum(map(itemgetter(1), admitted))
+            past = sum((r.input_tokens - r.left_tokens) * t for r, t in admitted) / chunk if len(admitted) == 1 else 0.0
+            decode_s = decode(running, context) if running else 0.0
+            clock.take(1, running + len(admitted), running, decode_s, prefill(running, chunk, past))
+            decoded += running > 0
+            context += running
             for request, tokens in admitted:
                 request.left_tokens -= tokens
                 if request.left_tokens == 0:
-                    waiting.popleft()
-                    request.first_s, request.first_at = clock.now_s, clock.parts()
+                    clients.waiting.popleft()
+                    request.first_s, request.first_at = clock.now_s, clock.moment()
                     ticket += 1
                     heappush(finish, (decoded + request.output_tokens - 1, ticket, request))
                     context += request.input_tokens + 1
         else:
-            running, steps = len(finish), max(1, int(finish[0][0]) - decoded)
-            middle = context + 0.5 * running * steps
-            clock.step(steps, running, running, decode(running, middle), 0.0)
+            running, steps = len(finish), max(1, finish[0][0] - decoded)
+            step_s = clock.step_s(running, decode(running, context + running), 0.0)
+            steps = min(steps, clients.steps_until_next(clock, step_s))
+            clock.take(steps, running, running, decode(running, context + 0.5 * running * steps), 0.0)
             decoded += steps
             context += running * steps
         while finish and finish[0][0] <= decoded:
             request = heappop(finish)[2]
             context -= request.input_tokens + request.output_tokens
+            request.end_s, request.end_at = clock.now_s, clock.moment()
             done.append(request)
-            seen.append((clock.now_s, request.first_s, request.sent_s, clock.parts(), request.sent_at))
-            if next_length < len(lengths):
-                fresh = _Request(*lengths[next_length], clock.now_s, clock.parts())
-                fresh.left_tokens = fresh.input_tokens
-                waiting.append(fresh)
-                next_length += 1
-    return _summary(done, seen, warm, clock)
+            clients.send(clock)
+    return _summary(done[warm:], _weights(load, len(done) - warm), clock)
+
+
+def _replayed_waves(load: Load) -> int:
+    """Return how many of a cold benchmark's waves are replayed: the first, and enough of the others, all alike."""
+    return min(load.cold_waves, 1 + max(OTHER_WAVES, ceil(FEWEST_MEASURED / load.concurrency)))
+
+
+def _weights(load: Load, count: int) -> Floats | None:
+    """Return for how many requests each stands: later waves for those not replayed; None where medians are told."""
+    if not load.cold_waves:
+        return None
+    others = (load.cold_waves - 1) / max(1, _replayed_waves(load) - 1)
+    return np.where(np.arange(count) < load.concurrency, 1.0, others)
 
 
 def _lengths(load: Load, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     shares = load.shortest + (1.0 - load.shortest) * rng.random((count, 2))
-    tokens = np.maximum(1, np.rint(shares * (load.input_tokens, max(2, load.output_tokens)))).astype(int)
-    return [(int(prompt), max(2, int(answer))) for prompt, answer in tokens]
+    tokens = np.rint(shares * (load.input_tokens, load.output_tokens)).astype(int)
+    prompts, answers = np.maximum(tokens, (1, 2)).T.tolist()
+    return list(zip(prompts, answers, strict=True))
 
 
-def _admit(waiting: deque[_Request], scheduler: Scheduler, running: int, context: float) -> list[tuple[_Request, int]]:
+def _admit(
+    waiting: deque[_Request], scheduler: Scheduler, step: float, running: int, context: float
+) -> list[tuple[_Request, int]]:
     """Return which waiting prompts the next step takes tokens of, first come first served, and how many of each."""
     budget = scheduler.budget_tokens - (0 if scheduler.prefill_first else running)
     room = scheduler.capacity_tokens - context
     admitted: list[tuple[_Request, int]] = []
     for request in waiting:
-        if budget <= 0 or (room < request.left_tokens and (running or admitted)):
+        busy = running or admitted
+        if budget <= 0 or not 0 <= request.joins <= step or (room < request.left_tokens and busy):
+            break
+        if running + len(admitted) >= scheduler.most_sequences:
             break
         tokens = min(budget, request.left_tokens)
         admitted.append((request, tokens))
@@ -203,41 +274,34 @@ def _admit(waiting: deque[_Request], scheduler: Scheduler, running: int, context
     return admitted
 
 
-def _summary(
-    done: list[_Request], seen: list[tuple[float, float, float, Parts, Parts]], warm: int, clock: _Clock
-) -> Answered:
-    rows = list(zip(done, seen, strict=True))[warm:]
-    tokens = np.array([request.output_tokens - 1 for request, _ in rows], float)
-    end_s, first_s, sent_s = (np.array([row[i] for _, row in rows]) for i in range(3))
-    tpot = (end_s - first_s) / tokens
-    ttft = first_s - sent_s
-    tpot_parts = _mean_parts(
-        [(request.first_at, row[3], t) for (request, row), t in zip(rows, tokens, strict=True)], _middle(tpot, warm)
-    )
-    ttft_parts = _mean_parts([(row[4], request.first_at, 1.0) for request, row in rows], _middle(ttft, warm))
-    span = end_s.max() - sent_s.min()
-    typical = np.median if warm else np.mean
+def _summary(done: list[_Request], weights: Floats | None, clock: _Clock) -> Answered:
+    tokens = np.array([request.output_tokens - 1.0 for request in done])
+    sent_s, first_s, end_s = (np.array([getattr(r, name) for r in done]) for name in ("sent_s", "first_s", "end_s"))
+    sent, first, end = (np.array([getattr(r, name) for r in done]) for name in ("sent_at", "first_at", "end_at"))
+    tpot_s, ttft_s, e2e_s = (end_s - first_s) / tokens, first_s - sent_s, end_s - sent_s
     return Answered(
-        float(typical(ttft)),
-        float(typical(tpot)),
-        float(typical(end_s - sent_s)),
-        len(rows) / float(span),
+        _typical(ttft_s, weights),
+        _typical(tpot_s, weights),
+        _typical(e2e_s, weights),
+        len(done) / float(end_s.max() - sent_s.min()),
         clock.token_steps / max(1.0, clock.steps),
-        tpot_parts,
-        ttft_parts,
+        _parts((end - first) / tokens[:, None], tpot_s, clock.scalars, weights),
+        _parts(first - sent, ttft_s, clock.scalars, weights),
     )
 
 
-def _middle(values: Floats, warm: int) -> npt.NDArray[np.int64]:
-    """Return the rows whose mean stands for the reported statistic: the middle half for a median, all for a mean."""
-    order = np.argsort(values)
-    return order[len(order) // 4 : max(len(order) // 4 + 1, 3 * len(order) // 4)] if warm else order
+def _typical(seconds: Floats, weights: Floats | None) -> float:
+    """Return the median, or the mean where requests have weights."""
+    return float(np.median(seconds) if weights is None else np.average(seconds, weights=weights))
 
 
-def _mean_parts(spans: list[tuple[Parts, Parts, float]], chosen: npt.NDArray[np.int64]) -> Parts:
-    """Return the mean components between two moments, each over a count, of the chosen rows."""
-    rows = [
-        [(getattr(end, name) - getattr(start, name)) / count for name in Parts.__slots__]
-        for start, end, count in (spans[i] for i in chosen)
-    ]
-    return Parts(*(float(value) for value in np.mean(rows, axis=0)))
+def _parts(rows: Floats, seconds: Floats, scalars: Scalars, weights: Floats | None) -> Parts:
+    """Return mean components: of the middle half of the requests for a median, of all for a mean."""
+    order = np.argsort(seconds)
+    if weights is None:
+        order = order[len(order) // 4 : max(len(order) // 4 + 1, 3 * len(order) // 4)]
+        weights = np.ones(len(seconds))
+    mean = np.average(rows[order], axis=0, weights=weights[order])
+    fixed_s = float(np.average(seconds[order], weights=weights[order]) - mean @ np.array(scalars))
+    steps, sequences, decode_s, prefill_s = (float(value) for value in mean)
+    return Parts(steps, sequences, decode_s, prefill_s, max(0.0, fixed_s))

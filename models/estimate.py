@@ -1,5 +1,6 @@
 """Estimate what requests see on an Engine: time to first token, time per token, throughput, memory, power."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 SEED = 7
 CONTEXT_POINTS = 24
+PAST_TOKENS = 4096.0
 REFERENCE_CHUNK_TOKENS = 1024.0
 WORST_PROVENANCE = ("measured", "calibrated", "modelled", "assumed")
 
@@ -34,62 +36,68 @@ class StepCosts:
     def decode(self, sequences: int, context_tokens: float) -> float:
         """Return the device seconds of a step of `sequences` decodes that read so many tokens in all."""
         attention = self._decode_attention(sequences, context_tokens / sequences)
-        return self._tokens_s(sequences) + self._sequences_s(sequences) + attention
+        return self._tokens_s[sequences] + self._sequences_s[sequences] + attention
 
     def prefill(self, beside: int, chunk: int, past: float) -> float:
         """Return what a chunk of prompt tokens adds to a step of `beside` decodes."""
-        tokens = self._tokens_s(beside + chunk) - (self._tokens_s(beside) if beside else 0.0)
-        return max(tokens, 0.0) + self._sequences_s(1) + self._prefill_attention(chunk, past)
+        tokens = self._tokens_s[beside + chunk] - (self._tokens_s[beside] if beside else 0.0)
+        return max(tokens, 0.0) + self._sequences_s[1] + self._prefill_attention(chunk, past)
 
     @cached_property
-    def _token_grid(self) -> tuple[Floats, Floats]:
+    def _tokens_s(self) -> list[float]:
+        """By new tokens, padded to the size of their graph."""
         largest = self.engine.settings.max_num_batched_tokens + self.engine.settings.max_num_seqs
         points = _spread(largest, 1.06)
-        return points, self.total_s(forward.token_calls(self.engine, points))
-
-    def _tokens_s(self, tokens: int) -> float:
-        padded = int(self.host.padded_tokens(np.array([tokens]))[0])
-        return float(np.interp(padded, *self._token_grid))
+        padded = self.host.padded_tokens(np.arange(largest + 1))
+        return _list(np.interp(padded, points, self.total_s(forward.token_calls(self.engine, points))))
 
     @cached_property
-    def _sequence_grid(self) -> tuple[Floats, Floats]:
+    def _sequences_s(self) -> list[float]:
         points = _spread(self.engine.settings.max_num_seqs, 1.2)
-        return points, self.total_s(forward.sequence_calls(self.engine, points))
-
-    def _sequences_s(self, sequences: int) -> float:
-        return float(np.interp(sequences, *self._sequence_grid))
+        every = np.arange(self.engine.settings.max_num_seqs + 1)
+        return _list(np.interp(every, points, self.total_s(forward.sequence_calls(self.engine, points))))
 
     @cached_property
-    def _decode_grid(self) -> tuple[Floats, Floats, Floats]:
+    def _decode_grid(self) -> tuple[list[float], list[list[float]]]:
+        """Mean contexts, and attention of decodes by sequences at each of them."""
         rows = _spread(self.engine.settings.max_num_seqs, 1.15)
         contexts = np.unique(np.rint(np.geomspace(16, max(64, self.engine.llm.context_tokens), CONTEXT_POINTS)))
         sequences, means = (grid.ravel() for grid in np.meshgrid(rows, contexts, indexing="ij"))
-        seconds = self.total_s(forward.decode_calls(self.engine, sequences, means))
-        return rows, contexts, seconds.reshape(rows.size, contexts.size)
+        seconds = self.total_s(forward.decode_calls(self.engine, sequences, means)).reshape(rows.size, contexts.size)
+        every = np.arange(self.engine.settings.max_num_seqs + 1)
+        by_sequences = [np.interp(every, rows, column) for column in seconds.T]
+        return _list(contexts), np.stack(by_sequences, axis=1).tolist()
 
     def _decode_attention(self, sequences: int, mean_tokens: float) -> float:
-        rows, contexts, seconds = self._decode_grid
-        upper = min(max(int(np.searchsorted(rows, sequences)), 1), len(rows) - 1)
-        low, high = (float(np.interp(mean_tokens, contexts, seconds[row])) for row in (upper - 1, upper))
-        share = (sequences - rows[upper - 1]) / (rows[upper] - rows[upper - 1])
-        return low + (high - low) * float(np.clip(share, 0.0, 1.0))
+        contexts, seconds = self._decode_grid
+        row = seconds[sequences]
+        upper = min(max(bisect_left(contexts, mean_tokens), 1), len(contexts) - 1)
+        share = (mean_tokens - contexts[upper - 1]) / (contexts[upper] - contexts[upper - 1])
+        return row[upper - 1] + (row[upper] - row[upper - 1]) * min(max(share, 0.0), 1.0)
 
     @cached_property
-    def _prefill_grid(self) -> tuple[Floats, Floats, Floats]:
+    def _prefill_grid(self) -> tuple[list[float], list[float]]:
+        """Attention of a chunk by its tokens, and its growth per token of the past."""
         points = _spread(self.engine.settings.max_num_batched_tokens, 1.15)
         fresh, later = (
             self.total_s(forward.prefill_calls(self.engine, points, np.full_like(points, past)))
-            for past in (0.0, 4096.0)
+            for past in (0.0, PAST_TOKENS)
         )
-        return points, fresh, np.maximum(later - fresh, 0.0) / 4096.0
+        every = np.arange(self.engine.settings.max_num_batched_tokens + 1)
+        growth = np.interp(every, points, np.maximum(later - fresh, 0.0) / PAST_TOKENS)
+        return _list(np.interp(every, points, fresh)), _list(growth)
 
     def _prefill_attention(self, chunk: int, past: float) -> float:
-        points, fresh, slope = self._prefill_grid
-        return float(np.interp(chunk, points, fresh) + past * np.interp(chunk, points, slope))
+        fresh, growth = self._prefill_grid
+        return fresh[chunk] + past * growth[chunk]
 
     def total_s(self, calls: Iterable[Call]) -> Floats:
         """Return the summed seconds of calls, one entry per row."""
         return np.asarray(np.sum([call.times * call_s(self.engine, call) for call in calls], axis=0))
+
+
+def _list(values: Floats) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _spread(largest: int, growth: float) -> Floats:
@@ -138,7 +146,8 @@ def estimate(engine: Engine, load: Load, costs: StepCosts | None = None) -> Esti
     ]
     chunk = float(min(load.input_tokens, engine.settings.max_num_batched_tokens))
     prefill = [*forward.token_calls(engine, chunk * one), *forward.prefill_calls(engine, chunk * one, 0.0 * one)]
-    host_s = costs.host.host_step_s + costs.host.host_sequence_s * batch
+    step_s = costs.host.step_s(engine.llm.layers)
+    host_s = step_s + costs.host.host_sequence_s * batch
     provenance, interval = trust(engine, costs, decode)
     tokens_per_s = answered.requests_per_s * load.output_tokens * engine.dp
     power_w = power_of(engine, costs, decode)
@@ -154,7 +163,7 @@ def estimate(engine: Engine, load: Load, costs: StepCosts | None = None) -> Esti
         power_w,
         power_w / tokens_per_s if power_w else None,
         {**parts_of(engine, decode, costs.host.decode_factor), "host": host_s},
-        {**parts_of(engine, prefill, costs.host.prefill_factor), "host": costs.host.host_step_s},
+        {**parts_of(engine, prefill, costs.host.prefill_factor), "host": step_s},
         provenance,
         interval,
     )
@@ -194,12 +203,24 @@ def check_fits(engine: Engine, load: Load) -> None:
         )
 
 
-def answer(costs: StepCosts, load: Load) -> Answered:
-    """Return what the clients of a closed loop see; data-parallel ranks share them evenly."""
+def answer(costs: StepCosts, load: Load, poll_steps: int = 1) -> Answered:
+    """Return what the clients of a closed loop see; data-parallel ranks share them evenly.
+
+    The scheduler looks for new requests after every poll_steps-th step.
+    """
     engine, host = costs.engine, costs.host
     per_rank = replace(load, concurrency=ceil(load.concurrency / engine.dp))
-    scheduler = Scheduler(engine.settings.max_num_batched_tokens, engine.kv_tokens, host.prefill_first)
-    scalars = (host.host_step_s, host.host_sequence_s, host.decode_factor, host.prefill_factor)
+    scheduler = Scheduler(
+        engine.settings.max_num_batched_tokens,
+        engine.kv_tokens,
+        host.prefill_first,
+        engine.settings.max_num_seqs,
+        host.steps_ahead,
+        poll_steps,
+        host.front_request_s,
+        host.front_token_s,
+    )
+    scalars = (host.step_s(engine.llm.layers), host.host_sequence_s, host.decode_factor, host.prefill_factor)
     seen = replay(per_rank, scheduler, costs.decode, costs.prefill, scalars, np.random.default_rng(SEED))
     return replace(seen, ttft_s=seen.ttft_s + host.first_token_s, e2e_s=seen.e2e_s + host.first_token_s)
 
@@ -235,5 +256,5 @@ def trust(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> tuple[str,
 def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> float | None:
     """Return the watts of all devices of a replica while decoding, or None where the device's limit is not known."""
     device_s = sum(call.times * float(call_s(engine, call)[0]) for call in calls) * costs.host.decode_factor
-    watts = device_w(engine.device, device_s / (device_s + costs.host.host_step_s))
+    watts = device_w(engine.device, device_s / (device_s + costs.host.step_s(engine.llm.layers)))
     return None if watts is None else engine.devices * watts

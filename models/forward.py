@@ -145,6 +145,9 @@ def _latent_matrices(engine: Engine, tokens: Floats, heads: int) -> Iterator[Cal
     else:
         yield _gemm("qkv", dtype, layers, tokens, query + llm.kv_lora + llm.rope_dim, llm.hidden)
     yield _gemm("kv up", dtype, layers, tokens, heads * (llm.nope_dim + llm.v_head_dim), llm.kv_lora)
+    if llm.index_topk:
+        yield _gemm("indexer", dtype, layers, tokens, llm.index_heads * llm.index_dim, llm.q_lora or llm.hidden)
+        yield _gemm("indexer", dtype, layers, tokens, llm.index_dim + llm.index_heads, llm.hidden)
     yield _gemm("attention out", dtype, layers, tokens, llm.hidden, heads * llm.v_head_dim)
 
 
@@ -191,6 +194,20 @@ def _elementwise(engine: Engine, tokens: Floats) -> Iterator[Call]:
     for layers, heads, kv_heads, width, _ in _attention_kinds(engine):
         rotated = llm.rope_dim or width
         yield Call("rope", "rope", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * rotated))
+    yield from _small_kernels(engine, tokens)
+
+
+def _small_kernels(engine: Engine, tokens: Floats) -> Iterator[Call]:
+    """Yield what sparse and linear attention run beside their matrices: the indexer's steps, gates and norms."""
+    llm = engine.llm
+
+    def small(op: str, times: float, width: float) -> Call:
+        return Call(op, "small kernels", WIDE, times, _rows(tokens, m=tokens, n=width))
+
+    if llm.index_topk:
+        yield small("add", 4 * llm.full_attention_layers, llm.index_heads * llm.index_dim)
+    if llm.linear:
+        yield small("norm", 2 * llm.linear_layers, llm.linear.value_heads * llm.linear.value_dim / engine.tp)
 
 
 def _collectives(engine: Engine, tokens: Floats) -> Iterator[Call]:

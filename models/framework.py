@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.engine import Engine
 from models.versions import distance
 
-SCALARS = ("host_step_s", "host_sequence_s", "decode_factor", "prefill_factor", "first_token_s")
+SCALARS = ("layer_s", "host_sequence_s", "decode_factor", "prefill_factor")
 FOLDER = Path(__file__).parent / "catalogue" / "frameworks"
 ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "llama.cpp", "llamacpp": "llama.cpp"}
 
@@ -21,8 +21,11 @@ ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "ll
 class Framework:
     """Host time that the device waits for, per step and per scheduled sequence, and the sizes graphs are captured for.
 
-    decode_factor and prefill_factor multiply the operators' time on the device: below one where the framework fuses or
-    overlaps operators that were measured alone. prefill_first means that prompts and decodes never share a step.
+    layer_s is the time a layer's smallest kernels and the gaps between kernels add to a step. decode_factor and
+    prefill_factor multiply the operators' time on the device: below one where the framework fuses or overlaps operators
+    that were measured alone. prefill_first means that prompts and decodes never share a step. A request takes
+    front_request_s and front_token_s a prompt token in the front end, one request at a time, joins steps_ahead steps
+    after it is noticed, and its first token takes first_token_s to its client.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
     `graph_coarse_from_tokens` and of twice that above. interval holds the factors on a step's time between which 90 %
     of the measurements lay that the scalars were not fitted to.
@@ -38,9 +41,17 @@ class Framework:
     source: str
     decode_factor: float = 1.0
     prefill_factor: float = 1.0
+    layer_s: float = 0.0
     first_token_s: float = 0.0
+    front_request_s: float = 0.0
+    front_token_s: float = 0.0
+    steps_ahead: int = 0
     prefill_first: bool = False
     interval: tuple[float, float] = (0.75, 1.35)
+
+    def step_s(self, layers: float) -> float:
+        """Return the seconds that a step of so many layers takes beside its operators."""
+        return self.host_step_s + self.layer_s * layers
 
     def padded_tokens(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the tokens a step computes for each number of tokens it was given."""
@@ -83,7 +94,8 @@ def load(name: str, device: str | None = None, version: str = "") -> Framework:
 
 
 def _middling(fitted: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians of fitted scalars, and the widest of their intervals."""
+    """Return the medians, over devices, of scalars fitted to all versions, and the widest of their intervals."""
+    fitted = [row for row in fitted if not row["versions"]]
     scalars = {name: float(np.median([row[name] for row in fitted])) for name in SCALARS}
     lows, highs = zip(*(row["interval"] for row in fitted), strict=True)
     return {**scalars, "interval": (min(lows), max(highs))}

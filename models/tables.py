@@ -73,7 +73,7 @@ def _token_s(engine: Engine, cost: Cost, framework: Framework) -> Floats:
     decodes_s = np.interp(np.minimum(padded, most_decodes), points, seconds)
     prefills_s = np.interp(padded, points, seconds) - decodes_s
     device_s = framework.decode_factor * decodes_s + framework.prefill_factor * prefills_s
-    return np.asarray(framework.host_step_s + device_s)
+    return np.asarray(framework.step_s(engine.llm.layers) + device_s)
 
 
 def _token_grid(padded: Int64, graph_max_tokens: int) -> Floats:

@@ -1,13 +1,14 @@
 """Estimates: a closed loop does what its arithmetic says, benchmark files are read in our units."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from models import device, framework, llm
-from models.calibration import benchmarks, end_to_end, load, observed
+from models.calibration import benchmarks, end_to_end, load, observed, profiles
 from models.calibration.this_machine import Block, Cpu, attention_needs, gemm_needs
 from models.closed_loop import Load, Scheduler, replay
 from models.engine import Engine
@@ -61,6 +62,38 @@ def test_no_more_sequences_run_than_the_cache_holds():
 
 def test_the_host_is_paid_once_a_step_and_once_a_sequence():
     assert seen(Load(100, 50, 1), scalars=(0.002, 0.003, 1.0, 1.0)).tpot_s == pytest.approx(0.010 + 0.005)
+
+
+def test_a_request_waits_for_the_front_end_and_for_the_steps_scheduled_already():
+    front = replace(TOGETHER, front_request_s=0.050, front_token_s=0.0001)
+    assert seen(Load(100, 50, 1), front).ttft_s == pytest.approx(0.060 + 0.100)
+    prompt, ahead = seen(Load(100, 50, 8, 0.5)), seen(Load(100, 50, 8, 0.5), replace(TOGETHER, steps_ahead=3))
+    polled = seen(Load(100, 50, 8, 0.5), replace(TOGETHER, poll_steps=20))
+    assert ahead.ttft_s >= prompt.ttft_s + 3 * 0.010
+    assert polled.ttft_s > prompt.ttft_s + 5 * 0.010
+
+
+def test_no_more_sequences_run_than_the_scheduler_allows():
+    assert seen(Load(10, 50, 8), replace(TOGETHER, most_sequences=3)).mean_batch <= 3.0
+
+
+def test_waves_left_out_of_a_cold_benchmark_are_weighed_in():
+    # The first wave's four prompts wait for each other, later ones do not.
+    few, many = (seen(Load(1000, 50, 4, 0.5, cold_waves=waves), ALONE).ttft_s for waves in (20, 200))
+    assert few > many
+
+
+def test_scalars_left_alone_by_the_rows_stay_where_scalars_lie():
+    rows = [
+        profiles.Measured(
+            "d", "e", "1.0.0", "m", steps * 32 * 1e-5 + 0.01, 0.1, (32.0 * steps, 0, 0, 0), (0,) * 4, 0.01, 0.1
+        )
+        for steps in (10, 20, 40)
+    ]
+    found = profiles.fit(rows)
+    assert found[0] == pytest.approx(1e-5, rel=0.1)
+    assert found[1:] == pytest.approx(np.exp(profiles.CENTRE[1:]), rel=1e-3)
+    assert profiles.fit(rows[:1], rows)[0] == pytest.approx(found[0], rel=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Step tables: what is looked up must be what the operators add up to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,7 @@ def seconds(calls, engine):
 
 @pytest.mark.parametrize("tokens", [1, 8, 512, 2048, 5000, 8192])
 def test_token_times_are_the_sum_of_their_operators(engine, table, tokens):
-    host_s = load("vllm").host_step_s
+    host_s = load("vllm").step_s(LLAMA.layers)
     expected = seconds(forward.token_calls(engine, np.array([float(tokens)])), engine) + host_s
     assert table.token_ps[0, tokens] * 1e-12 == pytest.approx(expected, rel=1e-6)
 
@@ -81,7 +83,7 @@ def test_prefill_attention_is_looked_up_as_priced(engine, table, chunk, past):
 
 def test_a_model_reads_its_weights_once_a_step(engine, table):
     matrices_s = (LLAMA.parameters - LLAMA.vocabulary * LLAMA.hidden) * 2 / H100.bandwidth_bytes_per_s
-    step_s = (table.token_ps[0, 1] + table.sequence_ps[0, 1]) * 1e-12 - load("vllm").host_step_s
+    step_s = (table.token_ps[0, 1] + table.sequence_ps[0, 1]) * 1e-12 - load("vllm").step_s(LLAMA.layers)
     assert step_s == pytest.approx(matrices_s, rel=0.01)
 
 
@@ -110,20 +112,25 @@ def test_a_run_of_decodes_is_the_sum_of_its_steps(table, limit_ps):
 
 
 def test_a_tables_host_times_are_those_fitted_on_its_device(engine):
-    plain, fitted = step_table(engine, ideal_cost, load("vllm")), step_table(engine, ideal_cost)
-    host = of_engine(engine)
+    plain, host = load("vllm"), of_engine(engine)
     assert host.provenance == "calibrated"
-    grown_ps = fitted.sequence_ps[0, 64] - host.decode_factor * (
-        plain.sequence_ps[0, 64] - 64e12 * load("vllm").host_sequence_s
-    )
-    assert grown_ps * 1e-12 == pytest.approx(64 * host.host_sequence_s, rel=1e-6)
-    device_s = (plain.token_ps[0, 64] * 1e-12 - load("vllm").host_step_s) * host.decode_factor
-    assert fitted.token_ps[0, 64] * 1e-12 == pytest.approx(device_s + host.host_step_s, rel=1e-6)
+    free = replace(plain, host_step_s=0.0, layer_s=0.0, host_sequence_s=0.0)
+    bare, fitted = step_table(engine, ideal_cost, free), step_table(engine, ideal_cost)
+    seconds_of = {"step": host.step_s(LLAMA.layers), "sequence": 64 * host.host_sequence_s}
+    for kind, column in (("step", "token_ps"), ("sequence", "sequence_ps")):
+        device_s = host.decode_factor * getattr(bare, column)[0, 64] * 1e-12
+        assert getattr(fitted, column)[0, 64] * 1e-12 == pytest.approx(device_s + seconds_of[kind], rel=1e-6)
 
 
 def test_a_device_without_serving_results_has_middling_host_times():
     lone, h100 = load("vllm", "no_such_device"), load("vllm", "h100_sxm")
     assert lone.provenance == "modelled"
-    assert 0.5 < lone.host_step_s / h100.host_step_s < 2.0
+    assert 0.5 < lone.layer_s / h100.layer_s < 2.0
     assert lone.interval[0] <= h100.interval[0]
     assert load("llama.cpp", "h100_sxm").provenance == "assumed"
+
+
+def test_scalars_are_those_of_the_release_or_the_last_one_before_it():
+    every, old, later = (load("vllm", "h200_sxm", version) for version in ("", "0.12.0", "0.13.0"))
+    assert old == later
+    assert old != every

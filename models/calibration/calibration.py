@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from math import log
+from math import log, log2
 
 from models import device as devices
 from models.calibration import store
@@ -15,6 +15,7 @@ from models.versions import distance
 
 __all__ = ["Calibration", "Error", "OperatorFit", "load"]
 
+Place = tuple[tuple[str, float], ...]  # some columns of a shape and their values
 SAME_WIDTH = {"fp16": "bf16"}
 # 90 % factors on top of a fit's own interval where it is borrowed; held-out transfers between devices err by this.
 BORROWED_ENGINE = 1.15
@@ -47,16 +48,18 @@ class Calibration:
         kernel: tuple[str, ...] = (),
         sub_op: str | None = None,
         in_graph: bool = False,
+        near: Place = (),
     ) -> OperatorFit:
         """Return the fit that prices an operator; its provenance says how it was come by.
 
         In order: this device and engine (`calibrated`); this device under another engine, then in another dtype; the
         nearest measured kin (`modelled`). `kernel` names are prefixes, any of which will do. ValueError where no
         device at all was measured for the operator. in_graph passes over kernels that were timed with the host
-        launching them one by one, which a step replayed as a graph does not wait for.
+        launching them one by one, which a step replayed as a graph does not wait for. near is what shape the operator
+        has, for engines choose kernels by it: the one that was measured there is taken.
         """
         version = self.version if op in RINGS else ""
-        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, version)
+        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, version)
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
@@ -82,6 +85,7 @@ def _find(
     kernel: tuple[str, ...],
     sub_op: str | None,
     in_graph: bool,
+    near: Place,
     version: str,
 ) -> OperatorFit:
     for label, other, widened in _candidates(device, engine, op):
@@ -92,7 +96,7 @@ def _find(
             fits = [fit for fit in fits if _width(fit.dtype) == _width(dtype)]
         if not fits:
             continue
-        best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op))
+        best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op, near))
         if op in RINGS:
             best = _of_version(fits, best, version)
         if label == device.calibration:
@@ -154,15 +158,25 @@ def _width(dtype: str) -> str:
 
 
 def _likeness(
-    fit: OperatorFit, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None
-) -> tuple[bool, bool, bool, bool, int]:
+    fit: OperatorFit, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None, near: Place
+) -> tuple[bool, bool, bool, bool, float, int]:
     return (
         sub_op is None or fit.sub_op == sub_op,
         not kernel or fit.kernel.startswith(kernel),
         fit.dtype == dtype,
         not kv_dtype or fit.kv_dtype == kv_dtype,
+        -octaves_outside(fit, near),
         fit.rows,
     )
+
+
+def octaves_outside(fit: OperatorFit, near: Place) -> float:
+    """Return by how many doublings, over all columns, a shape lies outside the range that a fit was made on."""
+    total = 0.0
+    for name, value in near:
+        low, high = fit.valid.get(name, (value, value))
+        total += max(0.0, log2((low + 1.0) / (value + 1.0)), log2((value + 1.0) / (high + 1.0)))
+    return total
 
 
 def _of_version(fits: list[OperatorFit], best: OperatorFit, version: str) -> OperatorFit:

@@ -26,6 +26,9 @@ GROUPS = {"device": "device", "engine": "engine", "mode": "op", "weight_dtype": 
 MODES = ("agg",)
 INFERENCEX_SHORTEST = 0.8
 COLD_WAVES = 10  # its benchmark sends ten requests a client, the first of all at once
+INFERENCEX_POLL_STEPS = {"sglang": 30}  # its launch scripts raise the scheduler's receive interval so far
+COHORTS = ("sglang",)  # prompts go first: requests of one length that came together stay together
+ROUND_LENGTH = 1000  # prompts of whole thousands of tokens are of the vendor's other series, whose waves spread
 MISLABELLED = "mislabelled"
 UNSTATED = ("", "nan", "<NA>", "gemm:nan/moe:nan")
 NARROW_KV = ("fp8", "fp4", "nvfp4")
@@ -47,7 +50,8 @@ def engine_of(row: Mapping[str, Any]) -> Engine:
     tp, ep = _count(row["tp"]), _count(row["ep"])
     dp = _count(row["attn_dp"])
     kv_dtype = "fp8" if str(row["weight_dtype"]) in NARROW_KV and "fp8" in device.flops_per_s else "bf16"
-    return _engine(llm, device, tp, ep, dp, dtype, kv_dtype, row["engine"])
+    version = row["engine_version"] if isinstance(row["engine_version"], str) else None
+    return _engine(llm, device, tp, ep, dp, dtype, kv_dtype, row["engine"], version)
 
 
 def _count(value: Any) -> int:
@@ -56,11 +60,19 @@ def _count(value: Any) -> int:
 
 @cache
 def _engine(
-    llm: Llm, device: devices.Device, tp: int, ep: int, dp: int, dtype: str, kv_dtype: str, framework: str
+    llm: Llm,
+    device: devices.Device,
+    tp: int,
+    ep: int,
+    dp: int,
+    dtype: str,
+    kv_dtype: str,
+    framework: str,
+    version: str | None,
 ) -> Engine:
     settings = Settings(max_num_seqs=1024, max_num_batched_tokens=8192)
     framework = {"trtllm": "tensorrt-llm"}.get(framework, framework)
-    return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings)
+    return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings, version)
 
 
 def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
@@ -76,12 +88,17 @@ def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
 
 def load_of(row: Mapping[str, Any]) -> Load:
     """Return the closed loop that a row describes."""
-    is_inferencex = "InferenceX" in str(row.get("len_note", ""))
+    is_inferencex = _is_inferencex(row)
     values = [row["isl"], row["osl"], row["concurrency"]]
     if not all(isinstance(value, int | float) and isfinite(value) and value >= 1 for value in values):
         raise ValueError("input length, output length or concurrency is not given")
-    shortest = INFERENCEX_SHORTEST if is_inferencex else 1.0
+    are_equal = not is_inferencex and row["engine"] in COHORTS and row["isl"] % ROUND_LENGTH
+    shortest = 1.0 if are_equal else INFERENCEX_SHORTEST
     return Load(int(values[0]), int(values[1]), int(values[2]), shortest, COLD_WAVES)
+
+
+def _is_inferencex(row: Mapping[str, Any]) -> bool:
+    return "InferenceX" in str(row.get("len_note", ""))
 
 
 def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
@@ -89,7 +106,7 @@ def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
     known: dict[Any, tuple[Engine, Answered] | str] = {}
     costs: dict[Engine, StepCosts] = {}
     found = []
-    for row in frame[list(READ)].astype(object).to_dict("records"):
+    for row in frame.reindex(columns=list(READ)).astype(object).to_dict("records"):
         key = tuple(str(row[name]) for name in READ)
         if key not in known:
             known[key] = _answer(row, costs)
@@ -99,7 +116,7 @@ def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
 
 # All that a prediction may know of a row.
 READ = (
-    *("device", "engine", "model", "mode", "quality", "weight_dtype", "tp", "ep", "attn_dp"),
+    *("device", "engine", "engine_version", "model", "mode", "quality", "weight_dtype", "tp", "ep", "attn_dp"),
     *("isl", "osl", "concurrency", "len_note"),
 )
 
@@ -110,7 +127,8 @@ def _answer(row: Mapping[str, Any], costs: dict[Engine, StepCosts]) -> tuple[Eng
         check_fits(engine, load)
         if engine not in costs:
             costs[engine] = StepCosts(engine)
-        return engine, answer(costs[engine], load)
+        poll_steps = INFERENCEX_POLL_STEPS.get(row["engine"], 1) if _is_inferencex(row) else 1
+        return engine, answer(costs[engine], load, poll_steps)
     except ValueError as error:
         return str(error)
 

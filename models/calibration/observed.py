@@ -1,7 +1,7 @@
 """Fit one Engine's scalars to runs that its user measured."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from models.calibration.benchmarks import Run
 from models.closed_loop import Answered, Load
 from models.engine import Engine
 from models.estimate import StepCosts, answer, check_fits
+from models.framework import SCALARS
 
 
 def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
@@ -28,16 +29,8 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
     rows = [_row(engine, run, seen) for run, seen in zip(runs, before, strict=True) if run.tpot_s]
     if not rows:
         raise ValueError("no run with a time per token: a fit needs at least one")
-    found = dict(zip((*profiles.SCALARS, "first_token_s"), map(float, profiles.fit(rows)), strict=True))
-    costs.host = replace(
-        costs.host,
-        host_step_s=found["host_step_s"],
-        host_sequence_s=found["host_sequence_s"],
-        decode_factor=found["decode_factor"],
-        prefill_factor=found["prefill_factor"],
-        first_token_s=found["first_token_s"],
-        provenance="calibrated",
-    )
+    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows)), strict=True))
+    costs.host = replace(costs.host, **found, provenance="calibrated")
     after = [answer(costs, load) for load in loads]
     return {
         "scalars": found,
@@ -48,10 +41,8 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _row(engine: Engine, run: Run, seen: Answered) -> profiles.Measured:
-    return profiles.Measured(
-        *(engine.device.name, engine.framework, run.place, run.tpot_s or 0.0, run.ttft_s or seen.ttft_s),
-        *(astuple(seen.tpot_parts), astuple(seen.ttft_parts)),
-    )
+    row = profiles.measured(engine.device.name, engine, seen, run.tpot_s or 0.0, run.ttft_s or seen.ttft_s)
+    return replace(row, model=run.place)
 
 
 def _median_error(runs: Sequence[Run], seen: Sequence[Answered]) -> float:

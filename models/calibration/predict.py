@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration import residual
-from models.calibration.calibration import Calibration, OperatorFit
+from models.calibration.calibration import Calibration, OperatorFit, Place
 from models.calibration.forms import FORMS
 from models.calibration.measured import formats_of, machine_of
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, feature_columns, kernel_columns
@@ -22,6 +22,11 @@ from models.forward import WIDE, Call
 Floats = npt.NDArray[np.float64]
 Values = npt.ArrayLike
 
+CHOOSING = {
+    "moe": ("k", "inter", "experts", "topk", "tp", "ep", "matrices"),
+    "attn_decode": ("heads", "kv_heads", "head_dim", "window"),
+    "attn_prefill": ("heads", "kv_heads", "head_dim", "window"),
+}
 STATEFUL = ("gdn", "kda", "mamba2")
 CONVOLUTIONS, SCANS = ("causal_conv1d",), ("chunk", "fused", "flashkda", "kda_fused")
 LIBRARIES = ("nccl", "oneccl", "nccl-tests")
@@ -75,11 +80,16 @@ def operator_s(
     in_graph: bool = False,
 ) -> Floats:
     """Return the seconds of any operator by its name and shape columns, which broadcast against each other."""
-    fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op, in_graph)
+    fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op, in_graph, place_of(op, shape))
     arrays = np.broadcast_arrays(*(np.asarray(shape[name], np.float64) for name in SHAPE_COLUMNS[op]))
     flat = {name: np.ravel(array) for name, array in zip(SHAPE_COLUMNS[op], arrays, strict=True)}
     seconds = seconds_of(fit, calibration.device, flat, dtype, kv_dtype or fit.kv_dtype)
     return seconds.reshape(arrays[0].shape)
+
+
+def place_of(op: str, shape: Mapping[str, Values]) -> Place:
+    """Return the columns of a shape by which engines choose their kernel, as in its first row."""
+    return tuple((name, float(np.ravel(np.asarray(shape[name]))[0])) for name in CHOOSING.get(op, ()))
 
 
 def collective_s(calibration: Calibration, op: str, shape: Mapping[str, Values]) -> Floats:
@@ -119,7 +129,8 @@ def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
         return chosen.find(call.op, "", kernel=GRAPH.get(chosen.engine, ()))
     if call.op in STATEFUL:
         return calibration.find("gdn" if call.op == "mamba2" else call.op, call.dtype, kernel=SCANS)
-    return calibration.find(call.op, table_dtype(engine, call), _kv_dtype(engine, call), in_graph=True)
+    dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
+    return calibration.find(call.op, dtype, kv_dtype, in_graph=True, near=place_of(call.op, call.shape))
 
 
 def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:

@@ -5,8 +5,9 @@ python -m models.calibration.profiles END_TO_END.parquet
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +16,65 @@ import numpy.typing as npt
 
 from models import framework
 from models.calibration import end_to_end
+from models.closed_loop import Answered, Parts
+from models.engine import Engine
+from models.framework import SCALARS, Framework
+from models.versions import LATEST, parsed
 
 Floats = npt.NDArray[np.float64]
 
-SCALARS = ("host_step_s", "host_sequence_s", "decode_factor", "prefill_factor")
 FEWEST_ROWS = 12
 SOFT_SCALE = 1.5  # in units of the noise
 # Where the fit starts and what it is held near: natural logs by which a scalar may typically stray.
-CENTRE = np.log([3e-4, 3e-6, 0.97, 1.0])
-STRAY = np.array([0.5, 0.5, 0.05, 0.1])
+CENTRE = np.log([6e-6, 8e-6, 0.95, 1.0])
+STRAY = np.array([0.5, 0.5, 0.05, 0.05])
+OF_VERSION = 0.5  # how far a version's scalars may stray from those of all versions, as a share of STRAY
 MODEL_NOISE = 0.1  # log error that all rows of one model share, which scalars cannot explain
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One row of a table, and the components of its predicted times."""
+    """One row of a table, and the components of its predicted times; fixed_s is what no scalar changes."""
 
     device: str
     engine: str
+    version: str
     model: str
     tpot_s: float
     ttft_s: float
     tpot_parts: tuple[float, ...]
     ttft_parts: tuple[float, ...]
+    tpot_fixed_s: float
+    ttft_fixed_s: float
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit every (device, engine) of a table with enough rows and tell the errors of models left out."""
+    """Fit every (device, engine), and every version, of a table with enough rows; tell the errors of models left out.
+
+    Scalars under no version are those of all versions together.
+    """
     parser = argparse.ArgumentParser(prog="python -m models.calibration.profiles", description=__doc__)
     parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     rows = read(options.file)
-    fitted: dict[str, dict[str, dict[str, Any]]] = {}
     for engine in sorted({row.engine for row in rows}):
-        for device in sorted({row.device for row in rows if row.engine == engine}):
-            chosen = [row for row in rows if (row.device, row.engine) == (device, engine)]
-            if len(chosen) >= FEWEST_ROWS:
-                fitted.setdefault(engine, {})[device] = describe(chosen)
-                print(engine, device, len(chosen), fitted[engine][device], file=sys.stderr)
-    for engine, devices in fitted.items():
-        write(engine, devices)
+        of_engine = [row for row in rows if row.engine == engine]
+        tables = [table for device in sorted({row.device for row in of_engine}) for table in _tables(of_engine, device)]
+        for table in tables:
+            print(engine, table, file=sys.stderr)
+        write(engine, tables)
+
+
+def _tables(rows: Sequence[Measured], device: str) -> Iterator[dict[str, Any]]:
+    """Yield the fitted scalars on one device: of all versions, then of each with rows enough."""
+    every = [row for row in rows if row.device == device]
+    if len(every) < FEWEST_ROWS:
+        return
+    yield {"device": device, "versions": "", **describe(every)}
+    for version in sorted({row.version for row in every}, key=parsed):
+        own = [row for row in every if row.version == version]
+        if len(own) >= FEWEST_ROWS and parsed(version) != LATEST:
+            yield {"device": device, "versions": version, **describe(own, every)}
 
 
 def read(path: Path) -> list[Measured]:
@@ -66,26 +86,42 @@ def read(path: Path) -> list[Measured]:
     frame = frame[usable & ~frame["quality"].fillna("").str.startswith(end_to_end.MISLABELLED)]
     rows = []
     for row, answered in zip(frame.to_dict("records"), end_to_end.answers(frame), strict=True):
-        if isinstance(answered, str):
-            continue
-        seen = answered[1]
-        rows.append(
-            Measured(
-                *(str(row["device"]), answered[0].framework, answered[0].llm.name),
-                *(row["tpot_ms"] * 1e-3, row["ttft_ms"] * 1e-3),
-                *(astuple(seen.tpot_parts), astuple(seen.ttft_parts)),
-            )
-        )
+        if not isinstance(answered, str):
+            rows.append(measured(str(row["device"]), *answered, row["tpot_ms"] * 1e-3, row["ttft_ms"] * 1e-3))
     return rows
 
 
-def describe(rows: Sequence[Measured]) -> dict[str, Any]:
-    """Return the scalars of one framework on one device, with the errors of each model left out of the fit."""
+def measured(device: str, engine: Engine, seen: Answered, tpot_s: float, ttft_s: float) -> Measured:
+    """Return a row to fit: what was measured, beside the components of what is predicted."""
+    layers, host = engine.llm.layers, framework.of_engine(engine)
+    (tpot, tpot_fixed_s), (ttft, ttft_fixed_s) = (
+        _components(parts, layers, host) for parts in (seen.tpot_parts, seen.ttft_parts)
+    )
+    version = engine.framework_version or ""
+    return Measured(
+        *(device, engine.framework, version, engine.llm.name, tpot_s, ttft_s, tpot, ttft),
+        *(tpot_fixed_s, ttft_fixed_s + host.first_token_s),
+    )
+
+
+def _components(parts: Parts, layers: int, host: Framework) -> tuple[tuple[float, ...], float]:
+    """Return what each scalar multiplies, and the seconds that none does."""
+    scaled = (parts.steps * layers, parts.sequences, parts.decode_s, parts.prefill_s)
+    return scaled, parts.steps * host.host_step_s + parts.fixed_s
+
+
+def describe(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> dict[str, Any]:
+    """Return the scalars of one framework on one device, with the errors of each model left out of the fit.
+
+    Where `others` of all versions are given, the scalars stay near theirs.
+    """
     models = sorted({row.model for row in rows})
-    errors = [log_errors(fit(kept(rows, model, False)), kept(rows, model, True)) for model in models if len(models) > 1]
-    found = fit(rows)
-    tpot, ttft = (np.concatenate([pair[i] for pair in errors or [log_errors(found, rows)]]) for i in (0, 1))
-    table: dict[str, Any] = dict(zip((*SCALARS, "first_token_s"), (float(value) for value in found), strict=True))
+    errors = []
+    for model in models:
+        found = fit(kept(rows, model, False), kept(others, model, False))
+        errors.append(log_errors(found, kept(rows, model, True)))
+    tpot, ttft = (np.concatenate([pair[i] for pair in errors]) for i in (0, 1))
+    table: dict[str, Any] = dict(zip(SCALARS, (float(value) for value in fit(rows, others)), strict=True))
     low, high = np.quantile(-tpot, (0.05, 0.95))
     table |= {"interval": (float(np.exp(min(low, -0.02))), float(np.exp(max(high, 0.02))))}
     table |= {"provenance": "calibrated", "rows": len(rows), "models": len(models)}
@@ -100,47 +136,48 @@ def kept(rows: Sequence[Measured], model: str, is_it: bool) -> list[Measured]:
     return [row for row in rows if (row.model == model) == is_it]
 
 
-def fit(rows: Sequence[Measured]) -> Floats:
-    """Return the scalars and the fixed time to a first token that explain rows best, held near where scalars lie."""
+def fit(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> Floats:
+    """Return the scalars that explain rows best, held near those that explain others, or near where scalars lie."""
+    if not others:
+        return np.asarray(np.exp(_least_squares(rows, CENTRE, STRAY)))
+    return np.asarray(np.exp(_least_squares(rows, _least_squares(others, CENTRE, STRAY), OF_VERSION * STRAY)))
+
+
+def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> Floats:
+    """Return the logs of the scalars; the centre where there are no rows."""
+    if not rows:
+        return centre
     from scipy.optimize import least_squares
 
     parts = np.array([row.tpot_parts for row in rows])
+    fixed_s = np.array([row.tpot_fixed_s for row in rows])
     truth = np.log([row.tpot_s for row in rows])
-    weight = 1.0 / np.sqrt([sum(other.model == row.model for other in rows) for row in rows])
-    weight /= MODEL_NOISE
+    of_model = Counter(row.model for row in rows)
+    weight = np.array([1.0 / (MODEL_NOISE * of_model[row.model] ** 0.5) for row in rows])
 
     def errors(logs: Floats) -> Floats:
-        return np.append(weight * (np.log(parts @ np.exp(logs)) - truth), (logs - CENTRE) / STRAY)
+        return np.append(weight * (np.log(parts @ np.exp(logs) + fixed_s) - truth), (logs - centre) / stray)
 
-    scalars = np.exp(least_squares(errors, CENTRE, loss="soft_l1", f_scale=SOFT_SCALE).x)
-    left = np.array([row.ttft_s for row in rows]) - np.array([row.ttft_parts for row in rows]) @ scalars
-    return np.append(scalars, max(0.0, _fixed_s(left, np.array([row.ttft_s for row in rows]))))
-
-
-def _fixed_s(left: Floats, ttft_s: Floats) -> float:
-    """Return the constant that brings the predicted time to a first token nearest to what was measured."""
-    candidates = np.quantile(left, np.linspace(0.05, 0.95, 19))
-    losses = [float(np.median(np.abs(np.log(np.maximum(ttft_s - left + c, 1e-6) / ttft_s)))) for c in candidates]
-    return float(candidates[int(np.argmin(losses))])
+    found: Floats = least_squares(errors, centre, loss="soft_l1", f_scale=SOFT_SCALE).x
+    return found
 
 
 def log_errors(found: Floats, rows: Sequence[Measured]) -> tuple[Floats, Floats]:
     """Return log(predicted / measured) of the time per token and of the time to the first token."""
-    tpot = np.array([row.tpot_parts for row in rows]) @ found[:4]
-    ttft = np.array([row.ttft_parts for row in rows]) @ found[:4] + found[4]
+    tpot = np.array([row.tpot_parts for row in rows]) @ found + np.array([row.tpot_fixed_s for row in rows])
+    ttft = np.array([row.ttft_parts for row in rows]) @ found + np.array([row.ttft_fixed_s for row in rows])
     return (
         np.log(tpot / np.array([row.tpot_s for row in rows])),
         np.log(ttft / np.array([row.ttft_s for row in rows])),
     )
 
 
-def write(engine: str, devices: dict[str, dict[str, Any]]) -> None:
+def write(engine: str, tables: Sequence[dict[str, Any]]) -> None:
     """Put the fitted tables at the end of a framework's catalogue file, in place of earlier ones."""
     path = framework.FOLDER / f"{engine}.toml"
     lines = [path.read_text().split("\n[[fitted]]")[0].rstrip()]
-    for device, table in sorted(devices.items()):
+    for table in tables:
         lines.append("\n[[fitted]]  # errors: median and p90 of models left out of the fit")
-        lines += [f'device = "{device}"', 'versions = ""']
         lines += [f"{key} = {_value(value)}" for key, value in table.items()]
     path.write_text("\n".join(lines) + "\n")
 
