@@ -31,7 +31,7 @@ from planners.whatif import Question, parse_axis
 from simulator.replay import replay
 from traces.transform import slice_time
 
-MINUTES = 10  # of the sample: a notebook should not keep you waiting
+MINUTES = 6  # of the sample: a notebook should not keep you waiting
 
 trace = slice_time(traces.sample(), 2400.0, 2400.0 + 60 * MINUTES)  # its busiest stretch
 print(trace)
