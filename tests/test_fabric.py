@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import simpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.control.fabric import Fabric, Link, both_ways, fair_shares, node, route
@@ -190,6 +190,7 @@ some_steps = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 20)), max_siz
 
 
 @settings(max_examples=150, deadline=None)
+@example([(0, ["l0"], 1), (0, ["l0"], 1), (1, ["l1"], 1)], [1, 1, 1, 1], [(1, 0)])
 @given(st.lists(a_send, min_size=1, max_size=7), st.lists(st.integers(1, 20), min_size=4, max_size=4), some_steps)
 def test_the_fabric_agrees_with_its_naive_twin_and_carries_what_was_sent(sends, capacities, steps):
     capacity = {name: [(0, size)] for name, size in zip(NAMES, capacities, strict=True)}

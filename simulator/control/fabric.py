@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from math import ceil, inf
 from typing import Any
@@ -113,22 +114,28 @@ def fair_shares(paths: Sequence[Sequence[str]], bytes_per_s: Mapping[str, float]
     [0.5, 0.5, 1.5]
     """
     rates = [inf] * len(paths)
-    users: dict[str, dict[int, None]] = {}
+    users: dict[str, list[int]] = {}
     for flow, path in enumerate(paths):
         for link in path:
-            users.setdefault(link, {})[flow] = None
+            users.setdefault(link, []).append(flow)
     left = {link: bytes_per_s[link] for link in users}
-    while users:
-        scarcest = min(users, key=lambda link: left[link] / len(users[link]))
-        share = max(0.0, left[scarcest] / len(users[scarcest]))
-        for flow in users.pop(scarcest):
-            rates[flow] = share
-            for link in paths[flow]:
-                if link in users:
-                    left[link] -= share
-                    del users[link][flow]
-                    if not users[link]:
-                        del users[link]
+    count = {link: len(flows) for link, flows in users.items()}
+    queue = [(left[link] / count[link], place, link) for place, link in enumerate(users)]
+    heapify(queue)
+    while queue:
+        share, place, link = heappop(queue)
+        if count[link] == 0:
+            continue
+        now = max(0.0, left[link]) / count[link]
+        if now > share:  # others have been fixed since; a link's share never falls
+            heappush(queue, (now, place, link))
+            continue
+        for flow in users[link]:
+            if rates[flow] == inf:
+                rates[flow] = now
+                for each in paths[flow]:
+                    left[each] -= now
+                    count[each] -= 1
     return rates
 
 
@@ -159,6 +166,7 @@ class Fabric:
         self.carried_bytes = dict.fromkeys(self.links, 0.0)
         self._steps_ps = {name: _in_ps(link.steps) for name, link in self.links.items()}
         self._users: dict[str, dict[Transfer, None]] = {name: {} for name in self.links}
+        self._active: dict[Transfer, None] = {}
         self._alarm_ps = inf
 
     def route(self, source: str, target: str) -> tuple[str, ...]:
@@ -220,6 +228,7 @@ class Fabric:
             transfer.left_bytes = 0.0
             self._end(transfer)
             return
+        self._active[transfer] = None
         for name in transfer.path:
             self._users[name][transfer] = None
         self._settle(transfer.path)
@@ -227,6 +236,7 @@ class Fabric:
     def _end(self, transfer: Transfer) -> None:
         """Take a transfer off its links, what it moved booked, and tell who waits for it."""
         self._book(transfer)
+        self._active.pop(transfer, None)
         for name in transfer.path:
             self._users[name].pop(transfer, None)
         transfer.is_over, transfer.rate_bytes_per_s, transfer.end_ps = True, 0.0, inf
@@ -247,6 +257,8 @@ class Fabric:
     def _settle(self, links: Iterable[str]) -> None:
         """Share the links anew among all flows that these reach through links in common, ending those that are done."""
         now_ps = self.environment.now
+        if self._alarm_ps <= now_ps:  # something else is due at this very instant
+            links = [name for name, users in self._users.items() if users]
         flows = self._reached(links)
         for flow in flows:
             if flow.end_ps <= now_ps:
@@ -274,11 +286,11 @@ class Fabric:
 
     def _set_alarm(self) -> None:
         """Wake up at the next end of a flow or change of a capacity in use."""
-        next_ps = inf
         now_ps = self.environment.now
-        for name, users in self._users.items():
-            if users:
-                next_ps = min(next_ps, *(flow.end_ps for flow in users), self._next_step_ps(name, now_ps))
+        next_ps = min((flow.end_ps for flow in self._active), default=inf)
+        for name, steps in self._steps_ps.items():
+            if len(steps) > 1 and self._users[name]:
+                next_ps = min(next_ps, next((from_ps for from_ps, _ in steps if from_ps > now_ps), inf))
         if next_ps < inf and next_ps != self._alarm_ps:
             self._after(int(next_ps) - now_ps, self._wake)
         self._alarm_ps = next_ps
@@ -289,15 +301,10 @@ class Fabric:
         begun = [capacity for from_ps, capacity in steps if from_ps <= now_ps]
         return begun[-1] if begun else steps[0][1]
 
-    def _next_step_ps(self, name: str, now_ps: int) -> float:
-        return next((from_ps for from_ps, _ in self._steps_ps[name] if from_ps > now_ps), inf)
-
     def _wake(self) -> None:
         """Settle what is due; an alarm that was overtaken by another finds nothing."""
-        if self.environment.now != self._alarm_ps:
-            return
-        self._alarm_ps = inf
-        self._settle([name for name, users in self._users.items() if users])
+        if self.environment.now == self._alarm_ps:
+            self._settle(())
 
     def _after(self, delay_ps: int, act: Any) -> None:
         self.environment.timeout(delay_ps).callbacks.append(lambda event: act())
