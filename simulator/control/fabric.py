@@ -165,6 +165,8 @@ class Fabric:
         self.links = {link.name: link for link in links}
         self.carried_bytes = dict.fromkeys(self.links, 0.0)
         self._steps_ps = {name: _in_ps(link.steps) for name, link in self.links.items()}
+        self._varying = [name for name, steps in self._steps_ps.items() if len(steps) > 1]
+        self._capacities = {name: self._capacity(name) for name in self.links}
         self._users: dict[str, dict[Transfer, None]] = {name: {} for name in self.links}
         self._active: dict[Transfer, None] = {}
         self._alarm_ps = inf
@@ -266,8 +268,8 @@ class Fabric:
             else:
                 self._book(flow)
         flows = [flow for flow in flows if not flow.is_over]
-        used = {name: self._capacity(name) for flow in flows for name in flow.path}
-        for flow, rate in zip(flows, fair_shares([flow.path for flow in flows], used), strict=True):
+        self._capacities |= {name: self._capacity(name) for name in self._varying}
+        for flow, rate in zip(flows, fair_shares([flow.path for flow in flows], self._capacities), strict=True):
             flow.rate_bytes_per_s = rate
             flow.end_ps = now_ps + ceil(flow.left_bytes / rate * PICOSECONDS_PER_SECOND) if rate > 0 else inf
         self._set_alarm()
@@ -288,9 +290,10 @@ class Fabric:
         """Wake up at the next end of a flow or change of a capacity in use."""
         now_ps = self.environment.now
         next_ps = min((flow.end_ps for flow in self._active), default=inf)
-        for name, steps in self._steps_ps.items():
-            if len(steps) > 1 and self._users[name]:
-                next_ps = min(next_ps, next((from_ps for from_ps, _ in steps if from_ps > now_ps), inf))
+        for name in self._varying:
+            if self._users[name]:
+                later = (from_ps for from_ps, _ in self._steps_ps[name] if from_ps > now_ps)
+                next_ps = min(next_ps, next(later, inf))
         if next_ps < inf and next_ps != self._alarm_ps:
             self._after(int(next_ps) - now_ps, self._wake)
         self._alarm_ps = next_ps
