@@ -68,6 +68,20 @@ def test_collectives_are_those_of_the_engines_release():
     assert newest == newer
 
 
+def test_an_operator_measured_under_the_engines_release_is_priced_as_there():
+    assert load("rtx-pro-6000", "vllm", "0.19.0").find("gemm", "bf16").version == "0.19.0"
+    assert load("rtx-pro-6000", "vllm").find("gemm", "bf16").version != "0.19.0"
+
+
+def test_the_kernel_that_was_measured_at_a_shape_prices_it():
+    found = {
+        ep: load("h200-sxm").find("moe", "fp8_block", near=(("ep", ep), ("tp", 1.0 if ep > 1 else 4.0))).kernel
+        for ep in (1.0, 8.0)
+    }
+    assert "triton" in found[1.0]
+    assert "cutlass" in found[8.0]
+
+
 def test_releases_that_take_the_same_time_are_fitted_together():
     import pandas
 

@@ -58,8 +58,7 @@ class Calibration:
         launching them one by one, which a step replayed as a graph does not wait for. near is what shape the operator
         has, for engines choose kernels by it: the one that was measured there is taken.
         """
-        version = self.version if op in RINGS else ""
-        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, version)
+        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, self.version)
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
@@ -96,7 +95,7 @@ def _find(
             fits = [fit for fit in fits if _width(fit.dtype) == _width(dtype)]
         if not fits:
             continue
-        best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op, near))
+        best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op, near, version))
         if op in RINGS:
             best = _of_version(fits, best, version)
         if label == device.calibration:
@@ -158,14 +157,15 @@ def _width(dtype: str) -> str:
 
 
 def _likeness(
-    fit: OperatorFit, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None, near: Place
-) -> tuple[bool, bool, bool, bool, float, int]:
+    fit: OperatorFit, dtype: str, kv_dtype: str, kernel: tuple[str, ...], sub_op: str | None, near: Place, version: str
+) -> tuple[bool, bool, bool, bool, float, bool, int]:
     return (
         sub_op is None or fit.sub_op == sub_op,
         not kernel or fit.kernel.startswith(kernel),
         fit.dtype == dtype,
         not kv_dtype or fit.kv_dtype == kv_dtype,
         -octaves_outside(fit, near),
+        bool(version) and version in fit.version.split(", "),
         fit.rows,
     )
 
