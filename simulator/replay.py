@@ -28,6 +28,7 @@ class RequestView(NamedTuple):
 
     number: int
     input_tokens: int
+    priority: int = 0
 
 
 class FleetView(NamedTuple):
@@ -38,8 +39,10 @@ class FleetView(NamedTuple):
     waiting: np.ndarray
     running: np.ndarray
     kv_tokens: np.ndarray
+    waiting_tokens: np.ndarray
     kv_capacity_tokens: np.ndarray
     pool: np.ndarray
+    is_open: np.ndarray = np.ones(1, bool)
 
 
 Router = Callable[[RequestView, FleetView], int]
@@ -75,10 +78,10 @@ def replay(
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
-    contents = _contents(trace)
+    contents = contents_of(trace)
     course = Course(fleet, contents, fast_forward, window(log_s) if log_s else None)
     ledger = Ledger(0, blank(len(trace)))
-    chunks = ((chunk, ledger) for chunk in _chunks(trace, contents, chunk_requests))
+    chunks = ((chunk, ledger) for chunk in chunks_of(trace, contents, chunk_requests))
     environment = simpy.Environment(initial_time=0)
     course_run = environment.process(course.run(environment, chunks, router))
     sampler = Sampler(len(fleet.pools))
@@ -164,11 +167,11 @@ class Course:
         state.clock["coming"] = 0
         arrivals_ps = coming["arrival_ps"].tolist()
         rows = zip(slots.tolist(), coming["number"].tolist(), arrivals_ps, coming["input_tokens"].tolist(), strict=True)
-        live, front_lanes, reached_ps = _live(state.lanes), int(state.clock["front_lanes"][0]), -1
+        shown, front_lanes, reached_ps = live(state.lanes), int(state.clock["front_lanes"][0]), -1
         for (slot, number, arrival_ps, input_tokens), next_ps in zip(rows, [*arrivals_ps[1:], -1], strict=True):
             if reached_ps < arrival_ps:
                 yield from self._until(environment, arrival_ps)
-            lane = router(RequestView(number, input_tokens), FleetView(arrival_ps / PICOSECONDS_PER_SECOND, *live))
+            lane = router(RequestView(number, input_tokens), FleetView(arrival_ps / PICOSECONDS_PER_SECOND, *shown))
             if not 0 <= lane < front_lanes:
                 raise ValueError(
                     f"the router named lane {lane!r} for request {number}; the fleet has 0 to {front_lanes - 1}"
@@ -177,20 +180,20 @@ class Course:
             advance(state, plan, arrival_ps, max(reached_ps, arrival_ps), SUBMIT, slot, lane, 0)
 
 
-def _live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:
+def live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return what FleetView shows after now_s, as views of the lanes, which stay true as the run goes on."""
-    shown = [lanes[name] for name in ("outstanding", "waiting", "running", "context_tokens")]
+    shown = [lanes[name] for name in ("outstanding", "waiting", "running", "context_tokens", "waiting_tokens")]
     return (*shown, lanes["total_blocks"] << lanes["block_shift"], lanes["pool"])
 
 
-def _contents(trace: Trace) -> Contents:
+def contents_of(trace: Trace) -> Contents:
     blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
     if not isinstance(blocks, Ragged) or not isinstance(size, int):
         return NO_CONTENTS
     return Contents(blocks.offsets, block_ids(trace, blocks), size)
 
 
-def _chunks(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
+def chunks_of(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
     priorities = np.zeros(len(trace), np.int64) + np.asarray(trace.columns.get("priority", 0))
     for first in range(0, len(trace), size):
         rows = slice(first, min(first + size, len(trace)))

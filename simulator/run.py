@@ -36,6 +36,7 @@ class Run:
     clock: npt.NDArray[Any]
     series: Series | None = None
     steps: StepLog | None = None
+    arrived_ps: npt.NDArray[np.int64] | None = None  # where requests came at other times than the trace says
 
     def _repr_html_(self) -> str:
         """Return the run as a notebook shows it."""
@@ -69,6 +70,8 @@ class Run:
     @property
     def arrival_ps(self) -> npt.NDArray[np.int64]:
         """Return when each request arrived."""
+        if self.arrived_ps is not None:
+            return self.arrived_ps
         return self.trace.arrival_ns * PICOSECONDS_PER_NANOSECOND
 
     @property

@@ -72,8 +72,9 @@ def with_room(state: State, arrivals: int) -> State:
         more = np.zeros(max(arrivals - vacant, state.requests.size), REQUEST)
         more["status"] = VACANT
         state = state._replace(requests=np.concatenate([state.requests, more]))
-    if state.notices.size < 2 * state.requests.size and state.clock["told"][0]:
-        state = state._replace(notices=np.zeros(2 * state.requests.size, np.int64))
+    notices = 8 * state.requests.size + 64  # a request can be the matter of several before one is read
+    if state.notices.size < notices and state.clock["told"][0]:
+        state = state._replace(notices=np.zeros(notices, np.int64))
     if state.coming.size < arrivals:
         state = state._replace(coming=np.empty(arrivals, np.int64))
     timers = int(state.clock["timers"][0]) + 2 * state.requests.size + arrivals

@@ -1,0 +1,433 @@
+"""The control plane: SimPy orders what decides, policies look at views and ask for actions, the data plane obeys.
+
+A router is a function of a request and a view of the fleet. Everything with a clock of its own is a controller: a
+generator that SimPy runs, given the Plane. Slots of requests are their rows in the trace.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simpy
+
+from models.step import PICOSECONDS_PER_SECOND
+from simulator.actions import HOLD, REJECT, SUBMIT
+from simulator.advance import advance
+from simulator.control.actions import Action, Assign, Refusal, perform, refusal
+from simulator.control.matching import matched_tokens
+from simulator.fleet import Fleet, Pool
+from simulator.layout import DECODE, FINISHED, HELD, NONE, TELL_CANCELLED, TELL_FINISHED, TELL_HELD, TELL_REFUSED
+from simulator.replay import FOREVER_PS, FleetView, RequestView, chunks_of, contents_of, live
+from simulator.run import Run
+from simulator.series import Sampler
+from simulator.state import lay_out
+from simulator.turnover import blank, clear_out, take_in, with_room
+from traces import Trace
+
+Process = Generator[Any, Any, Any]
+Controller = Callable[["Plane"], Process]
+MOST_REFUSALS = 1000
+QUIET_S = 3600.0  # after so long without a step, what is in flight is taken to wait for ever
+
+
+class Hold(NamedTuple):
+    """A router's answer: keep the request at the gateway, and ask again after so long or when something ends."""
+
+    seconds: float | None = None
+
+
+class Reject(NamedTuple):
+    """A router's answer: turn the request away."""
+
+
+Decision = int | Hold | Reject
+Router = Callable[[RequestView, FleetView], Decision]
+Routing = Callable[["Plane"], Router]
+
+
+class Sight(NamedTuple):
+    """How well policies see: views are taken so often [s], 0 for always fresh, with a lognormal error of this spread.
+
+    A decision takes effect `decision_s` after it was made.
+    """
+
+    age_s: float = 0.0
+    noise: float = 0.0
+    decision_s: float = 0.0
+    seed: int = 0
+
+
+CLEAR = Sight()
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the control plane did: actions by name, the first refusals, and lanes paid for over time [(s, lanes)]."""
+
+    actions: dict[str, int] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    refused: int = 0
+    paid: list[tuple[float, int]] = field(default_factory=list)
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+    def count(self, name: str) -> None:
+        """Count one action, or another thing worth counting."""
+        self.actions[name] = self.actions.get(name, 0) + 1
+
+    def paid_lane_s(self, until_s: float) -> float:
+        """Return the lanes paid for, integrated over time until the end."""
+        times_s = [*(time_s for time_s, _ in self.paid), until_s]
+        return sum(
+            lanes * (end - begin) for (_, lanes), begin, end in zip(self.paid, times_s, times_s[1:], strict=False)
+        )
+
+
+class Operation(NamedTuple):
+    """A replay under control: what happened to the requests, and what the control plane did."""
+
+    run: Run
+    ledger: Ledger
+
+
+def operate(
+    trace: Trace,
+    fleet: Fleet,
+    *,
+    routing: Routing | None = None,
+    controllers: Sequence[Controller] = (),
+    sight: Sight = CLEAR,
+    parents: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    think_s: Sequence[float] | npt.NDArray[np.float64] | None = None,
+    hands_over: bool = True,
+    fast_forward: bool = True,
+    sample_s: float | None = None,
+) -> Operation:
+    """Replay a trace on a fleet with policies: a routing, None for the fleet's built-in router, and controllers.
+
+    With `parents`, a request comes `think_s` after its parent, a row before it, has ended; NONE where it has none.
+    With `hands_over` off, the control plane moves what prefill lanes have done.
+    """
+    environment = simpy.Environment(initial_time=0)
+    plane = Plane(environment, trace, fleet, sight, fast_forward=fast_forward)
+    plane.clock["hands_over"] = hands_over
+    if parents is not None:
+        plane.withhold(np.asarray(parents, np.int64), think_s)
+    if routing is not None:
+        plane.router = routing(plane)
+    for controller in controllers:
+        environment.process(controller(plane))
+    sampler = Sampler(len(fleet.pools))
+    if sample_s is not None:
+        environment.process(_sample(plane, sampler, sample_s))
+    environment.run(until=environment.process(plane.run()))
+    outcome = blank(len(trace))
+    clear_out(plane.state, outcome, 0)
+    series = sampler.series() if sample_s is not None else None
+    arrived_ps = plane.requests["arrival_ps"].copy()
+    run = Run(trace, fleet, outcome, plane.lanes, plane.clock, series, arrived_ps=arrived_ps)
+    return Operation(run, plane.ledger)
+
+
+def _sample(plane: "Plane", sampler: Sampler, every_s: float) -> Process:
+    while True:
+        yield plane.wait(every_s)
+        sampler.take(plane.state, plane.environment.now)
+
+
+class Plane:
+    """One replay under way, as controllers see it."""
+
+    def __init__(
+        self, environment: simpy.Environment, trace: Trace, fleet: Fleet, sight: Sight, *, fast_forward: bool = True
+    ) -> None:
+        contents = contents_of(trace)
+        self.environment, self.trace, self.fleet, self.sight = environment, trace, fleet, sight
+        state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward)
+        state.clock["told"] = TELL_HELD
+        self.state = with_room(state, len(trace))
+        for chunk in chunks_of(trace, contents, max(1, len(trace))):
+            take_in(self.state, chunk, np.asarray(fleet.input_edges, np.int64))
+        self.clock, self.lanes, self.requests = self.state.clock, self.state.lanes, self.state.requests
+        self.costs, self.first_variants = self.lanes["cost"].copy(), self.lanes["next_variant"].copy()
+        self.is_open = np.ones(self.lanes.size, bool)
+        self.router: Router | None = None
+        self.held: dict[int, None] = {}
+        self.ledger = Ledger(paid=[(0.0, int(self.lanes.size))])
+        self.rng = np.random.default_rng(sight.seed)
+        self._listeners: dict[int, list[Callable[[int], None]]] = {}
+        self._awaited: dict[int, list[tuple[int, simpy.Event]]] = {}
+        self._children: dict[int, list[int]] = {}
+        self._is_withheld = np.zeros(len(trace), bool)
+        self._last_event = (-1, 0.0)
+        self._live = (*live(self.lanes), self.is_open)
+        self._shown = self._live
+        if sight.age_s > 0 or sight.noise > 0:
+            environment.process(self._look_now_and_then())
+        self.listen(TELL_HELD, self._take_back)
+
+    # What policies see.
+
+    @property
+    def now_s(self) -> float:
+        """Return the time since the trace's start."""
+        return float(self.environment.now) / PICOSECONDS_PER_SECOND
+
+    def view(self) -> FleetView:
+        """Return the fleet as policies see it now."""
+        return FleetView(self.now_s, *self._shown)
+
+    def request(self, number: int) -> RequestView:
+        """Return what policies may know of a request."""
+        row = self.requests[number]
+        return RequestView(number, int(row["input_tokens"]), int(row["priority"]))
+
+    def matched_tokens(self, number: int) -> npt.NDArray[np.int64]:
+        """Return, lane by lane, the tokens of a request's prompt that the lane has cached at this very time."""
+        found = np.zeros(self.lanes.size, np.int64)
+        matched_tokens(self.state, number, found)
+        return found
+
+    def status(self, number: int) -> int:
+        """Return a request's status, as simulator.layout names it."""
+        return int(self.requests["status"][number])
+
+    def slot(self, number: int) -> int:
+        """Return a request's place, NONE where it is done or not of this trace."""
+        return number if 0 <= number < len(self.requests) and self.status(number) < FINISHED else NONE
+
+    def pool_of(self, lane: int) -> Pool:
+        """Return the pool of a lane."""
+        return self.fleet.pools[int(self.lanes["pool"][lane])]
+
+    def lanes_of(self, pool: int) -> npt.NDArray[np.int64]:
+        """Return the lanes of a pool."""
+        return np.flatnonzero(self.lanes["pool"] == pool)
+
+    def waiting_at(self, lane: int) -> list[int]:
+        """Return the requests that wait in a lane's queue, first come first."""
+        here, found = self.lanes[lane], []
+        number = int(here["first_waiting"])
+        for _ in range(int(here["waiting"])):
+            found.append(number)
+            number = int(self.requests["next_waiting"][number])
+        return found
+
+    def running_at(self, lane: int) -> list[int]:
+        """Return the requests in a lane's batch, last admitted first."""
+        number, found = int(self.lanes["last_running"][lane]), []
+        while number != NONE:
+            found.append(number)
+            number = int(self.requests["previous_running"][number])
+        return found
+
+    # What policies do.
+
+    def do(self, action: Action) -> Refusal | None:
+        """Do an action, or return why physics does not allow it."""
+        why = refusal(self, action)
+        if why is not None:
+            refused = Refusal(action, why)
+            self.ledger.refused += 1
+            if len(self.ledger.refusals) < MOST_REFUSALS:
+                self.ledger.refusals.append(refused)
+            return refused
+        self.ledger.count(type(action).__name__)
+        perform(self, action)
+        return None
+
+    def act(self, action: int, slot: int = NONE, lane: int = NONE, amount: int = 0) -> bool:
+        """Let the data plane do something at once; return whether it could."""
+        now_ps = int(self.environment.now)
+        advance(self.state, self.plan, now_ps, -1, action, slot, lane, amount)
+        return bool(self.clock["answer"][0])
+
+    def wait(self, seconds: float) -> simpy.Event:
+        """Return the event of so much time having passed."""
+        return self.environment.timeout(max(0, round(seconds * PICOSECONDS_PER_SECOND)))
+
+    def listen(self, kinds: int, function: Callable[[int], None]) -> None:
+        """Call a function with the request's number whenever one of these notices comes."""
+        self.clock["told"] |= kinds
+        self.state = with_room(self.state, 0)
+        for bit in range(kinds.bit_length()):
+            if kinds >> bit & 1:
+                self._listeners.setdefault(1 << bit, []).append(function)
+
+    def happens(self, kinds: int, number: int) -> simpy.Event:
+        """Return the event of one of these notices coming for a request; its value is the notice."""
+        self.clock["told"] |= kinds
+        event = self.environment.event()
+        self._awaited.setdefault(number, []).append((kinds, event))
+        return event
+
+    def pay(self, lanes: int) -> None:
+        """Note down that so many more lanes are paid for from now on, or fewer."""
+        self.ledger.paid.append((self.now_s, self.ledger.paid[-1][1] + lanes))
+
+    # The gateway.
+
+    def withhold(self, parents: npt.NDArray[np.int64], think_s: Any) -> None:
+        """Let requests with a parent come some time after it has ended."""
+        if (parents >= np.arange(len(self.trace))).any():
+            raise ValueError("a request's parent is a row before it")
+        self._is_withheld = parents != NONE
+        delays_s = np.zeros(len(self.trace)) if think_s is None else np.asarray(think_s, np.float64)
+        for number in np.flatnonzero(self._is_withheld).tolist():
+            self._children.setdefault(int(parents[number]), []).append(number)
+
+        def release(parent: int) -> None:
+            for number in self._children.pop(parent, []):
+                self.environment.process(self._come_later(number, float(delays_s[number])))
+
+        self.listen(TELL_FINISHED | TELL_CANCELLED | TELL_REFUSED, release)
+
+    def _come_later(self, number: int, seconds: float) -> Process:
+        yield self.wait(seconds)
+        self.requests["arrival_ps"][number] = self.environment.now
+        self.act(HOLD, number)
+
+    def _take_back(self, number: int) -> None:
+        """Take a request that no lane has: a newcomer, or one whose lane failed."""
+        if number not in self.held:
+            self.held[number] = None
+            self.offer(number)
+
+    def offer(self, number: int) -> bool:
+        """Ask the router for a lane for a request at the gateway; say if it left it."""
+        if self.status(number) != HELD:
+            self.held.pop(number, None)
+            return True
+        decision = self._ask(number)
+        if isinstance(decision, Hold):
+            if decision.seconds is not None:
+                self.environment.process(self._offer_later(number, decision.seconds))
+            return False
+        self.held.pop(number, None)
+        if isinstance(decision, Reject):
+            self.act(REJECT, number)
+        elif self.sight.decision_s > 0:
+            self.environment.process(self._assign_later(number, decision))
+        else:
+            self.do(Assign(number, decision))
+        return True
+
+    def offer_all(self) -> None:
+        """Offer what is held, first come first, until one has to stay."""
+        for number in list(self.held):
+            if not self.offer(number):
+                return
+
+    def _offer_later(self, number: int, seconds: float) -> Process:
+        yield self.wait(seconds)
+        self.offer(number)
+
+    def _assign_later(self, number: int, lane: int) -> Process:
+        yield self.wait(self.sight.decision_s)
+        if self.status(number) == HELD and self.do(Assign(number, lane)) is not None:
+            self._take_back(number)
+
+    def _ask(self, number: int) -> Decision:
+        if self.router is None:
+            return self._least_loaded()
+        decision = self.router(self.request(number), self.view())
+        if not isinstance(decision, Hold | Reject) and not 0 <= decision < self.lanes.size:
+            raise ValueError(
+                f"the router named lane {decision!r} for request {number}; the fleet has 0 to {self.lanes.size - 1}"
+            )
+        if not isinstance(decision, Hold | Reject) and not self.is_open[decision]:
+            return Hold()
+        return decision
+
+    def _least_loaded(self) -> Decision:
+        front = np.where(self.is_open & (self.lanes["role"] != DECODE), self.lanes["load"], np.inf)
+        return int(front.argmin()) if np.isfinite(front.min()) else Hold()
+
+    # The pump.
+
+    def run(self) -> Process:
+        """Let requests come and all events happen in order, to the end."""
+        coming = np.flatnonzero(~self._is_withheld)
+        self.state.coming[: coming.size] = coming
+        if self.router is None:
+            self.clock["next_coming"], self.clock["coming"] = 0, coming.size
+            yield from self._until(FOREVER_PS)
+            return
+        self.clock["coming"] = 0
+        arrivals_ps = self.requests["arrival_ps"][coming].tolist()
+        for number, arrival_ps in zip(coming.tolist(), arrivals_ps, strict=True):
+            yield from self._until(arrival_ps)
+            self._arrive(number)
+        yield from self._until(FOREVER_PS)
+
+    def _arrive(self, number: int) -> None:
+        if self.sight.decision_s > 0:
+            self.act(HOLD, number)
+            return
+        decision = self._ask(number)
+        if isinstance(decision, Hold):
+            self.held[number] = None
+            self.act(HOLD, number)
+            if decision.seconds is not None:
+                self.environment.process(self._offer_later(number, decision.seconds))
+        elif isinstance(decision, Reject):
+            self.act(REJECT, number)
+        else:
+            self.act(SUBMIT, number, decision)
+
+    def _until(self, end_ps: int) -> Process:
+        """Let the data plane run to whatever SimPy has next, or to what it has to tell, up to an end."""
+        environment = self.environment
+        while True:
+            while self.clock["notices"][0]:
+                self._dispatch()
+            if environment.now >= end_ps or (end_ps == FOREVER_PS and self._is_over()):
+                return
+            horizon_ps = min(environment.peek(), end_ps)
+            advance(self.state, self.plan, int(environment.now), int(horizon_ps), NONE, NONE, NONE, 0)
+            if self.clock["notices"][0]:
+                horizon_ps = int(self.clock["now_ps"][0])
+            if horizon_ps == FOREVER_PS:
+                return
+            if horizon_ps > environment.now or not self.clock["notices"][0]:
+                yield environment.timeout(horizon_ps - environment.now)
+
+    def _dispatch(self) -> None:
+        count = int(self.clock["notices"][0])
+        pairs = self.state.notices[: 2 * count].tolist()
+        self.clock["notices"] = 0
+        for kind, number in zip(pairs[::2], pairs[1::2], strict=True):
+            for function in self._listeners.get(kind, ()):
+                function(number)
+            if number in self._awaited:
+                self._wake(kind, number)
+
+    def _wake(self, kind: int, number: int) -> None:
+        waiting = self._awaited.pop(number)
+        left = [(kinds, event) for kinds, event in waiting if not kinds & kind]
+        if left:
+            self._awaited[number] = left
+        for kinds, event in waiting:
+            if kinds & kind and not event.triggered:
+                event.succeed(kind)
+
+    def _is_over(self) -> bool:
+        """Say whether all requests are done, or nothing has moved for very long."""
+        if int(self.clock["done"][0]) == len(self.requests):
+            return True
+        events = int(self.clock["lane_events"][0])
+        if events != self._last_event[0]:
+            self._last_event = (events, self.now_s)
+        return self.now_s - self._last_event[1] > QUIET_S
+
+    def _look_now_and_then(self) -> Process:
+        """Refresh what is shown, so often, with an error."""
+        while True:
+            shown = [np.array(column) for column in self._live]
+            if self.sight.noise > 0:
+                factors = np.exp(self.sight.noise * self.rng.standard_normal((5, self.lanes.size)))
+                shown[:5] = [column * factor for column, factor in zip(shown[:5], factors, strict=True)]
+            self._shown = tuple(shown)
+            yield self.wait(max(self.sight.age_s, 1e-3))

@@ -1,0 +1,122 @@
+"""The control plane: what policies may see and do, and that nothing is lost whatever they do."""
+
+import numpy as np
+import pytest
+import toys
+
+from simulator.control.actions import Assign, Close, Fail, Open, Refusal, Withdraw
+from simulator.control.plane import Hold, Reject, operate
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
+
+MS = 1e-3
+
+
+def outcome(run):
+    return np.stack([column.astype(np.int64) for column in run.outcome], axis=-1)
+
+
+def shortest(plane):
+    return lambda request, view: int(np.where(view.is_open, view.outstanding, 1 << 40).argmin())
+
+
+def busy_trace(seed=0, count=60):
+    rng = np.random.default_rng(seed)
+    return toys.trace(np.cumsum(rng.exponential(3 * MS, count)), rng.integers(1, 60, count), rng.integers(1, 40, count))
+
+
+def test_a_plane_without_policies_does_what_a_replay_does():
+    trace, fleet = busy_trace(), toys.fleet(3)
+    assert (outcome(operate(trace, fleet).run) == outcome(replay(trace, fleet))).all()
+
+
+def test_a_router_in_python_that_joins_the_shortest_queue_does_what_the_compiled_one_does():
+    trace, fleet = busy_trace(), toys.fleet(3)
+    assert (outcome(operate(trace, fleet, routing=shortest).run) == outcome(replay(trace, fleet))).all()
+
+
+def test_what_a_router_holds_waits_and_what_it_rejects_is_turned_away():
+    trace = toys.trace([0, 0, 0], 4, 2)
+
+    def routing(plane):
+        answers = {0: 0, 1: Hold(5 * MS), 2: Reject()}
+        return lambda request, view: answers.pop(request.number, 0)
+
+    run = operate(trace, toys.fleet(1), routing=routing).run
+    assert run.counts()["finished"] == 2
+    assert run.counts()["rejected"] == 1
+    assert run.queue_s[1] == pytest.approx(5 * MS)
+
+
+def test_a_failed_lane_loses_its_kv_but_no_request_and_what_was_sent_stays_sent():
+    trace = toys.trace([0, 0, 1 * MS], 8, 20)
+
+    def failing(plane):
+        yield plane.wait(10.5 * MS)
+        plane.do(Fail(0))
+
+    operation = operate(trace, toys.fleet(2), routing=shortest, controllers=[failing])
+    run = operation.run
+    assert run.counts()["finished"] == 3
+    assert (run.outcome.lane == 1).all()
+    lost = run.outcome.first_token_ps[0]
+    assert lost < 10e9  # its first token had gone out before
+    assert run.e2e_s[0] > replay(trace, toys.fleet(2)).e2e_s[0]
+    assert run.lanes["free_blocks"].tolist() == run.lanes["total_blocks"].tolist()
+
+
+def test_actions_that_physics_does_not_allow_come_back_as_typed_refusals():
+    seen = []
+
+    def meddling(plane):
+        yield plane.wait(1 * MS)
+        seen.extend([plane.do(Assign(0, 0)), plane.do(Withdraw(0)), plane.do(Assign(0, 9)), plane.do(Open(0))])
+        seen.append(plane.do(Close(1)))
+
+    operate(toys.trace([0], 8, 20), toys.fleet(2), controllers=[meddling])
+    assert [isinstance(each, Refusal) for each in seen] == [True] * 4 + [False]
+    assert seen[0].why == "the request is not at the gateway"
+    assert "no lane 9" in seen[2].why
+
+
+def test_a_lane_that_is_closed_takes_no_more_and_ends_what_it_has():
+    trace = toys.trace([0, 0, 5 * MS, 6 * MS], 4, 10)
+
+    def closing(plane):
+        yield plane.wait(2 * MS)
+        plane.do(Close(0))
+
+    run = operate(trace, toys.fleet(2), controllers=[closing]).run
+    assert run.outcome.lane.tolist() == [0, 1, 1, 1]
+    assert run.counts()["finished"] == 4
+
+
+def test_a_child_comes_its_think_time_after_its_parent_has_ended():
+    trace = toys.trace([0, 0, 0], 4, 3)
+    run = operate(trace, toys.fleet(1), parents=[-1, 0, 1], think_s=[0, 7 * MS, 2 * MS]).run
+    ends_s = run.outcome.finish_ps / 1e12
+    assert run.arrival_ps[1] / 1e12 == pytest.approx(ends_s[0] + 7 * MS)
+    assert run.arrival_ps[2] / 1e12 == pytest.approx(ends_s[1] + 2 * MS)
+
+
+def test_policies_cannot_reach_the_true_answer_length():
+    names = []
+
+    def routing(plane):
+        def route(request, view):
+            names.extend([*request._fields, *view._fields])
+            return 0
+
+        return route
+
+    operate(toys.trace([0], 4, 3), toys.fleet(1), routing=routing)
+    assert not [name for name in names if "output" in name]
+
+
+def test_prompts_handed_over_by_the_control_plane_wait_with_their_kv_until_moved():
+    fleet = Fleet(
+        (Pool(toys.engine(kv_bytes=1e6), 1, role="prefill"), Pool(toys.engine(kv_bytes=1e6), 1, role="decode"))
+    )
+    run = operate(toys.trace([0], 8, 5), fleet, hands_over=False).run
+    assert run.counts()["in_flight"] == 1
+    assert run.lanes["free_blocks"][0] == run.lanes["total_blocks"][0] - 2
