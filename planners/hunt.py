@@ -69,7 +69,7 @@ class Hunt:
         usd, load = self.market.usd_per_hour, self.market.load
         fewest = np.maximum(np.ceil(load), 1)
         for engine in np.argsort(usd * fewest, kind="stable"):
-            if self._may_serve_alone(engine):
+            if self.market.offers[engine].role == "both" and self._may_serve_alone(engine):
                 self._fewest(int(engine), int(fewest[engine]))
 
     def mixes(self) -> None:
@@ -88,7 +88,7 @@ class Hunt:
     def refine(self) -> None:
         """Replay the neighbours of the best fleet, and all cheaper fleets where they are few, until none survives."""
         effort = EFFORT_REQUESTS // (len(self.market.trace) * (1 + len(self.siblings)))
-        while self.best is not None and effort > 0:
+        while self.best is not None and effort > 0 and self._is_alike(self.best.candidate):
             before, spent = self.best, len(self.verdicts)
             self._first_survivor(self._neighbours(before), min(NEIGHBOURS, effort))
             effort -= len(self.verdicts) - spent
@@ -100,7 +100,7 @@ class Hunt:
 
     def shrink(self) -> None:
         """Take replicas away from the best fleet, one by one, until it cannot do without any."""
-        while self.best is not None:
+        while self.best is not None and self._is_alike(self.best.candidate):
             before = self.best
             self._first_survivor(self._one_less(before), len(before.candidate.pools))
             if self.best is before:
@@ -134,7 +134,7 @@ class Hunt:
         verdict, run = rehearsal.judge(self.market, chosen, self.siblings)
         if verdict.survives:
             for left in self.limits.degraded(chosen):
-                if not left.pools:
+                if not left.pools or (left.router == "in-time" and len(self._roles(left)) < 2):
                     return replace(verdict, strain=math.inf, fails="nothing is left when replicas fail"), run
                 worse, its_run = rehearsal.judge(self.market, left, self.siblings)
                 if not worse.survives:
@@ -164,7 +164,9 @@ class Hunt:
         """
         fails = np.zeros(len(self.market.offers), bool)
         for engine, offer in enumerate(self.market.offers):
-            if offer.usd_per_hour < self._ceiling_usd():
+            if offer.role != "both":
+                fails[engine] = True  # it needs another by its side
+            elif offer.usd_per_hour < self._ceiling_usd():
                 one = np.zeros(len(self.market.offers))
                 one[engine] = 1
                 fails[engine] = not self.windows.may_survive(one)
@@ -417,6 +419,13 @@ class Hunt:
     def _cost(self, replicas: npt.ArrayLike) -> float:
         return float(np.dot(self.market.usd_per_hour, np.asarray(replicas, np.float64)))
 
+    def _roles(self, chosen: Candidate) -> set[str]:
+        return {self.market.offers[engine].role for engine, _ in chosen.pools}
+
+    def _is_alike(self, chosen: Candidate) -> bool:
+        """Say whether all its pools both prefill and decode."""
+        return self._roles(chosen) == {"both"}
+
     def _is_single_device(self, chosen: Candidate) -> bool:
         return len({self.market.offers[engine].device_name for engine, _ in chosen.pools}) == 1
 
@@ -436,7 +445,7 @@ def undominated(market: Market) -> list[int]:
         is_equal = no_worse and usd[one] == usd[other] and bool((demand.load[one] == demand.load[other]).all())
         return no_worse and (not is_equal or one < other)
 
-    everyone = range(len(offers))
+    everyone = [engine for engine, offer in enumerate(offers) if offer.role == "both"]
     return [other for other in everyone if not any(beats(one, other) for one in everyone if one != other)]
 
 

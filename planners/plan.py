@@ -1,5 +1,6 @@
 """A Plan: the fleet that was chosen, what the rehearsal showed of it, and what it was chosen over."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,8 +10,6 @@ from models.engine import Engine, Settings
 from models.llm import Llm
 from planners.answer import plain
 from simulator.fleet import Fleet, Pool, PricedEngine
-
-ROLE = "both"  # a replica that prefills and decodes
 
 Latency = Mapping[str, Mapping[str, float]]
 
@@ -30,6 +29,7 @@ class PlannedPool:
     busy: float | None = None
     engine: Engine | None = None
     priced: PricedEngine | None = field(default=None, repr=False, compare=False)
+    role: str = "both"  # or "prefill", or "decode": a pool that hands over, or takes over
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ class Plan:
     holds for fleets routed like this one, and where not all of them were replayed, for what the search learned of
     their pools: it is no proof. latency_s, attainment
     and requests are those of the rehearsal on the whole trace; empty where the plan is analytic, not rehearsed.
-    shares[bucket][pool] are the fractions of each bucket of prompt lengths, as in simulator.fleet.Fleet.
+    shares[bucket][pool] are the fractions of each bucket of prompt lengths, and ttft_limit_s what the router
+    "in-time" holds prompts against, as in simulator.fleet.Fleet.
     """
 
     pools: tuple[PlannedPool, ...]
@@ -92,6 +93,7 @@ class Plan:
     conditional_usd_per_hour: float | None = None
     out_of_sample: OutOfSample | None = None
     explain: Mapping[str, Any] = field(default_factory=dict)
+    ttft_limit_s: float | None = None
 
     @property
     def gap(self) -> float:
@@ -109,10 +111,11 @@ class Plan:
     def fleet(self, price: Callable[[Engine], PricedEngine] | None = None) -> Fleet:
         """Return the Fleet whose replay is the rehearsal; `price` gives engines their step tables, by default ours."""
         pools = [
-            Pool(_priced(pool, price), pool.replicas, pool.speed, pool.usd_per_hour / pool.replicas)
+            Pool(_priced(pool, price), pool.replicas, pool.speed, pool.usd_per_hour / pool.replicas, pool.role)
             for pool in self.pools
         ]
-        return Fleet(tuple(pools), self.router, self.input_edges, self.shares)
+        limit_s = math.inf if self.ttft_limit_s is None else self.ttft_limit_s
+        return Fleet(tuple(pools), self.router, self.input_edges, self.shares, ttft_limit_s=limit_s)
 
     def result(self) -> dict[str, Any]:
         """Return what plan.json says of the plan: plain values, 6 significant digits, the same bytes every time."""
@@ -122,7 +125,12 @@ class Plan:
                 "usd_per_hour_bound": self.usd_per_hour_bound,
                 "gap": self.gap,
                 "pools": [_pool_result(pool) for pool in self.pools],
-                "routing": {"router": self.router, "input_edges": self.input_edges, "shares": self.shares},
+                "routing": {
+                    "router": self.router,
+                    "input_edges": self.input_edges,
+                    "shares": self.shares,
+                    "ttft_limit_s": self.ttft_limit_s,
+                },
                 "slo": self.latency_s,
                 "attainment": self.attainment,
                 "requests": self.requests,
@@ -150,6 +158,7 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         router=result["routing"]["router"],
         input_edges=tuple(result["routing"]["input_edges"]),
         shares=tuple(tuple(row) for row in result["routing"]["shares"]),
+        ttft_limit_s=result["routing"].get("ttft_limit_s"),
         latency_s=result["slo"],
         attainment=result["attainment"],
         requests=result["requests"],
@@ -174,6 +183,8 @@ def cut_name(pool: PlannedPool) -> str:
     cuts = [f"{cut}{getattr(engine, cut)}" for cut in ("tp", "pp", "ep", "dp") if getattr(engine, cut) > 1]
     budget = engine.settings.max_num_batched_tokens
     special = [f"{budget} tokens a step"] if budget != Settings().max_num_batched_tokens else []
+    if pool.role != "both":
+        special = [pool.role]
     return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype, *special])
 
 
@@ -188,7 +199,7 @@ def _pool_result(pool: PlannedPool) -> dict[str, Any]:
         **cut,
         **kinds,
         "settings": asdict(engine.settings if engine else Settings()),
-        "role": ROLE,
+        "role": pool.role,
         "usd_per_hour": pool.usd_per_hour,
         "speed": pool.speed,
         "busy": pool.busy,
@@ -207,7 +218,7 @@ def _outcome_result(outcome: Outcome) -> dict[str, Any]:
 def _planned_pool(pool: Mapping[str, Any], llm: Llm) -> PlannedPool:
     cut = {key: pool[key] for key in ("tp", "pp", "dp", "ep", "dtype", "kv_dtype", "framework")}
     engine = Engine(llm, device.load(pool["device"]), settings=Settings(**pool["settings"]), **cut)
-    kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy")}
+    kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy", "role")}
     return PlannedPool(**kept, engine=engine)
 
 

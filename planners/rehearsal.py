@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planners.demand import Market
-from planners.slo import Slo, broken, strain, value_s
+from planners.slo import Slo, broken, limit_s, strain, value_s
 from simulator.fleet import Fleet, Pool
 from simulator.run import Run
 from traces import Trace
@@ -55,8 +55,9 @@ def fleet_of(market: Market, chosen: Candidate) -> Fleet:
     pools = []
     for engine, count in chosen.pools:
         offer = market.offers[engine]
-        pools.append(Pool(offer.priced, count, _speed(market, engine), offer.usd_per_hour))
-    return Fleet(tuple(pools), chosen.router, market.input_edges, chosen.shares)
+        pools.append(Pool(offer.priced, count, _speed(market, engine), offer.usd_per_hour, offer.role))
+    ttft_limit_s = limit_s(market.slos, "ttft")
+    return Fleet(tuple(pools), chosen.router, market.input_edges, chosen.shares, ttft_limit_s=ttft_limit_s)
 
 
 def rehearse(market: Market, chosen: Candidate, trace: Trace | None = None) -> Run:

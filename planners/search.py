@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from models.llm import Llm
-from planners import mix, rehearsal
+from planners import disaggregated, mix, rehearsal
 from planners.answer import plain
 from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
+from planners.disaggregated import role_offers
 from planners.engines import Offer, devices_named, offers_for
 from planners.explain import explain
 from planners.fluid import least_relaxation
@@ -32,6 +33,7 @@ TRAINING = 4  # siblings that the search sees
 BLOCK_S = 60.0
 FEWEST_BLOCKS = 20
 SEEDS_APART = 10_000
+EFFORT_SPLIT = 60  # fleets of pools hand in hand to rehearse
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,15 @@ def find_plan(
     siblings: int = 0,
     limits: Limits | None = None,
     kinds: Sequence[str] = ("on-demand",),
+    split: bool = False,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
     analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
     trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
-    prices to choose from, "on-demand" and "spot". Raises Infeasible with the reasons that bind, ValueError for bad
+    prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
+    tried too; the bound then holds for those as well. Raises Infeasible with the reasons that bind, ValueError for bad
     input.
     """
     if len(trace) == 0:
@@ -77,6 +81,8 @@ def find_plan(
             raise ValueError("find_plan needs a model, or offers of one's own")
         offers, notes = _offers(llm, devices, slos, kinds)
     tell(Progress("engines", f"{len(offers)} engines fit"))
+    if split:
+        offers = (*offers, *role_offers(trace, offers, limit_s(slos, "tpot")))
     market = survey(trace, slos, offers)
     fluid = fluid_mix(market)
     if fluid is None:
@@ -98,6 +104,7 @@ def find_plan(
 
 
 def _search(hunt: Hunt) -> None:
+    disaggregated.search(hunt, EFFORT_SPLIT)
     hunt.single_engines()
     hunt.mixes()
     hunt.refine()
@@ -197,6 +204,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
         router=best.candidate.router,
         input_edges=market.input_edges,
         shares=best.candidate.shares,
+        ttft_limit_s=limits_s.get("ttft") if best.candidate.router == "in-time" else None,
         latency_s=run.latency_s(),
         attainment=float(run.keeps(limits_s).mean()),
         requests=run.counts(),
@@ -241,6 +249,7 @@ def _pools(market: Market, chosen: Candidate, run: Run | None = None) -> tuple[P
                 busy=busy[place],
                 engine=offer.priced.engine,
                 priced=offer.priced,
+                role=offer.role,
             )
         )
     return tuple(pools)

@@ -1,6 +1,6 @@
 """Benchmarks of the planner on Azure's traces of 2023: cost, both bounds, siblings, CPU seconds.
 
-python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic]
+python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic] [--split]
 """
 
 import argparse
@@ -29,11 +29,11 @@ def workload(case: str, folder: Path = SHARED) -> Trace:
     return trace if times == 1 else scale_rate(trace, times, 0)
 
 
-def measure(case: str, siblings: int, analytic: bool) -> str:
+def measure(case: str, siblings: int, analytic: bool, split: bool) -> str:
     """Plan for a case, and return its row of the table."""
     trace = workload(case)
     started_s = time.process_time()
-    plan = find_plan(trace, llm.load(MODEL), parse_all(PROMISES), siblings=siblings, analytic=analytic)
+    plan = find_plan(trace, llm.load(MODEL), parse_all(PROMISES), siblings=siblings, analytic=analytic, split=split)
     cpu_s = time.process_time() - started_s
     conditional = plan.conditional_usd_per_hour
     passed = f"{plan.out_of_sample.passed}/{plan.out_of_sample.siblings}" if plan.out_of_sample else "-"
@@ -51,9 +51,10 @@ def main() -> None:
     parser.add_argument("--cases", default=CASES)
     parser.add_argument("--siblings", type=int, default=0)
     parser.add_argument("--analytic", action="store_true")
+    parser.add_argument("--split", action="store_true")
     chosen = parser.parse_args()
     for case in chosen.cases.split(","):
-        print(measure(case, chosen.siblings, chosen.analytic), flush=True)
+        print(measure(case, chosen.siblings, chosen.analytic, chosen.split), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ PLAN_FILE = "plan.json"
 @click.command()
 @study_options
 @click.option("--analytic", is_flag=True, help="Stop at the first estimate, before the rehearsal.")
+@click.option("--split", is_flag=True, help="Also try pools that only prefill beside pools that only decode.")
 @click.option("--siblings", default=0, metavar="N", help="Also try the plan on N resampled traces it never saw.")
 @folder_option
 @json_flag
@@ -36,6 +37,7 @@ def fleet(
     file: str | None,
     settings: tuple[str, ...],
     analytic: bool,
+    split: bool,
     siblings: int,
     folder: str | None,
     as_json: bool,
@@ -64,6 +66,7 @@ def fleet(
     options: dict[str, Any] = {
         "seed": study.seed,
         "analytic": analytic,
+        "split": split,
         "siblings": siblings,
         "limits": limits_of(study.limits) if study.limits else None,
         "kinds": study.kinds,

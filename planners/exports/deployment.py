@@ -77,8 +77,11 @@ def of_plan(
 ) -> Deployment:
     """Return a plan ready to deploy; model is what the serving engine is told to load.
 
-    ValueError for a plan of toy hardware.
+    ValueError for a plan of toy hardware, and for pools that only prefill or decode.
     """
+    roles = sorted({pool.role for pool in plan.pools} - {"both"})
+    if roles:
+        raise ValueError(f"pools that only {' or '.join(roles)} cannot be exported; plan without --split")
     shares = _request_shares(plan)
     pools = []
     for index, pool in enumerate(plan.pools):

@@ -1,0 +1,103 @@
+"""Pools that only prefill beside pools that only decode: found, rehearsed, bounded, and back from their JSON."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import planner_toys
+import pytest
+
+from models import llm
+from planners import plan as plans
+from planners.answer import plain
+from planners.bound import rigorous_usd_per_hour
+from planners.demand import survey
+from planners.disaggregated import candidate
+from planners.hunt import Hunt
+from planners.limits import Limits
+from planners.search import find_plan
+from planners.slo import holds, parse_all
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
+
+PROMISES = ("ttft:p90<=60ms", "tpot:p90<=2.5ms")
+
+
+def in_roles(offers):
+    """The same engines once more for each role; prefills go by priority."""
+    for role in ("prefill", "decode"):
+        for one in offers:
+            limits = replace(one.priced.limits, by_priority=role == "prefill")
+            yield replace(one, priced=replace(one.priced, name=f"{one.name}/{role}", limits=limits), role=role)
+
+
+def split_market(seed: int):
+    trace, offers = planner_toys.random_market(seed)
+    return trace, [*offers, *in_roles(offers)]
+
+
+def plan_of(seed: int, with_roles: bool, **options):
+    offers = planner_toys.two_offers()
+    offers = [*offers, *in_roles(offers)] if with_roles else offers
+    trace = planner_toys.bursty_trace(seed)
+    return trace, find_plan(trace, None, planner_toys.promises(*PROMISES), offers=offers, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_to_choose_from_is_never_dearer_and_what_is_found_survives(seed):
+    _, alike = plan_of(seed, False)
+    trace, plan = plan_of(seed, True)
+    assert plan.usd_per_hour <= alike.usd_per_hour + 1e-9
+    assert plan.usd_per_hour_bound <= plan.usd_per_hour
+    assert holds(replay(trace, plan.fleet()), planner_toys.promises(*PROMISES))
+
+
+def test_no_split_fleet_that_survives_costs_less_than_the_bound():
+    promises, cheaper = planner_toys.promises(*PROMISES), 0
+    for seed in range(12):
+        trace, offers = split_market(seed)
+        bound = rigorous_usd_per_hour(survey(trace, promises, offers))
+        pairs = itertools.product(
+            [one for one in offers if one.role == "prefill"], [one for one in offers if one.role == "decode"]
+        )
+        for (prefill, decode), prefills, decodes in itertools.product(pairs, range(1, 4), range(1, 3)):
+            if prefills * prefill.usd_per_hour + decodes * decode.usd_per_hour < bound:
+                pools = (Pool(prefill.priced, prefills, role="prefill"), Pool(decode.priced, decodes, role="decode"))
+                for router in ("in-time", "join-shortest-queue"):
+                    fleet = Fleet(pools, router, ttft_limit_s=0.06)
+                    assert not holds(replay(trace, fleet), promises), (seed, prefill.name, decode.name, router)
+                    cheaper += 1
+    assert cheaper > 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_one_replica_fewer_of_either_kind_breaks_a_promise(seed):
+    trace, plan = plan_of(seed, True)
+    offers = planner_toys.two_offers()
+    market = survey(trace, planner_toys.promises(*PROMISES), [*offers, *in_roles(offers)])
+    places = {one.name: place for place, one in enumerate(market.offers)}
+    counts = {places[pool.name]: pool.replicas for pool in plan.pools}
+    if all(pool.role == "both" for pool in plan.pools):
+        pytest.skip("pools that do both are cheaper here")
+    hunt = Hunt(market, None, lambda words: None)
+    for engine in counts:
+        fewer = [(place, count - (place == engine)) for place, count in counts.items() if count - (place == engine)]
+        if {market.offers[place].role for place, _ in fewer} == {"prefill", "decode"}:
+            assert not hunt.attempt(candidate(market, fewer))[0].survives
+
+
+def test_a_fleet_in_which_either_kind_may_fail_has_two_of_each():
+    _, plan = plan_of(0, True, limits=Limits(spare=1))
+    roles = {role: sum(pool.replicas for pool in plan.pools if pool.role == role) for role in ("prefill", "decode")}
+    assert not any(roles.values()) or min(roles.values()) >= 2
+
+
+def test_a_split_plan_comes_back_from_its_json_and_replays_the_same():
+    model = llm.load("llama-3.1-8b")
+    trace = planner_toys.bursty_trace(0, 200, 20.0)
+    slos = parse_all(["ttft:p99<=200ms", "tpot:p99<=12ms"])
+    plan = find_plan(trace, model, slos, ["l40s", "h100-sxm"], split=True)
+    text = json.dumps(plan.result())
+    again = plans.from_result(json.loads(text), model)
+    assert json.dumps(again.result()) == text
+    assert plain(replay(trace, again.fleet()).latency_s()) == json.loads(text)["slo"]
