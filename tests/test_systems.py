@@ -42,6 +42,17 @@ def test_flow_prefill_is_no_different_where_nobody_waits(prices):
     assert ttft_s(flow_prefill.flow_prefill, prices, *apart) == ttft_s(flow_prefill.whole_prompts, prices, *apart)
 
 
+def test_a_run_is_given_up_as_soon_as_too_many_are_late_and_only_then(prices):
+    asked = [flow_prefill.Prompt(0.5 * number, 1000, 1.2, "any") for number in range(30)]
+    whole = flow_prefill.serve(flow_prefill.whole_prompts, prices, 50_000, asked)
+    late = sum(each > 1.2 for each in whole.ttft_s)  # twice what can be carried: all but the first
+    assert late == 29
+    for label in ("any", ""):
+        assert flow_prefill.serve(flow_prefill.whole_prompts, prices, 50_000, asked, {label: 29}) == whole
+        assert flow_prefill.serve(flow_prefill.whole_prompts, prices, 50_000, asked, {label: 5}) is None
+        assert flow_prefill.serve(flow_prefill.whole_prompts, prices, 50_000, asked, {"other": 5}) == whole
+
+
 def test_the_profile_is_what_steps_cost(prices):
     found = flow_prefill.profiled(prices)
     assert [found(tokens) / MS for tokens in (100, 1000, 3000)] == pytest.approx([100, 1000, 3000], rel=1e-6)

@@ -1,6 +1,8 @@
 """FlowPrefill on a prefill instance, and what it is measured against: whole prompts, or chunks, in order of arrival."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple
 
 import simpy
@@ -69,11 +71,19 @@ def chunks(prices: StepPrices, tokens: int = 512) -> Scheduler:
 
 
 def serve(
-    build: Callable[[StepPrices], Scheduler], prices: StepPrices, kv_tokens: int, prompts: Sequence[Prompt]
-) -> Outcome:
-    """Serve prompts, in order of arrival, on one prefill instance: a request leaves with its first token."""
+    build: Callable[[StepPrices], Scheduler],
+    prices: StepPrices,
+    kv_tokens: int,
+    prompts: Sequence[Prompt],
+    may_miss: Mapping[str, int] | None = None,
+) -> Outcome | None:
+    """Serve prompts, in order of arrival, on one prefill instance: a request leaves with its first token.
+
+    Return None, early, where more prompts of a label ("" for all together) than may miss their promise have done so.
+    """
     environment = simpy.Environment(initial_time=0)
     lane = ScheduledLane(environment, prices, build(prices), KvPool(kv_tokens))
+    misses = Misses(lane, may_miss or {})
 
     def arrive() -> "simpy.events.ProcessGenerator":
         for number, prompt in enumerate(prompts):
@@ -82,11 +92,42 @@ def serve(
             deadline_ps = arrival_ps + round(prompt.promise_s * PICOSECONDS_PER_SECOND)
             request = Request(number, arrival_ps, prompt.input_tokens, 1, deadline_ps, label=prompt.label)
             lane.submit(request, output_tokens=1)
+            misses.expect(request, environment.now)
 
     environment.process(arrive())
-    environment.run()
+    while environment.peek() < inf:
+        environment.step()
+        if misses.are_too_many:
+            return None
     ttft_s = [0.0] * len(prompts)
     for each in lane.served:
         ttft_s[each.request.number] = (each.first_token_ps - each.request.arrival_ps) / PICOSECONDS_PER_SECOND
     blocking_s = [each / PICOSECONDS_PER_SECOND for each in lane.blocking_ps]
     return Outcome(ttft_s, blocking_s, lane.preemptions)
+
+
+class Misses:
+    """Counts promises that were not kept, as their deadlines pass."""
+
+    def __init__(self, lane: ScheduledLane, may_miss: Mapping[str, int]) -> None:
+        self.may_miss, self.are_too_many = may_miss, False
+        self._lane, self._seen = lane, 0
+        self._in_time: set[int] = set()
+        self._counts: dict[str, int] = {}
+        self._deadlines: list[tuple[int, int, str]] = []
+
+    def expect(self, request: Request, now_ps: int) -> None:
+        """Take note of a promise, and of those whose time has passed."""
+        if not self.may_miss:
+            return
+        heappush(self._deadlines, (request.deadline_ps, request.number, request.label))
+        for each in self._lane.served[self._seen :]:
+            if each.first_token_ps <= each.request.deadline_ps:
+                self._in_time.add(each.request.number)
+        self._seen = len(self._lane.served)
+        while self._deadlines[0][0] < now_ps:
+            _, number, label = heappop(self._deadlines)
+            if number not in self._in_time:
+                for kind in (label, ""):
+                    self._counts[kind] = self._counts.get(kind, 0) + 1
+                    self.are_too_many |= self._counts[kind] > self.may_miss.get(kind, self._counts[kind])
