@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.engine import Engine
 from models.versions import distance
 
-SCALARS = ("layer_s", "host_sequence_s", "decode_factor", "prefill_factor")
+SCALARS = ("layer_s", "decode_factor", "prefill_factor", "first_token_s")
 FOLDER = Path(__file__).parent / "catalogue" / "frameworks"
 ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "llama.cpp", "llamacpp": "llama.cpp"}
 
@@ -28,7 +28,7 @@ class Framework:
     after it is noticed, and its first token takes first_token_s to its client.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
     `graph_coarse_from_tokens` and of twice that above. interval holds the factors on a step's time between which 90 %
-    of the measurements lay that the scalars were not fitted to.
+    of the measurements lay that the scalars were not fitted to, ttft_interval those on a time to a first token.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Framework:
     steps_ahead: int = 0
     prefill_first: bool = False
     interval: tuple[float, float] = (0.75, 1.35)
+    ttft_interval: tuple[float, float] = (0.5, 2.0)
 
     def step_s(self, layers: float) -> float:
         """Return the seconds that a step of so many layers takes beside its operators."""
@@ -97,8 +98,11 @@ def _middling(fitted: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians, over devices, of scalars fitted to all versions, and the widest of their intervals."""
     fitted = [row for row in fitted if not row["versions"]]
     scalars = {name: float(np.median([row[name] for row in fitted])) for name in SCALARS}
-    lows, highs = zip(*(row["interval"] for row in fitted), strict=True)
-    return {**scalars, "interval": (min(lows), max(highs))}
+    widest = {}
+    for name in ("interval", "ttft_interval"):
+        lows, highs = zip(*(row[name] for row in fitted), strict=True)
+        widest[name] = (min(lows), max(highs))
+    return {**scalars, **widest}
 
 
 def _frozen(value: Any) -> Any:

@@ -84,16 +84,16 @@ def test_waves_left_out_of_a_cold_benchmark_are_weighed_in():
 
 
 def test_scalars_left_alone_by_the_rows_stay_where_scalars_lie():
+    times = ("d", "vllm", "1.0.0", "m")
     rows = [
-        profiles.Measured(
-            "d", "e", "1.0.0", "m", steps * 32 * 1e-5 + 0.01, 0.1, (32.0 * steps, 0, 0, 0), (0,) * 4, 0.01, 0.1
-        )
+        profiles.Measured(*times, steps * 32 * 1e-5 + 0.01, 0.1, (32.0 * steps, 0, 0), (0,) * 3, 0.01, 0.1 - 0.02)
         for steps in (10, 20, 40)
     ]
-    found = profiles.fit(rows)
-    assert found[0] == pytest.approx(1e-5, rel=0.1)
-    assert found[1:] == pytest.approx(np.exp(profiles.CENTRE[1:]), rel=1e-3)
-    assert profiles.fit(rows[:1], rows)[0] == pytest.approx(found[0], rel=0.05)
+    layer_s, decode_factor, prefill_factor, first_token_s = profiles.fit(rows, (), "vllm")
+    assert layer_s == pytest.approx(1e-5, rel=0.1)
+    assert (decode_factor, prefill_factor) == pytest.approx(np.exp(profiles.CENTRE[1:]), rel=1e-3)
+    assert first_token_s == pytest.approx(0.02, rel=0.05)
+    assert profiles.fit(rows[:1], rows, "vllm")[0] == pytest.approx(layer_s, rel=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,8 @@ def predict(frame: Any) -> Predictions:
         host = StepCosts(engine).host
         for metric, seconds in (("ttft", seen.ttft_s), ("tpot", seen.tpot_s), ("e2e", seen.e2e_s)):
             found.value[metric][i] = seconds
-            found.low[metric][i] = seconds * host.interval[0]
-            found.high[metric][i] = seconds * host.interval[1]
+            low, high = host.ttft_interval if metric == "ttft" else host.interval
+            found.low[metric][i], found.high[metric][i] = seconds * low, seconds * high
         found.provenance[i] = host.provenance
     return found
 

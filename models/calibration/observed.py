@@ -29,7 +29,7 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
     rows = [_row(engine, run, seen) for run, seen in zip(runs, before, strict=True) if run.tpot_s]
     if not rows:
         raise ValueError("no run with a time per token: a fit needs at least one")
-    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows)), strict=True))
+    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows, (), engine.framework)), strict=True))
     costs.host = replace(costs.host, **found, provenance="calibrated")
     after = [answer(costs, load) for load in loads]
     return {

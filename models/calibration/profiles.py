@@ -26,8 +26,9 @@ Floats = npt.NDArray[np.float64]
 FEWEST_ROWS = 12
 SOFT_SCALE = 1.5  # in units of the noise
 # Where the fit starts and what it is held near: natural logs by which a scalar may typically stray.
-CENTRE = np.log([6e-6, 8e-6, 0.95, 1.0])
-STRAY = np.array([0.5, 0.5, 0.05, 0.05])
+CENTRE = np.log([6e-6, 0.95, 1.0])
+STRAY = np.array([0.5, 0.05, 0.05])
+FIRST_TOKEN_STRAY = 4.0  # how far the time to a first token may stray from a framework's own, as a factor either way
 OF_VERSION = 0.5  # how far a version's scalars may stray from those of all versions, as a share of STRAY
 MODEL_NOISE = 0.1  # log error that all rows of one model share, which scalars cannot explain
 
@@ -99,15 +100,14 @@ def measured(device: str, engine: Engine, seen: Answered, tpot_s: float, ttft_s:
     )
     version = engine.framework_version or ""
     return Measured(
-        *(device, engine.framework, version, engine.llm.name, tpot_s, ttft_s, tpot, ttft),
-        *(tpot_fixed_s, ttft_fixed_s + host.first_token_s),
+        *(device, engine.framework, version, engine.llm.name, tpot_s, ttft_s, tpot, ttft, tpot_fixed_s, ttft_fixed_s)
     )
 
 
 def _components(parts: Parts, layers: int, host: Framework) -> tuple[tuple[float, ...], float]:
     """Return what each scalar multiplies, and the seconds that none does."""
-    scaled = (parts.steps * layers, parts.sequences, parts.decode_s, parts.prefill_s)
-    return scaled, parts.steps * host.host_step_s + parts.fixed_s
+    scaled = (parts.steps * layers, parts.decode_s, parts.prefill_s)
+    return scaled, parts.steps * host.host_step_s + parts.sequences * host.host_sequence_s + parts.fixed_s
 
 
 def describe(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> dict[str, Any]:
@@ -118,13 +118,17 @@ def describe(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> dict[
     models = sorted({row.model for row in rows})
     errors = []
     for model in models:
-        found = fit(kept(rows, model, False), kept(others, model, False))
+        found = fit(kept(rows, model, False), kept(others, model, False), rows[0].engine)
         errors.append(log_errors(found, kept(rows, model, True)))
     tpot, ttft = (np.concatenate([pair[i] for pair in errors]) for i in (0, 1))
-    table: dict[str, Any] = dict(zip(SCALARS, (float(value) for value in fit(rows, others)), strict=True))
+    table: dict[str, Any] = dict(
+        zip(SCALARS, (float(value) for value in fit(rows, others, rows[0].engine)), strict=True)
+    )
     low, high = np.quantile(-tpot, (0.05, 0.95))
     table |= {"interval": (float(np.exp(min(low, -0.02))), float(np.exp(max(high, 0.02))))}
     table |= {"provenance": "calibrated", "rows": len(rows), "models": len(models)}
+    low, high = np.quantile(-ttft, (0.05, 0.95))
+    table |= {"ttft_interval": (float(np.exp(low)), float(np.exp(high)))}
     for name, error in (("tpot", tpot), ("ttft", ttft)):
         size = np.abs(np.expm1(error))
         table[f"{name}_error"] = (float(np.median(size)), float(np.quantile(size, 0.9)))
@@ -136,11 +140,11 @@ def kept(rows: Sequence[Measured], model: str, is_it: bool) -> list[Measured]:
     return [row for row in rows if (row.model == model) == is_it]
 
 
-def fit(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> Floats:
+def fit(rows: Sequence[Measured], others: Sequence[Measured], engine: str) -> Floats:
     """Return the scalars that explain rows best, held near those that explain others, or near where scalars lie."""
-    if not others:
-        return np.asarray(np.exp(_least_squares(rows, CENTRE, STRAY)))
-    return np.asarray(np.exp(_least_squares(rows, _least_squares(others, CENTRE, STRAY), OF_VERSION * STRAY)))
+    centre, stray = (_least_squares(others, CENTRE, STRAY), OF_VERSION * STRAY) if others else (CENTRE, STRAY)
+    scalars = np.exp(_least_squares(rows, centre, stray))
+    return np.append(scalars, _first_token_s(scalars, rows or others, framework.load(engine).first_token_s))
 
 
 def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> Floats:
@@ -162,10 +166,22 @@ def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> F
     return found
 
 
+def _first_token_s(scalars: Floats, rows: Sequence[Measured], usual_s: float) -> float:
+    """Return the fixed time that brings predicted times to a first token nearest to what was measured."""
+    if not rows:
+        return usual_s
+    truth = np.array([row.ttft_s for row in rows])
+    left = np.array([row.ttft_parts for row in rows]) @ scalars + np.array([row.ttft_fixed_s for row in rows])
+    candidates = usual_s * np.geomspace(1 / FIRST_TOKEN_STRAY, FIRST_TOKEN_STRAY, 41)
+    losses = [float(np.median(np.abs(np.log((left + candidate) / truth)))) for candidate in candidates]
+    return float(candidates[int(np.argmin(losses))])
+
+
 def log_errors(found: Floats, rows: Sequence[Measured]) -> tuple[Floats, Floats]:
     """Return log(predicted / measured) of the time per token and of the time to the first token."""
-    tpot = np.array([row.tpot_parts for row in rows]) @ found + np.array([row.tpot_fixed_s for row in rows])
-    ttft = np.array([row.ttft_parts for row in rows]) @ found + np.array([row.ttft_fixed_s for row in rows])
+    tpot = np.array([row.tpot_parts for row in rows]) @ found[:-1] + np.array([row.tpot_fixed_s for row in rows])
+    ttft = np.array([row.ttft_parts for row in rows]) @ found[:-1] + found[-1]
+    ttft += np.array([row.ttft_fixed_s for row in rows])
     return (
         np.log(tpot / np.array([row.tpot_s for row in rows])),
         np.log(ttft / np.array([row.ttft_s for row in rows])),
