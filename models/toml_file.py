@@ -48,5 +48,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
 
     known = tuple(known)
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else ";"
     return ValueError(f"unknown {what} {name!r}{hint} known: {', '.join(known)}")

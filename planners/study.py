@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
+from models.toml_file import unknown_name
 from planners import marked_yaml
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ def with_settings(study: Study, settings: Sequence[str]) -> Study:
     for setting in settings:
         path, is_given, value = setting.partition("=")
         keys = path.strip().split(".", 1)
-        if not is_given or keys[0] not in content:
-            known = ", ".join(content)
-            raise ValueError(f"--set {setting}: expected KEY=VALUE with KEY one of {known}")
+        if not is_given:
+            raise ValueError(f"--set {setting}: expected KEY=VALUE with KEY one of {', '.join(content)}")
+        if keys[0] not in content:
+            raise ValueError(f"--set {setting}: {unknown_name('key', keys[0], content)}")
         if len(keys) == 2 and not isinstance(content[keys[0]], dict):
             raise ValueError(f"--set {setting}: {keys[0]} has no parts")
         where = content if len(keys) == 1 else content[keys[0]]

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.engine import Engine
 from models.llm import Llm
+from models.toml_file import unknown_name
 from planners.engines import Offer, devices_named, offers_for
 from planners.infeasible import Infeasible, nothing_fits
 from planners.limits import Limits
@@ -114,7 +115,7 @@ def parse_axis(text: str) -> Axis:
     if not is_given or not words:
         raise ValueError(f"cannot read {text!r}; expected NAME=VALUE,VALUE,... as in {EXAMPLE!r}")
     if name.partition(".")[0] not in CHANGES:
-        raise ValueError(f"{text!r}: unknown axis {name!r}; known: {', '.join(CHANGES)}")
+        raise unknown_name("axis", name, CHANGES)
     return Axis(name.strip(), words)
 
 

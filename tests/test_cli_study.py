@@ -102,7 +102,7 @@ def test_all_mistakes_are_told_at_once(folder):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("colour=red", "expected KEY=VALUE with KEY one of model, slo"),
+        ("colour=red", "unknown key 'colour'; known: model, slo"),
         ("seed", "expected KEY=VALUE"),
         ("seed.x=1", "seed has no parts"),
         ("seed=many", "input should be a valid integer; got 'many'"),

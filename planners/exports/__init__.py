@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from models.toml_file import unknown_name
+
 Texts = dict[str, str]
 
 TARGETS = {
@@ -32,7 +34,7 @@ def load(target: str) -> Callable[..., Texts]:
     """Return the function of a target; ValueError names the known ones."""
     known = TARGETS | RUN_TARGETS
     if target not in known:
-        raise ValueError(f"unknown target {target!r}; known: {', '.join(known)}")
+        raise unknown_name("target", target, known)
     module, name = known[target][0].split(":")
     function: Callable[..., Texts] = getattr(import_module(f"planners.exports.{module}"), name)
     return function
