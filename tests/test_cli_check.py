@@ -229,6 +229,37 @@ def test_locked_prices_hold_unless_fresh_ones_are_asked_for(folder):
     assert {"INPUT", "COST"} <= set(check(folder, "--fresh-prices", exit_code=3))
 
 
+def _other_name(scenario):
+    scenario["fleet"]["pools"][0]["name"] = "llama-3.1-8b/l40s/another"
+
+
+def _other_name_and_share(scenario):
+    _other_name(scenario)
+    scenario["facts"]["attainment"]["value"] = 0.9
+
+
+PRODUCED = {
+    "INPUT": (lambda scenario: scenario["hashes"].update(model="0"), 0, {"INPUT"}),
+    "BROKEN": (lambda scenario: scenario["inputs"].update(limits={"usd_per_hour": 1e-3}), 3, {"BROKEN"}),
+    "DECISION": (_other_name_and_share, 3, {"DECISION", "DRIFT"}),
+    "COST": (lambda scenario: scenario["facts"]["usd_per_hour"].update(value=0.5), 3, {"COST", "DRIFT"}),
+    "DRIFT": (lambda scenario: scenario["facts"][PROMISE].update(value=1.5), 0, {"DRIFT"}),
+    "EQUIVALENT": (_other_name, 0, {"EQUIVALENT"}),
+    "IMPROVED": (lambda scenario: scenario["facts"]["usd_per_hour"].update(value=50.0), 0, {"IMPROVED", "DRIFT"}),
+}
+
+
+@pytest.mark.parametrize("kind", drift.CLASSES)
+def test_each_class_produced_on_purpose_is_caught_with_its_exit_code(folder, kind):
+    if kind == "SLO":  # only other traffic breaks a promise that was kept
+        write_trace(folder, [f"{number / 160},{2000 + number % 7},{200 + number % 5}\n" for number in range(800)])
+        assert "SLO" in check(folder, exit_code=3)
+        return
+    change, exit_code, found = PRODUCED[kind]
+    edit(folder, change)
+    assert set(check(folder, exit_code=exit_code)) == found
+
+
 def test_which_classes_fail_can_be_chosen(folder):
     edit(folder, lambda scenario: scenario["facts"]["usd_per_hour"].update(value=0.5))
     assert check(folder, "--fail-on", "broken") == ["COST", "DRIFT"]

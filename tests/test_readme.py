@@ -88,6 +88,19 @@ def test_every_command_it_names_is_there():
     assert named <= set(COMMANDS)
 
 
+OTHERS = (*(ROOT / "notebooks").glob("*.py"), *(ROOT / ".github").rglob("*.yml"), ROOT / ".ci" / "newcomer")
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+def test_commands_named_elsewhere_are_there_and_take_the_flags_they_are_given(path):
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"(?:`|^\s*run: |\" )plan ([a-z]+)([^`\n|]*)", text, re.M)
+    for name, rest in named:
+        assert name in COMMANDS
+        known = CliRunner().invoke(main, [name, "--help"]).stdout
+        assert [flag for flag in re.findall(r"--[a-z][a-z-]+", rest) if flag not in known] == []
+
+
 def test_ci_runs_what_it_tells_developers():
     (block,) = blocks("sh ci")
     assert "pip install" in block
