@@ -14,6 +14,7 @@ from simulator.dataplane import (
     set_end,
     stop_decoding,
     tell,
+    unlease,
     wake,
 )
 from simulator.layout import (
@@ -68,7 +69,7 @@ def act(state, action, slot, lane, amount):
     elif action == LEASE:
         return _lease(state, slot, lane, amount)
     elif action == UNLEASE:
-        _unlease(state, slot, now_ps)
+        unlease(state, slot, now_ps)
     elif action == LAND:
         return _land(state, slot, now_ps)
     elif action == DROP:
@@ -208,19 +209,6 @@ def _lease(state, slot, lane, tokens):
 
 
 @inner_kernel
-def _unlease(state, slot, now_ps):
-    """Give back what was kept free for a request."""
-    row = state.requests[slot]
-    if row.leased_lane != NONE:
-        here = state.lanes[row.leased_lane]
-        give_blocks(here, row.leased_blocks)
-        here.loading -= 1
-        row.leased_lane = NONE
-        row.leased_blocks = 0
-        wake(state, here, now_ps)
-
-
-@inner_kernel
 def _land(state, slot, now_ps):
     """Let a request that is on its way go on where its blocks are leased; say if they suffice."""
     row = state.requests[slot]
@@ -248,7 +236,7 @@ def _drop(state, slot, now_ps):
     row = state.requests[slot]
     if row.status != MOVING:
         return False
-    _unlease(state, slot, now_ps)
+    unlease(state, slot, now_ps)
     if row.source_lane != NONE:
         release_source(state, row, now_ps)
     _lose(state, slot)
@@ -351,7 +339,7 @@ def _lose_abroad(state, here, slot, now_ps):
         elif row.status == LOADING:
             _leave_loading(state, row, now_ps)
         else:
-            _unlease(state, slot, now_ps)
+            unlease(state, slot, now_ps)
         _lose(state, slot)
 
 

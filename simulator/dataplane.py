@@ -8,6 +8,8 @@ An asynchronous scheduler forms a step when the one before begins, so it sees wh
 come free, by then; where that leaves nothing to do, it forms the step when the device falls idle.
 """
 
+import numpy as np
+
 from models.compiled import inner_kernel
 from models.step import ALONE, BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
 from simulator.blocks import (
@@ -169,6 +171,19 @@ def release_source(state, row, now_ps):
     row.contents = 0
     row.source_lane = NONE
     wake(state, source, now_ps)
+
+
+@inner_kernel
+def unlease(state, slot, now_ps):
+    """Give back what was kept free for a request."""
+    row = state.requests[slot]
+    if row.leased_lane != NONE:
+        here = state.lanes[row.leased_lane]
+        give_blocks(here, row.leased_blocks)
+        here.loading -= 1
+        row.leased_lane = NONE
+        row.leased_blocks = 0
+        wake(state, here, now_ps)
 
 
 @inner_kernel
@@ -661,16 +676,18 @@ def _end_prefills(state, here):
 def _hand_over(state, here, slot):
     """Hand a prefilled request to the lane's twin, or queue it at the decode lane with the shortest queue.
 
-    In a queue its KV stays here until it moves. Where the control plane moves what was prefilled, tell it.
+    In a queue its KV stays here until it moves. Where no lane is open, or the control plane moves what was prefilled,
+    tell it.
     """
     row = state.requests[slot]
     row.last_chunk_ps = here.end_ps - here.start_ps
-    if here.twin == NONE and state.clock[0].hands_over == 0:
+    lane = here.twin if here.twin != NONE else state.words[state.clock[0].decode_tree + 1]
+    if state.lanes[lane].load == np.inf or (here.twin == NONE and state.clock[0].hands_over == 0):
         _set_out(state, here, slot, TELL_PREFILLED)
         return
     here.outstanding -= 1
     remove_running(state.requests, here, slot)
-    row.lane = here.twin if here.twin != NONE else state.words[state.clock[0].decode_tree + 1]
+    row.lane = lane
     other = state.lanes[row.lane]
     other.assigned += 1
     if here.twin == NONE:
@@ -748,6 +765,8 @@ def _end(state, here, slot):
     row = state.requests[slot]
     row.finish_ps = here.end_ps
     state.clock[0].done += 1
+    if row.leased_lane != NONE:
+        unlease(state, slot, here.end_ps)
     here.outstanding -= 1
     give_blocks(here, own_blocks(row, here))
     if row.held_nodes > 0:

@@ -24,7 +24,7 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Take a waiting request back from the queue it is in."""
+    """Take a waiting request back from the queue it is in: to the gateway, or to where its KV is."""
 
     request: int
 
@@ -162,6 +162,8 @@ def _check_variant(plane: "Plane", action: SetVariant) -> str | None:
 def _check_limit(plane: "Plane", action: SetLimit) -> str | None:
     if action.name not in LIMITS:
         return f"unknown limit {action.name!r}; known: {', '.join(LIMITS)}"
+    if action.name == "watermark_blocks" and action.value > plane.lanes["total_blocks"][action.lane] // 10:
+        return "a watermark is at most a tenth of the lane's blocks"
     return None if action.value >= 1 else "a limit is at least 1"
 
 
@@ -185,11 +187,14 @@ def perform(plane: "Plane", action: Action) -> None:
 
 
 def _assign(plane: "Plane", action: Assign) -> None:
+    plane.held.pop(action.request, None)
     plane.act(SUBMIT, plane.slot(action.request), action.lane)
 
 
 def _withdraw(plane: "Plane", action: Withdraw) -> None:
     plane.act(WITHDRAW, plane.slot(action.request))
+    if plane.status(action.request) == HELD:
+        plane.held[action.request] = None
 
 
 def _cancel(plane: "Plane", action: Cancel) -> None:
@@ -208,6 +213,7 @@ def _open(plane: "Plane", action: Open) -> None:
     plane.lanes["cost"][action.lane] = plane.costs[action.lane]
     plane.is_open[action.lane] = True
     plane.act(SETTLE, lane=action.lane)
+    plane.offer_all()
 
 
 def _close(plane: "Plane", action: Close) -> None:

@@ -6,7 +6,6 @@ generator that SimPy runs, given the Plane. Slots of requests are their rows in 
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +13,22 @@ import numpy.typing as npt
 import simpy
 
 from models.step import PICOSECONDS_PER_SECOND
-from simulator.actions import HOLD, REJECT, SUBMIT
+from simulator.actions import DROP, HOLD, REJECT, SUBMIT
 from simulator.advance import advance
 from simulator.control.actions import Action, Assign, Refusal, perform, refusal
 from simulator.control.matching import matched_tokens
 from simulator.fleet import Fleet, Pool
-from simulator.layout import DECODE, FINISHED, HELD, NONE, TELL_CANCELLED, TELL_FINISHED, TELL_HELD, TELL_REFUSED
+from simulator.layout import (
+    DECODE,
+    FINISHED,
+    HELD,
+    NONE,
+    TELL_CANCELLED,
+    TELL_FINISHED,
+    TELL_HELD,
+    TELL_PREFILLED,
+    TELL_REFUSED,
+)
 from simulator.replay import FOREVER_PS, FleetView, RequestView, chunks_of, contents_of, live
 from simulator.run import Run
 from simulator.series import Sampler
@@ -113,6 +122,8 @@ def operate(
     environment = simpy.Environment(initial_time=0)
     plane = Plane(environment, trace, fleet, sight, fast_forward=fast_forward)
     plane.clock["hands_over"] = hands_over
+    if hands_over:
+        plane.listen(TELL_PREFILLED, plane.compute_again)
     if parents is not None:
         plane.withhold(np.asarray(parents, np.int64), think_s)
     if routing is not None:
@@ -294,6 +305,10 @@ class Plane:
         if number not in self.held:
             self.held[number] = None
             self.offer(number)
+
+    def compute_again(self, number: int) -> None:
+        """Give up the KV of a request that is in no batch, for want of a lane to move it to."""
+        self.act(DROP, number)
 
     def offer(self, number: int) -> bool:
         """Ask the router for a lane for a request at the gateway; say if it left it."""
