@@ -344,6 +344,40 @@ def test_every_scheduler_serves_all_and_gives_all_kv_back(seed, name):
     assert lane.busy_ps <= max(each.finish_ps for each in served.values())
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(["op", "layer", "step"]))
+def test_preemption_loses_no_work_and_leaves_no_time_unused(seed, preempt):
+    rng = np.random.default_rng(seed)
+    priced = toy(layers=int(rng.integers(1, 9)))
+    rows = []
+    for number in range(int(rng.integers(1, 30))):
+        about = {"promise_ms": float(rng.uniform(1, 2000))}
+        rows.append((asked(number, 30 * number * rng.random(), int(rng.integers(1, 300)), **about), 1))
+    rows.sort(key=lambda row: row[0].arrival_ps)
+    environment = simpy.Environment(initial_time=0)
+    inner = s_edf(exact_ps, batch_tokens=0, preempt=preempt, quantum_ps=int(rng.choice([0, 7 * MS])))
+
+    def watched(view):
+        assert lane.pool.used_tokens == lane.held_tokens
+        assert view.free_tokens == lane.pool.capacity_tokens - lane.held_tokens
+        return inner(view)
+
+    lane = lane_of(priced, watched, environment)
+
+    def arrive():
+        for request, output_tokens in rows:
+            yield environment.timeout(request.arrival_ps - environment.now)
+            lane.submit(request, output_tokens)
+
+    environment.process(arrive())
+    environment.run()
+    free_ps = 0
+    for request, _ in rows:  # one server that always works ends when any other would
+        free_ps = max(free_ps, request.arrival_ps) + lane.prices.step_ps([(request.input_tokens, 0)], 0, 0)
+    assert max(each.finish_ps for each in lane.served) == free_ps
+    assert lane.busy_ps == sum(lane.prices.step_ps([(request.input_tokens, 0)], 0, 0) for request, _ in rows)
+
+
 def test_estimates_are_off_by_a_stated_spread_with_median_one():
     found = factors(20_000, 0.5, seed=1)
     assert np.median(found) == pytest.approx(1.0, rel=0.02)
