@@ -5,10 +5,12 @@ import numpy as np
 from models.compiled import inner_kernel
 from models.step import decode_run_ps
 from simulator.blocks import context
-from simulator.layout import DONE_PS, NONE, PATIENCE_PS, PS_PER_TOKEN
+from simulator.cache import look_up
+from simulator.layout import DECODE, DONE_PS, NONE, PATIENCE_PS, PS_PER_TOKEN
 
-ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED, IN_TIME = 0, 1, 2, 3, 4
+ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED, IN_TIME, PREFIX_AWARE = 0, 1, 2, 3, 4, 5
 LATE = 1 << 20  # added to the priority of a request that cannot be in time
+UNEVEN = 8  # requests between the fullest lane and the emptiest beyond which caches do not count
 
 ROUTERS = {
     "round-robin": ROUND_ROBIN,
@@ -16,6 +18,7 @@ ROUTERS = {
     "least-kv": LEAST_KV,
     "planned": PLANNED,
     "in-time": IN_TIME,
+    "prefix-aware": PREFIX_AWARE,
 }
 
 
@@ -29,6 +32,8 @@ def choose_lane(state, plan, row):
         return least_kv(state, row.arrival_ps)
     if router == IN_TIME:
         return in_time(state, plan.prompts, row)
+    if router == PREFIX_AWARE:
+        return prefix_aware(state, row)
     pool = planned_pool(plan, row.bucket) if router == PLANNED else 0
     lane = state.words[plan.trees[pool] + 1]  # the winner: the lane with the shortest weighed queue
     return lane if state.lanes[lane].load < np.inf else NONE
@@ -82,6 +87,38 @@ def in_time(state, prompts, row):
         first = last
     prompts[DONE_PS, first] += prompts[PS_PER_TOKEN, first] * row.input_tokens
     return first
+
+
+@inner_kernel
+def prefix_aware(state, row):
+    """Return the lane with most of a prompt in its cache, of those not much fuller than others; ties to the emptiest.
+
+    A lane may have as many requests as the mean and one standard deviation. Where the fullest has many more than the
+    emptiest, the emptiest it is, whatever is cached (AIBrix's rule).
+    """
+    count, total, squares, emptiest, fullest = 0, 0, 0, NONE, 0
+    for lane in range(state.lanes.size):
+        here = state.lanes[lane]
+        if here.cost < np.inf and here.role != DECODE:
+            requests = here.outstanding
+            count, total, squares = count + 1, total + requests, squares + requests * requests
+            fullest = max(fullest, requests)
+            if emptiest == NONE or requests < state.lanes[emptiest].outstanding:
+                emptiest = lane
+    if emptiest == NONE or fullest - state.lanes[emptiest].outstanding > UNEVEN:
+        return emptiest
+    chosen, most = emptiest, 0
+    for lane in range(state.lanes.size):
+        here = state.lanes[lane]
+        over = count * here.outstanding - total  # the mean, so many times
+        is_full = over > 0 and over * over > count * squares - total * total
+        if here.caching and here.cost < np.inf and here.role != DECODE and not is_full:
+            _, whole, part, _, _ = look_up(state, row, here)
+            matched = min((whole + part) << here.block_shift, row.input_tokens)
+            is_emptier = here.outstanding < state.lanes[chosen].outstanding
+            if matched > most or (matched == most and is_emptier):
+                chosen, most = lane, matched
+    return chosen
 
 
 @inner_kernel

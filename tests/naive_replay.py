@@ -1,6 +1,7 @@
 """The obvious twin of the data plane: a replay told step by step, request by request."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -152,6 +153,10 @@ class NaiveLane:
             nodes += 1
         own = self.pool.run(("own", request.index)) if nodes == request.left_after_nodes else []
         return shared, nodes, [], own
+
+    def matched_tokens(self, request):
+        shared, _, part, _ = self.look_up(request) if self.limits.caching else ([], 0, [], [])
+        return min(len([*shared, *part]) * self.limits.block_tokens, request.input_tokens)
 
     def admit(self, request, budget):
         """Return the request's first chunk, its cached blocks in hold; 0 where it must wait."""
@@ -469,7 +474,18 @@ class NaiveFleet:
             return self.shortest([i for i in self.front if self.pools[i] == best])
         if router == "in-time":
             return self.in_time(request)
+        if router == "prefix-aware":
+            return self.prefix_aware(request)
         return self.shortest(self.front)
+
+    def prefix_aware(self, request):
+        queues = {i: self.lanes[i].outstanding() for i in self.front}
+        if max(queues.values()) - min(queues.values()) > 8:
+            return min(self.front, key=queues.get)
+        mean = Fraction(sum(queues.values()), len(queues))
+        variance = sum((queue - mean) ** 2 for queue in queues.values()) / len(queues)
+        fit = [i for i in self.front if queues[i] <= mean or (queues[i] - mean) ** 2 <= variance]
+        return min(fit, key=lambda i: (-self.lanes[i].matched_tokens(request), queues[i], i))
 
     def in_time(self, request):
         now_ps = request.arrival_ps
