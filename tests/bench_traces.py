@@ -38,10 +38,10 @@ SLICE = (
     PEAK
     + """
 from traces.parquet import read_window
-begin = time.perf_counter()
+begin, used = time.perf_counter(), time.process_time()
 part = read_window(sys.argv[1], 300_000.0, 300_600.0)
-took = time.perf_counter() - begin
-print(json.dumps({"rows": len(part), "wall_s": took, "peak_mb": peak_mb()}))
+took, used = time.perf_counter() - begin, time.process_time() - used
+print(json.dumps({"rows": len(part), "wall_s": took, "cpu_s": used, "peak_mb": peak_mb()}))
 """
 )
 
