@@ -42,6 +42,12 @@ class StepTable(NamedTuple):
     window_tokens: Int64
 
 
+def slowed(table: StepTable, factor: float) -> StepTable:
+    """Return the table of steps that take `factor` times as long: of a slow device, or of a share of one."""
+    prices = [name for name in table._fields if name not in ("cell_shift", "window_tokens")]
+    return table._replace(**{name: np.rint(getattr(table, name) * factor).astype(np.int64) for name in prices})
+
+
 # Where an Engine's prices lie in one flat array: kernels are handed two small things instead of nine tables.
 PRICED = [
     ("token_at", "i8"),

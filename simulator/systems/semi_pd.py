@@ -1,0 +1,109 @@
+"""semi-PD: prefill and decode as two lanes of one device and one memory, with shares that follow the promises."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+
+from models.step import PICOSECONDS_PER_SECOND, StepTable, slowed
+from simulator.control.actions import SetVariant
+from simulator.control.plane import Controller, Plane, Process
+from simulator.fleet import Fleet, Pool, PricedEngine
+from simulator.layout import TELL_FINISHED, TELL_FIRST_TOKEN
+
+Share = float
+Splits = tuple[tuple[Share, Share], ...]
+
+# Caps of the processors that prefill and decode may use: one of them is always free to use all. Half and half first.
+SPLITS: Splits = (
+    *((1.0, 1.0), (1.0, 0.8), (1.0, 0.6), (1.0, 0.4), (1.0, 0.2)),
+    *((0.8, 1.0), (0.6, 1.0), (0.4, 1.0), (0.2, 1.0)),
+)
+BY_PREFILL = (8, 7, 6, 5, 0, 1, 2, 3, 4)  # indices of SPLITS, the least for prefill first
+
+
+def prefill_factor(share: Share) -> float:
+    """Return how much longer prefill takes on a share of the processors: it is bound by them."""
+    return 1.0 / share
+
+
+def decode_factor(share: Share) -> float:
+    """Return how much longer decoding takes on a share of the processors (semi-PD, fit of TPOT, made 1 at 1)."""
+    return (0.6284 / share + 0.3818) / (0.6284 + 0.3818)
+
+
+def fleet(engine: PricedEngine, devices: int = 1, splits: Splits = SPLITS) -> Fleet:
+    """Return devices whose prefill and decode run side by side; where caps add up to more than all, they compete."""
+    prefill = _tables(engine.table, [(x, x / max(1.0, x + y)) for x, y in splits], prefill_factor)
+    decode = _tables(engine.table, [(y, y / max(1.0, x + y)) for x, y in splits], decode_factor)
+    lanes = [
+        Pool(_with(engine, tables[0]), devices, role=role, variants=tables[1:], twin_of=twin)
+        for role, tables, twin in (("prefill", prefill, None), ("decode", decode, 0))
+    ]
+    return Fleet(tuple(lanes))
+
+
+def _tables(
+    table: StepTable, shares: list[tuple[Share, Share]], factor: Callable[[Share], float]
+) -> tuple[StepTable, ...]:
+    """Return tables in pairs: alone with the cap, and beside a busy twin with what is left of it."""
+    return tuple(slowed(table, factor(share)) for share in chain.from_iterable(shares))
+
+
+def _with(engine: PricedEngine, table: StepTable) -> PricedEngine:
+    from dataclasses import replace
+
+    return replace(engine, table=table)
+
+
+def follow(
+    ttft_s: float, tpot_s: float, every_s: float = 5.0, most_steps: int = 2, percent: float = 90.0
+) -> Controller:
+    """Move the split towards what misses its promise, so far as is foreseen to mend it; prefill is looked at first."""
+
+    def controller(plane: Plane) -> Process:
+        seen: dict[str, list[float]] = {"ttft": [], "tpot": []}
+        plane.listen(TELL_FIRST_TOKEN, lambda number: seen["ttft"].append(_since(plane, number, "arrival_ps")))
+        plane.listen(TELL_FINISHED, lambda number: seen["tpot"].append(_tpot_s(plane, number)))
+        place = BY_PREFILL.index(0)
+        while True:
+            yield plane.wait(every_s)
+            ttft, tpot = (float(np.percentile(each, percent)) if each else 0.0 for each in seen.values())
+            for each in seen.values():
+                each.clear()
+            moved = _moved(place, ttft / ttft_s, tpot / tpot_s, most_steps)
+            if moved != place:
+                place = moved
+                for lane in range(plane.lanes.size):
+                    plane.do(SetVariant(lane, 2 * BY_PREFILL[place]))
+
+    return controller
+
+
+def _moved(place: int, ttft_of_promise: float, tpot_of_promise: float, most_steps: int) -> int:
+    """Return the place in BY_PREFILL to go to: as many steps as the estimate needs, at most so many at once."""
+    direction = 1 if ttft_of_promise > 1 else -1 if tpot_of_promise > 1 else 0
+    excess = max(ttft_of_promise, tpot_of_promise)
+    for _ in range(most_steps):
+        following = place + direction
+        if direction == 0 or not 0 <= following < len(BY_PREFILL):
+            break
+        side, factor = (0, prefill_factor) if direction > 0 else (1, decode_factor)
+        before, after = (_beside(SPLITS[BY_PREFILL[each]], side) for each in (place, following))
+        place, excess = following, excess * factor(after) / factor(before)
+        if excess <= 1:
+            break
+    return place
+
+
+def _beside(split: tuple[Share, Share], side: int) -> Share:
+    return split[side] / max(1.0, sum(split))
+
+
+def _since(plane: Plane, number: int, what: str) -> float:
+    return float(plane.environment.now - plane.requests[what][number]) / PICOSECONDS_PER_SECOND
+
+
+def _tpot_s(plane: Plane, number: int) -> float:
+    tokens = int(plane.requests["generated_tokens"][number])
+    return _since(plane, number, "first_token_ps") / max(1, tokens - 1)
