@@ -6,9 +6,9 @@ from simulator.blocks import blocks, context, grow_context, own_blocks
 from simulator.cache import drop_leavings, give_blocks, leave_content, take_blocks
 from simulator.dataplane import (
     arrive_ready,
+    begun_steps,
     blocks_crossed,
     cut_run,
-    free_beside_decodes,
     queue_at,
     release_source,
     set_end,
@@ -67,7 +67,7 @@ def act(state, action, slot, lane, amount):
     elif action == DEPART:
         return _depart(state, slot, now_ps)
     elif action == LEASE:
-        return _lease(state, slot, lane, amount)
+        return _lease(state, slot, lane, amount, now_ps)
     elif action == UNLEASE:
         unlease(state, slot, now_ps)
     elif action == LAND:
@@ -192,14 +192,20 @@ def _depart(state, slot, now_ps):
 
 
 @inner_kernel
-def _lease(state, slot, lane, tokens):
-    """Keep blocks for so many tokens of a request free on a lane that it will come to; say if there were enough."""
+def _lease(state, slot, lane, tokens, now_ps):
+    """Keep blocks for so many tokens of a request free on a lane that it will come to; say if there were enough.
+
+    A run of decodes that would have taken them later ends with the step under way.
+    """
     row, here = state.requests[slot], state.lanes[lane]
     if row.leased_lane != lane and (row.leased_lane != NONE or here.running + here.loading >= here.max_sequences):
         return False
-    need = blocks(tokens, here) - row.leased_blocks
-    if need > free_beside_decodes(state.words, here) - here.watermark_blocks:
+    need = max(0, blocks(tokens, here) - row.leased_blocks)
+    begun = blocks_crossed(state.words, here, begun_steps(state, here, now_ps))
+    if need > here.free_blocks - here.late_blocks - begun - here.watermark_blocks:
         return False
+    if need > here.free_blocks - here.late_blocks - blocks_crossed(state.words, here, here.run_steps):
+        cut_run(state, here, now_ps)
     if row.leased_lane == NONE:
         here.loading += 1
         row.leased_lane = lane
@@ -216,10 +222,11 @@ def _land(state, slot, now_ps):
         return False
     lane = row.leased_lane
     here = state.lanes[lane]
-    if not _lease(state, slot, lane, row.computed_tokens):
+    if not _lease(state, slot, lane, row.computed_tokens, now_ps):
         return False
     if row.source_lane != NONE:
         release_source(state, row, now_ps)
+    give_blocks(here, row.leased_blocks - blocks(row.computed_tokens, here))
     row.lane = lane
     row.leased_lane = NONE
     row.leased_blocks = 0

@@ -162,6 +162,14 @@ def cut_run(state, here, now_ps):
 
 
 @inner_kernel
+def begun_steps(state, here, now_ps):
+    """Return the decode steps that a lane has begun since its blocks were last counted, the one under way included."""
+    if here.activity == IDLE or here.run_steps <= 1:
+        return 0 if here.activity == IDLE else here.run_steps
+    return decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps)[0]
+
+
+@inner_kernel
 def release_source(state, row, now_ps):
     """Give back a request's blocks on the lane that prefilled it, which may let that lane go on."""
     source = state.lanes[row.source_lane]

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import toys
 
+from simulator.actions import DEPART, LAND, LEASE, UNLEASE
 from simulator.control.actions import Assign, Close, Fail, Open, Refusal, Withdraw
 from simulator.control.plane import Hold, Reject, operate
 from simulator.fleet import Fleet, Pool
+from simulator.layout import TELL_DEPARTED
 from simulator.replay import replay
 
 MS = 1e-3
@@ -120,3 +122,38 @@ def test_prompts_handed_over_by_the_control_plane_wait_with_their_kv_until_moved
     run = operate(toys.trace([0], 8, 5), fleet, hands_over=False).run
     assert run.counts()["in_flight"] == 1
     assert run.lanes["free_blocks"][0] == run.lanes["total_blocks"][0] - 2
+
+
+def test_a_lease_in_the_middle_of_a_run_of_decodes_leaves_no_blocks_owed():
+    least = []
+
+    def leasing(plane):
+        yield plane.wait(10.5 * MS)
+        assert not plane.act(LEASE, 1, 0, 4 * 60)  # 64 blocks, 5 of them taken
+        assert plane.act(LEASE, 1, 0, 4 * 58)
+        for _ in range(30):
+            yield plane.wait(1 * MS)
+            least.append(int(plane.lanes["free_blocks"][0]))
+        plane.act(UNLEASE, 1)
+
+    def apart(plane):
+        return lambda request, view: request.number
+
+    trace = toys.trace([0, 0], [8, 8], [100, 100])
+    run = operate(trace, toys.fleet(2), routing=apart, controllers=[leasing]).run
+    assert run.lanes["free_blocks"].tolist() == run.lanes["total_blocks"].tolist()
+    assert min(least) >= 0
+    assert run.outcome.preemptions.tolist() == [1, 0]
+
+
+def test_a_lease_of_more_than_lands_is_given_back():
+    def moving(plane):
+        yield plane.wait(5.5 * MS)
+        plane.act(LEASE, 0, 1, 100)
+        plane.act(DEPART, 0)
+        yield plane.happens(TELL_DEPARTED, 0)
+        assert plane.act(LAND, 0)
+        assert plane.lanes["free_blocks"][1] == 64 - 4  # 15 tokens
+
+    run = operate(toys.trace([0], 10, 60), toys.fleet(2), controllers=[moving]).run
+    assert run.lanes["free_blocks"].tolist() == run.lanes["total_blocks"].tolist()
