@@ -14,7 +14,7 @@ KERNEL_FILES = (
     *("models/operators.py", "models/attention.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/residual.py"),
     *("simulator/actions.py", "simulator/advance.py", "simulator/blocks.py", "simulator/cache.py"),
-    "simulator/control/matching.py",
+    *("simulator/control/lanes_now.py", "simulator/control/matching.py"),
     *("simulator/dataplane.py", "simulator/layout.py"),
     *("simulator/queues.py", "simulator/routing.py", "simulator/series.py", "simulator/timers.py"),
     *("simulator/tournament.py", "simulator/turnover.py"),
