@@ -9,7 +9,9 @@ from typing import Protocol, cast
 from simulator.studies.card import Card, Finding, Outcome, judge
 
 STUDIES = {
+    "dualmap": "simulator.studies.dualmap",
     "flow_prefill": "simulator.studies.flow_prefill",
+    "llumnix": "simulator.studies.llumnix",
     "s_lora": "simulator.studies.s_lora",
 }
 ALL = "all"
