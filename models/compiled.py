@@ -74,8 +74,11 @@ def kernel(function: Function) -> Function:
 
 
 def inner_kernel(function: Function) -> Function:
-    """Compile a function that only other kernels call: it has no Python entry, which would take long to compile."""
-    compiled: Function = _NUMBA.njit(
-        cache=_CAN_CACHE, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
+    """Compile a function that only other kernels call: it has no Python entry, which would take long to compile.
+
+    Nor is it cached: those that call it are, with it inside.
+    """
+    compiled: Function = _NUMBA.njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
     return compiled

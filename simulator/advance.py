@@ -2,7 +2,7 @@
 
 from models.compiled import inner_kernel, kernel
 from simulator.actions import act, cancel, submit
-from simulator.dataplane import arrive_ready, begin_step, end_step, next_round, release_source, wake
+from simulator.dataplane import arrive_ready, begin_step, end_step, keep_step, release_source, wake
 from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
 from simulator.routing import choose_lane
 from simulator.timers import DEADLINE, next_timer_ps, take_timer
@@ -32,11 +32,14 @@ def advance(state, plan, now_ps, horizon_ps, action, slot, lane, amount):
                 return
             clock.now_ps = end_ps
             clock.lane_events += 1
-            if lanes[lane].ranks > 1:
-                next_round(state, lanes[lane], end_ps)
-            else:
-                formed_ps = end_ps if lanes[lane].activity == IDLE else end_step(state, lanes[lane])
-                begin_step(state, lanes[lane], end_ps, formed_ps)
+            first = lanes[lane].first_rank
+            last = first + lanes[lane].ranks - 1
+            for rank in range(first, last + 1):
+                end_step(state, lanes[rank])
+            for rank in range(first, last + 1):
+                begin_step(state, lanes[rank], end_ps)
+            if first < last:
+                keep_step(state, first, last)
         elif timer_ps <= arrival_ps:
             if timer_ps > horizon_ps:
                 return

@@ -107,25 +107,18 @@ def wake(state, here, now_ps):
 
 
 @inner_kernel
-def next_round(state, here, now_ps):
-    """End the step of lanes that step together, and begin their next: it lasts as long as the slowest lane's.
+def keep_step(state, first, last):
+    """Let the steps of lanes that step together end with the slowest one's.
 
     A lane with nothing to do keeps step with an empty one, which is never the slowest.
     """
-    lanes, first, ranks = state.lanes, here.first_rank, here.ranks
-    for rank in range(first, first + ranks):
-        if lanes[rank].activity != IDLE:
-            end_step(state, lanes[rank])
-    end_ps = now_ps
-    for rank in range(first, first + ranks):
-        here = lanes[rank]
-        formed_ps = here.start_ps if here.asynchronous and here.activity != IDLE else now_ps
-        begin_step(state, here, now_ps, formed_ps)
-        if here.activity != IDLE:
-            end_ps = max(end_ps, here.end_ps)
-    for rank in range(first, first + ranks):
-        if lanes[rank].activity != IDLE:
-            set_end(state, lanes[rank], end_ps)
+    end_ps = 0
+    for rank in range(first, last + 1):
+        if state.lanes[rank].activity != IDLE:
+            end_ps = max(end_ps, state.lanes[rank].end_ps)
+    for rank in range(first, last + 1):
+        if state.lanes[rank].activity != IDLE:
+            set_end(state, state.lanes[rank], end_ps)
 
 
 @inner_kernel
@@ -216,18 +209,19 @@ def _decode_step_ps(prices, here, step):
 
 
 @inner_kernel
-def begin_step(state, here, now_ps, formed_ps):
-    """Begin the step that the scheduler formed at `formed_ps`; where it had nothing to do then, form one now."""
+def begin_step(state, here, now_ps):
+    """Begin the step that the scheduler has formed; where it had nothing to do then, it forms one now."""
     here.start_ps = now_ps
     was_busy = here.activity != IDLE
+    formed_ps = here.formed_ps if was_busy else now_ps
     if here.variant != here.next_variant or here.twin != NONE:
         _price(state, here)
-    formed = _form_step(state, here, formed_ps)
-    if not formed and formed_ps < now_ps:
-        formed = _form_step(state, here, now_ps)
-    if not formed:
-        here.activity = IDLE
-        set_end(state, here, FAR)
+    while not _form_step(state, here, formed_ps):
+        if formed_ps == now_ps:
+            here.activity = IDLE
+            set_end(state, here, FAR)
+            break
+        formed_ps = now_ps
     if here.twin != NONE:
         _meet_twin(state, here, was_busy, now_ps)
 
@@ -598,18 +592,20 @@ def _give_chunk(state, here, row, chunk, need):
 
 @inner_kernel
 def end_step(state, here):
-    """Book what the ended step or run produced: decodes first, then prefills that are complete.
+    """Book what a lane's ended step or run produced, if it was not idle: decodes, then prefills that are complete.
 
-    Returns when the next step is formed: now, or when the ended step began where the scheduler is asynchronous.
+    The next step is formed now, or was when the ended one began where the scheduler is asynchronous.
     """
+    if here.activity == IDLE:
+        return
     words = state.words
     if here.start_ps < state.clock[0].log_until_ps:
         _write_down(state, here)
-    outstanding, formed_ps = here.outstanding, here.end_ps
+    outstanding, here.formed_ps = here.outstanding, here.end_ps
     if here.asynchronous:
-        formed_ps = here.start_ps
+        here.formed_ps = here.start_ps
         if here.run_steps > 1:
-            formed_ps = here.end_ps - _decode_step_ps(state.prices, here, here.run_steps)
+            here.formed_ps = here.end_ps - _decode_step_ps(state.prices, here, here.run_steps)
     here.busy_ps += here.end_ps - here.start_ps
     here.scheduled_steps += max(1, here.run_steps)
     if here.decoding > 0:
@@ -630,7 +626,6 @@ def end_step(state, here):
         if here.asynchronous:
             here.late_blocks = here.free_blocks - free_blocks
             here.late_finishes = outstanding - here.outstanding
-    return formed_ps
 
 
 @inner_kernel

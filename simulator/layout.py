@@ -101,6 +101,7 @@ LANE = np.dtype(
         ("activity", "i8"),
         ("start_ps", "i8"),
         ("end_ps", "i8"),
+        ("formed_ps", "i8"),  # when the step after the one that ended was formed
         ("run_steps", "i8"),
         ("chunks", "i8"),  # of prompts, in the running step
         ("new_tokens", "i8"),
