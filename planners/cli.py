@@ -14,6 +14,7 @@ COMMANDS = {
     "calibrate": ("planners.commands.calibrate:calibrate", "Fit the cost model to benchmark files."),
     "validate": ("planners.commands.validate:validate", "Compare predictions with measurements."),
     "whatif": ("planners.commands.whatif:whatif", "Plan again under other rates, prices, promises and devices."),
+    "schedule": ("planners.commands.schedule:schedule", "Schedule a week: a reserved base, the rest by the hour."),
     "compare": ("planners.commands.compare:compare", "Show plans, runs and benchmark files side by side."),
     "lock": ("planners.commands.lock:lock", "Lock the decision of a plan in plan.lock.json."),
     "check": ("planners.commands.check:check", "Check locked decisions against today's; 3 means drift."),
