@@ -59,6 +59,11 @@ class PrefixIndex:
         found[list(_members(here))] = len(blocks)
         return found
 
+    def matched_at(self, blocks: Blocks, lane: int) -> int:
+        """Return how many of a prompt's first blocks one lane should have."""
+        recent = self._recent[lane]
+        return next((place for place, block in enumerate(blocks) if block not in recent), len(blocks))
+
     def note(self, blocks: Blocks, lane: int) -> None:
         """Take note of a prompt sent to a lane; its beginning counts as more recent than its end, as in lanes."""
         recent = self._recent[lane]

@@ -285,6 +285,13 @@ class Matched:
         blocks = self._index.matched_blocks(self._content(request.number))
         return np.minimum(blocks * self._block_tokens, request.input_tokens)
 
+    def tokens_at(self, request: RequestView, lane: int) -> int:
+        """Return the cached tokens of a prompt at one lane."""
+        if self._index is None:
+            return int(self._plane.matched_tokens(request.number)[lane])
+        blocks = self._index.matched_at(self._content(request.number), lane)
+        return min(blocks * self._block_tokens, request.input_tokens)
+
     def sent(self, request: RequestView, lane: int) -> int:
         """Take note of where a request is sent, and return it."""
         if self._index is not None:
