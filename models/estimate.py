@@ -15,7 +15,7 @@ from models.calibration.predict import call_s, fit_of_call
 from models.closed_loop import Answered, Load, Scheduler, replay
 from models.engine import Engine
 from models.forward import Call
-from models.power import device_w
+from models.power import device_w, multiplying
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +97,7 @@ class StepCosts:
 
 
 def _list(values: Floats) -> list[float]:
-    return [float(value) for value in values]
+    return list(values.tolist())
 
 
 def _spread(largest: int, growth: float) -> Floats:
@@ -150,7 +150,7 @@ def estimate(engine: Engine, load: Load, costs: StepCosts | None = None) -> Esti
     host_s = step_s + costs.host.host_sequence_s * batch
     provenance, interval = trust(engine, costs, decode)
     tokens_per_s = answered.requests_per_s * load.output_tokens * engine.dp
-    power_w = power_of(engine, costs, decode)
+    power_w = power_of(engine, costs, decode, batch)
     return Estimate(
         answered.ttft_s,
         answered.tpot_s,
@@ -253,8 +253,9 @@ def trust(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> tuple[str,
     return max(weighty, key=WORST_PROVENANCE.index), spread
 
 
-def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call]) -> float | None:
-    """Return the watts of all devices of a replica while decoding, or None where the device's limit is not known."""
+def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call], batch: float) -> float | None:
+    """Return the watts of all devices of a replica while they decode such a batch."""
     device_s = sum(call.times * float(call_s(engine, call)[0]) for call in calls) * costs.host.decode_factor
-    watts = device_w(engine.device, device_s / (device_s + costs.host.step_s(engine.llm.layers)))
+    step_s = device_s + costs.host.step_s(engine.llm.layers)
+    watts = device_w(engine.device, device_s / step_s, multiplying(engine, batch / step_s))
     return None if watts is None else engine.devices * watts

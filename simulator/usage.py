@@ -63,7 +63,7 @@ def _of_pool(run: Run, pool: int, busy: float) -> Usage:
         moved_bytes = _weight_traffic_bytes(run, pool, engine, work.tokens)
         moved_bytes += work.context_tokens * engine.kv_bytes_per_token_per_device * engine.tp * engine.pp
         bandwidth = moved_bytes / (device_span_s * engine.device.bandwidth_bytes_per_s)
-        watts = device_w(engine.device, busy)
+        watts = device_w(engine.device, busy, compute)
         energy = None if watts is None else watts * device_span_s
     return Usage(busy, compute, bandwidth, _kv_fraction(run, pool), idle_usd, energy)
 

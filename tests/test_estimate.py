@@ -160,7 +160,7 @@ ROW = {
 def test_a_measured_row_is_predicted_without_its_times():
     import pandas
 
-    rows = [ROW, {**ROW, "mode": "disagg"}, {**ROW, "quality": "mislabelled_agg"}, {**ROW, "model": "no/such"}]
+    rows = [ROW, {**ROW, "mode": "unheard of"}, {**ROW, "quality": "mislabelled_agg"}, {**ROW, "model": "no/such"}]
     found = end_to_end.predict(pandas.DataFrame(rows))
     assert 0.003 < found.value["tpot"][0] < 0.02
     assert [bool(reason) for reason in found.reason] == [False, True, True, True]

@@ -1,29 +1,31 @@
 """Compare estimates with measured serving results, row by row: which Engine and load a row of the table describes."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from models import device as devices
-from models import llm as llms
+from models import framework
+from models.calibration import serving
 from models.calibration.validation import Predictions, none_yet, summary
 from models.closed_loop import Answered, Load
 from models.engine import Engine, Settings
 from models.estimate import StepCosts, answer, check_fits
+from models.framework import Framework
 from models.llm import Llm
 
 Floats = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+Found = TypeVar("Found")
 
-QUANTISED = re.compile(r"-(FP8|NVFP4|FP4|MXFP4|INT4|W4A16|AWQ)$")  # what a checkpoint's name adds to its model's
-METRICS = ("ttft", "tpot", "e2e")
+METRICS = ("ttft", "tpot", "e2e", "throughput", "power", "energy")
 GROUPS = {"device": "device", "engine": "engine", "mode": "op", "weight_dtype": "dtype"}
-MODES = ("agg",)
+LOOP = "agg"  # the mode of closed loops of one engine, which are replayed; serving.py describes the others
 INFERENCEX_SHORTEST = 0.8
 COLD_WAVES = 10  # its benchmark sends ten requests a client, the first of all at once
 INFERENCEX_POLL_STEPS = {"sglang": 30}  # its launch scripts raise the scheduler's receive interval so far
@@ -36,16 +38,14 @@ PUBLISHED_AS = {"mxfp4": ("fp4", "mxfp4", "fp8"), "int4": ("int4",)}  # what tab
 PER_TENSOR_FP8 = ("llama",)  # published with one scale a tensor; others' fp8 checkpoints scale blocks of 128 x 128
 
 
-def engine_of(row: Mapping[str, Any]) -> Engine:
+def engine_of(row: Row) -> Engine:
     """Return the Engine that a row describes; ValueError says why there is none."""
-    if row["mode"] not in MODES:
-        raise ValueError(f"mode {row['mode']!r} is not described; known: {', '.join(MODES)}")
     if str(row.get("quality", "")).startswith(MISLABELLED):
         raise ValueError(f"row marked {row['quality']}")
     if row["engine"] not in ("vllm", "sglang", "trtllm"):
         raise ValueError(f"no calibration for engine {row['engine']!r}")
-    device = devices.find(row["device"])
-    llm = llms.find(QUANTISED.sub("", row["model"]))
+    device = serving.device_of(row["device"])
+    llm = serving.model_of(row["model"])
     dtype = dtype_of(llm, str(row["weight_dtype"]), device)
     tp, ep = _count(row["tp"]), _count(row["ep"])
     dp = _count(row["attn_dp"])
@@ -86,7 +86,7 @@ def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
     return {"fp4": "nvfp4", "int4": "int4"}.get(stated, stated)
 
 
-def load_of(row: Mapping[str, Any]) -> Load:
+def load_of(row: Row) -> Load:
     """Return the closed loop that a row describes."""
     is_inferencex = _is_inferencex(row)
     values = [row["isl"], row["osl"], row["concurrency"]]
@@ -97,57 +97,82 @@ def load_of(row: Mapping[str, Any]) -> Load:
     return Load(int(values[0]), int(values[1]), int(values[2]), shortest, COLD_WAVES)
 
 
-def _is_inferencex(row: Mapping[str, Any]) -> bool:
+def _is_inferencex(row: Row) -> bool:
     return "InferenceX" in str(row.get("len_note", ""))
 
 
 def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
     """Return what each row's clients would see, or why that is not known; equal rows are worked out once."""
-    known: dict[Any, tuple[Engine, Answered] | str] = {}
     costs: dict[Engine, StepCosts] = {}
+    return _each(frame, READ, lambda row: _answer(row, costs))
+
+
+def _each(frame: Any, columns: tuple[str, ...], work: Callable[[Row], Found]) -> list[Found | str]:
+    """Return the result of some work on each row, or why there is none; rows equal in these columns share it."""
+    known: dict[Any, Found | str] = {}
     found = []
-    for row in frame.reindex(columns=list(READ)).astype(object).to_dict("records"):
-        key = tuple(str(row[name]) for name in READ)
+    for row in frame.reindex(columns=list(columns)).astype(object).to_dict("records"):
+        key = tuple(str(row[name]) for name in columns)
         if key not in known:
-            known[key] = _answer(row, costs)
+            try:
+                known[key] = work(row)
+            except ValueError as error:
+                known[key] = str(error)
         found.append(known[key])
     return found
 
 
-# All that a prediction may know of a row.
+# All that a prediction may know of a row: of a closed loop, and of others.
 READ = (
     *("device", "engine", "engine_version", "model", "mode", "quality", "weight_dtype", "tp", "ep", "attn_dp"),
     *("isl", "osl", "concurrency", "len_note"),
 )
+READ_OTHERS = (
+    *("source", "device", "n_devices", "engine", "model", "mode", "weight_dtype", "tp", "dp", "workload"),
+    *("isl", "osl", "concurrency", "batch", "request_rate"),
+    *(f"{pool}_{name}" for pool in "pd" for name in ("workers", "tp", "attn_dp")),
+)
 
 
-def _answer(row: Mapping[str, Any], costs: dict[Engine, StepCosts]) -> tuple[Engine, Answered] | str:
-    try:
-        engine, load = engine_of(row), load_of(row)
-        check_fits(engine, load)
-        if engine not in costs:
-            costs[engine] = StepCosts(engine)
-        poll_steps = INFERENCEX_POLL_STEPS.get(row["engine"], 1) if _is_inferencex(row) else 1
-        return engine, answer(costs[engine], load, poll_steps)
-    except ValueError as error:
-        return str(error)
+def _answer(row: Row, costs: dict[Engine, StepCosts]) -> tuple[Engine, Answered]:
+    engine, load = engine_of(row), load_of(row)
+    check_fits(engine, load)
+    if engine not in costs:
+        costs[engine] = StepCosts(engine)
+    poll_steps = INFERENCEX_POLL_STEPS.get(row["engine"], 1) if _is_inferencex(row) else 1
+    return engine, answer(costs[engine], load, poll_steps)
 
 
 def predict(frame: Any) -> Predictions:
     """Return the predictions of every row of an end-to-end table; measured times are not read."""
     found = none_yet(len(frame), METRICS)
-    for i, answered in enumerate(answers(frame)):
-        if isinstance(answered, str):
-            found.reason[i] = answered
+    is_loop = frame["mode"].fillna("").to_numpy(str) == LOOP
+    for i, one in zip(np.flatnonzero(is_loop), answers(frame[is_loop]), strict=True):
+        if isinstance(one, str):
+            found.reason[i] = one
             continue
-        engine, seen = answered
-        host = StepCosts(engine).host
-        for metric, seconds in (("ttft", seen.ttft_s), ("tpot", seen.tpot_s), ("e2e", seen.e2e_s)):
-            found.value[metric][i] = seconds
-            low, high = host.ttft_interval if metric == "ttft" else host.interval
-            found.low[metric][i], found.high[metric][i] = seconds * low, seconds * high
-        found.provenance[i] = host.provenance
+        engine, seen = one
+        _fill(found, int(i), {"ttft": seen.ttft_s, "tpot": seen.tpot_s, "e2e": seen.e2e_s}, framework.of_engine(engine))
+    costs: dict[Engine, StepCosts] = {}
+    others = _each(frame[~is_loop], READ_OTHERS, lambda row: serving.answer(row, costs))
+    for i, told in zip(np.flatnonzero(~is_loop), others, strict=True):
+        if isinstance(told, str):
+            found.reason[i] = told
+        else:
+            _fill(found, int(i), told, None)
     return found
+
+
+def _fill(found: Predictions, row: int, told: Mapping[str, float], host: Framework | None) -> None:
+    """Put what is predicted of a row in its place; rows of closed forms, host None, are modelled and wide."""
+    found.provenance[row] = host.provenance if host else "modelled"
+    for metric, value in told.items():
+        low, high = (host.ttft_interval if metric == "ttft" else host.interval) if host else WIDE
+        found.value[metric][row] = value
+        found.low[metric][row], found.high[metric][row] = value * low, value * high
+
+
+WIDE = (0.4, 1.8)  # of rows that say little of the engine: about what nine in ten of them lay between
 
 
 def validate_end_to_end(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
@@ -156,6 +181,10 @@ def validate_end_to_end(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
 
     frame = pandas.read_parquet(path)
     found = predict(frame)
-    truth = {metric: frame[f"{metric}_ms"].to_numpy(np.float64, na_value=np.nan) * 1e-3 for metric in METRICS}
+    truth = {metric: frame[f"{metric}_ms"].to_numpy(np.float64, na_value=np.nan) * 1e-3 for metric in METRICS[:3]}
+    whole = frame["tokens_kind"].fillna("").to_numpy(str) == "output"
+    truth["throughput"] = np.where(whole, frame["tokens_per_s"].to_numpy(np.float64, na_value=np.nan), np.nan)
+    for metric, column in (("power", "power_w_per_device"), ("energy", "energy_j_per_token")):
+        truth[metric] = frame[column].to_numpy(np.float64, na_value=np.nan)
     keys = frame[list(GROUPS)].rename(columns=GROUPS).fillna("").astype(str)
     return frame, found, summary(keys, truth, found)

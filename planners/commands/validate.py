@@ -10,6 +10,7 @@ from planners.commands.envelope import give
 from planners.commands.options import json_flag
 from planners.commands.tables import table
 
+UNITS = {"time": ("us", 1e6), "throughput": ("tokens_per_s", 1.0), "power": ("w", 1.0), "energy": ("j", 1.0)}
 KINDS = ("operators", "collectives", "end-to-end", "requests")
 
 
@@ -54,7 +55,7 @@ def _write(path: Path, frame: Any, found: Any) -> None:
 
     columns = {"row": range(len(frame))}
     for metric in found.value:
-        unit, factor = ("us", 1e6) if metric == "time" else ("ms", 1e3)
+        unit, factor = UNITS.get(metric, ("ms", 1e3))
         columns[f"{metric}_{unit}_predicted"] = found.value[metric] * factor
         columns[f"{metric}_{unit}_low"] = found.low[metric] * factor
         columns[f"{metric}_{unit}_high"] = found.high[metric] * factor
