@@ -7,6 +7,7 @@ from models.llm import Llm
 from models.speculation import PART_SHIFT, Speculation, check
 
 UNLIMITED_TOKENS = 1 << 40
+POLICIES = ("fcfs", "priority")
 BYTES_PER_ACTIVATION = 2
 BYTES_PER_LOGIT = 4
 PICOSECONDS_PER_SECOND = 10**12
@@ -26,7 +27,7 @@ class Settings:
     watermark_fraction: float = 0.0
     memory_fraction: float = 0.9
     async_scheduling: bool = True
-    scheduling_policy: str = "fcfs"  # or "priority"
+    scheduling_policy: str = "fcfs"  # one of POLICIES
     prefill_first: bool = False  # prefills go alone and before decodes, as SGLang's do
     no_evict: bool = False  # a request is admitted only if it can finish, as TensorRT-LLM's guaranteed-no-evict
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
@@ -111,7 +112,7 @@ class Engine:
 
     @property
     def kv_tokens(self) -> int:
-        """Return the KV tokens that one replica's devices can hold; below one block the Engine does not fit."""
+        """Return the KV tokens that the devices of one rank can hold; below one block the Engine does not fit."""
         usable_bytes = self.device.memory_bytes * self.settings.memory_fraction
         left_bytes = usable_bytes - self.weight_bytes_per_device - self.reserve_bytes
         left_bytes -= self.settings.max_num_seqs * self.llm.kv_fixed_bytes(self.kv_dtype) / (self.tp * self.pp)
@@ -135,9 +136,9 @@ class Engine:
 
     @property
     def limits(self) -> Limits:
-        """Return what one lane may hold; pipeline lanes share a replica's KV evenly."""
+        """Return what one lane may hold; pipeline lanes share the KV of their devices evenly, ranks have their own."""
         settings = self.settings
-        blocks = self.kv_tokens // self.lanes // settings.block_tokens
+        blocks = self.kv_tokens // self.pp // settings.block_tokens
         watermark = int(blocks * settings.watermark_fraction)
         context = min(self.llm.context_tokens, (blocks - watermark) * settings.block_tokens)
         if settings.max_model_tokens is not None:

@@ -1,7 +1,8 @@
 """A fleet from a file: plan.json as a command wrote it, or fleet.yaml as a person did: model, router and pools."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -10,8 +11,9 @@ from planners.slo import Slo
 
 if TYPE_CHECKING:
     from models.device import Device
+    from models.engine import Settings
     from models.llm import Llm
-    from simulator.fleet import Fleet, Pool
+    from simulator.fleet import Fleet, Link, Pool
 
 T = TypeVar("T")
 
@@ -20,7 +22,11 @@ FORBID = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True)
 class PoolLine:
-    """One pool: equal replicas of a model cut tp x pp over devices; the price list's price where none is written."""
+    """One pool: equal replicas of a model cut tp x pp over devices; the price list's price where none is written.
+
+    role is both, prefill or decode; pools that only decode come last. What is not written of how the engine is run is
+    vLLM's default; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7.
+    """
 
     __pydantic_config__: ClassVar = FORBID
 
@@ -33,13 +39,43 @@ class PoolLine:
     dtype: str = "bf16"
     model: str | None = None
     usd_per_device_hour: float | None = None
+    role: str = "both"
+    kv_dtype: str = "bf16"
+    framework: str = "vllm"
+    framework_version: str | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_model_tokens: int | None = None
+    block_tokens: int | None = None
+    long_prefill_tokens: int | None = None
+    watermark_fraction: float | None = None
+    chunked_prefill: bool | None = None
+    prefix_caching: bool | None = None
+    async_scheduling: bool | None = None
+    scheduling_policy: str | None = None
+    prefill_first: bool | None = None
+    no_evict: bool | None = None
+    swap_preempted: bool | None = None
+    speculative: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLine:
+    """The way of KV from prefill to decode replicas, of one replica each way; layerwise, it overlaps with prefill."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    bytes_per_s: float = 50e9
+    latency_s: float = 1e-3
+    layerwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
-    """A fleet as written: one model, one router, pools, and perhaps the promises it is held against."""
+    """A fleet as written: one model, one router, pools, and perhaps the promises it is held against.
+
+    A client gives up a request that is not finished after patience_s.
+    """
 
     __pydantic_config__: ClassVar = FORBID
 
@@ -47,6 +83,8 @@ class FleetFile:
     model: str | None = None
     router: str = "join-shortest-queue"
     slo: tuple[str, ...] = ()
+    link: LinkLine = field(default_factory=LinkLine)
+    patience_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +118,38 @@ def _from_lines(path: str | Path, text: str) -> ReadFleet:
             mistakes.append(f"{place}: pools.{index}.{wrong.key}: {wrong}")
     slos = _checked(lambda: _slos(written), str(path), text, "slo", mistakes)
     _checked(lambda: _known_router(written.router), str(path), text, "router", mistakes)
+    _checked(lambda: _positive("patience_s", written.patience_s), str(path), text, "patience_s", mistakes)
+    link = _checked(lambda: _link(written.link), str(path), text, "link", mistakes)
     if not written.pools:
         mistakes.append(f"{marked_yaml.place_of(str(path), text, ('pools',))}: pools: expected at least one")
-    if mistakes:
+    if mistakes or link is None:
         raise ValueError("\n".join(mistakes))
+    try:
+        return ReadFleet(_fleet(written, tuple(pools), link, slos or ()), slos or ())
+    except ValueError as error:
+        raise ValueError(f"{marked_yaml.place_of(str(path), text, ('pools',))}: pools: {error}") from None
+
+
+def _fleet(written: FleetFile, pools: "tuple[Pool, ...]", link: "Link", slos: tuple[Slo, ...]) -> "Fleet":
+    from planners.slo import limit_s
     from simulator.fleet import Fleet
 
-    return ReadFleet(Fleet(tuple(pools), written.router), slos or ())
+    patience_s = math.inf if written.patience_s is None else written.patience_s
+    return Fleet(pools, written.router, link=link, patience_s=patience_s, ttft_limit_s=limit_s(slos, "ttft"))
+
+
+def _link(line: LinkLine) -> "Link":
+    from simulator.fleet import Link
+
+    _positive("bytes_per_s", line.bytes_per_s)
+    if line.latency_s < 0:
+        raise ValueError(f"latency_s must not be negative, got {line.latency_s:g}")
+    return Link(line.bytes_per_s, line.latency_s, line.layerwise)
+
+
+def _positive(key: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{key} must be positive, got {value:g}")
 
 
 class _Wrong(ValueError):
@@ -120,18 +183,22 @@ def _known_router(name: str) -> None:
 
 
 def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
-    from models.engine import Engine, Settings
+    from models.engine import Engine
     from simulator.fleet import Pool, priced
 
     llm, device = _llm(line.model or model, folder), _device(line.device)
-    for key in ("replicas", "tp", "pp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens"):
+    for key in COUNTS:
         count = getattr(line, key)
         if count is not None and count < 1:
             raise _Wrong(key, f"must be at least 1, not {count}")
-    dtype = _dtype(line.dtype)
-    changes = {key: getattr(line, key) for key in ("max_num_seqs", "max_num_batched_tokens") if getattr(line, key)}
+    dtype, kv_dtype = _dtype("dtype", line.dtype), _dtype("kv_dtype", line.kv_dtype)
     ep = line.ep or (line.tp if llm.experts else 1)
-    engine = Engine(llm, device, line.tp, line.pp, ep, line.dp, dtype, settings=Settings(**changes))
+    engine = Engine(
+        *(llm, device, line.tp, line.pp, ep, line.dp, dtype, kv_dtype),
+        framework=_framework(line.framework),
+        framework_version=line.framework_version,
+        settings=_settings(line),
+    )
     if llm.heads % line.tp:
         raise _Wrong("tp", f"tp {line.tp} does not divide the {llm.heads} heads of {llm.name}")
     if llm.layers % line.pp:
@@ -140,7 +207,61 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
         gigabytes = engine.weight_bytes_per_device / 1e9
         words = f"{llm.name} in {dtype} does not fit: {gigabytes:.1f} GB of weights a device of"
         raise _Wrong("device", f"{words} {device.memory_bytes / 1e9:.0f} GB; a larger tp would help")
-    return Pool(priced(engine), line.replicas, usd_per_hour=_usd_per_device_hour(line, device.name) * engine.devices)
+    usd_per_hour = _usd_per_device_hour(line, device.name) * engine.devices
+    return Pool(priced(engine), line.replicas, usd_per_hour=usd_per_hour, role=_role(line.role))
+
+
+COUNTS = (
+    *("replicas", "tp", "pp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens"),
+    *("max_model_tokens", "block_tokens", "long_prefill_tokens"),
+)
+SETTINGS = (
+    *("max_num_seqs", "max_num_batched_tokens", "max_model_tokens", "block_tokens", "long_prefill_tokens"),
+    *("watermark_fraction", "chunked_prefill", "prefix_caching", "async_scheduling", "scheduling_policy"),
+    *("prefill_first", "no_evict", "swap_preempted"),
+)
+
+
+def _settings(line: PoolLine) -> "Settings":
+    """Return how the pool's engines are run; what is not written is as by default."""
+    from models import speculation
+    from models.engine import POLICIES, Settings
+
+    written = {key: getattr(line, key) for key in SETTINGS if getattr(line, key) is not None}
+    settings = Settings(**written)
+    if settings.scheduling_policy not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise _Wrong("scheduling_policy", f"unknown policy {settings.scheduling_policy!r}; known: {known}")
+    if not 0.0 <= settings.watermark_fraction < 1.0:
+        raise _Wrong("watermark_fraction", f"must be from 0 to below 1, got {settings.watermark_fraction:g}")
+    if settings.block_tokens & (settings.block_tokens - 1):
+        raise _Wrong("block_tokens", f"must be a power of two, got {settings.block_tokens}")
+    if line.speculative is None:
+        return settings
+    try:
+        drafts = speculation.parse(line.speculative)
+        speculation.check(settings.max_num_seqs, settings.max_num_batched_tokens, drafts)
+    except ValueError as error:
+        raise _Wrong("speculative", str(error)) from None
+    return replace(settings, speculation=drafts)
+
+
+def _role(name: str) -> str:
+    from simulator.fleet import ROLES
+
+    if name not in ROLES:
+        raise _Wrong("role", f"unknown role {name!r}; known: {', '.join(ROLES)}")
+    return name
+
+
+def _framework(name: str) -> str:
+    from models import framework
+
+    try:
+        framework.load(name)
+    except ValueError as error:
+        raise _Wrong("framework", str(error)) from None
+    return name
 
 
 def _usd_per_device_hour(line: PoolLine, device_name: str) -> float:
@@ -177,10 +298,10 @@ def _device(name: str) -> "Device":
         raise _Wrong("device", str(error)) from None
 
 
-def _dtype(name: str) -> str:
+def _dtype(key: str, name: str) -> str:
     from models import dtype
 
     try:
         return dtype.canonical(name)
     except ValueError as error:
-        raise _Wrong("dtype", str(error)) from None
+        raise _Wrong(key, str(error)) from None

@@ -104,7 +104,68 @@ def test_json_may_stand_in_for_yaml(folder):
     assert read.fleet.replicas == 1
 
 
+WHOLE = """
+model: llama-3.1-8b
+router: round-robin
+patience_s: 60
+link: {bytes_per_s: 25e9, latency_s: 0.002, layerwise: true}
+pools:
+- {device: h100-sxm, role: prefill, replicas: 2, prefill_first: true, chunked_prefill: false, prefix_caching: false}
+- device: l40s
+  role: decode
+  kv_dtype: fp8
+  scheduling_policy: priority
+  async_scheduling: false
+  swap_preempted: true
+  no_evict: true
+  speculative: "3:0.7"
+  max_num_seqs: 64
+  long_prefill_tokens: 512
+  watermark_fraction: 0.01
+  max_model_tokens: 8192
+  framework: vllm
+"""
+
+
+def test_a_fleet_file_can_say_all_that_the_data_plane_knows(folder):
+    (folder / "fleet.yaml").write_text(WHOLE)
+    fleet = fleet_file.read(folder / "fleet.yaml").fleet
+    assert (fleet.patience_s, fleet.router) == (60.0, "round-robin")
+    assert (fleet.link.bytes_per_s, fleet.link.latency_s, fleet.link.is_layerwise) == (25e9, 0.002, True)
+    prefill, decode = fleet.pools
+    assert (prefill.role, decode.role) == ("prefill", "decode")
+    limits = prefill.engine.limits
+    assert (limits.prefill_first, limits.chunked_prefill, limits.caching) == (True, False, False)
+    limits = decode.engine.limits
+    assert (limits.by_priority, limits.asynchronous, limits.reserves) == (True, False, True)
+    assert limits.swap_ps_per_token > 0
+    assert (limits.verified_tokens, limits.max_sequences, limits.long_prefill_tokens) == (4, 64, 512)
+    assert limits.watermark_blocks == limits.total_blocks // 100
+    assert limits.max_context_tokens == 8192
+    assert decode.engine.engine.kv_dtype == "fp8"
+    result = json.loads(simulate(folder, "--json").stdout)["result"]
+    assert result["requests"]["finished"] == 2
+
+
+def test_data_parallel_ranks_are_lanes_with_their_own_memory(folder):
+    (folder / "fleet.yaml").write_text("model: qwen3-30b-a3b\npools: [{device: h100-sxm, dp: 2, ep: 2}]\n")
+    (pool,) = fleet_file.read(folder / "fleet.yaml").fleet.pools
+    assert (pool.engine.lanes, pool.engine.ranks) == (2, 2)
+    engine = pool.engine.engine
+    assert pool.engine.limits.total_blocks == engine.kv_tokens // 16
+    assert json.loads(simulate(folder, "--json").stdout)["result"]["requests"]["finished"] == 2
+
+
 MISTAKES = [
+    ("model: llama-3.1-8b\npools: [{device: l4, role: x}]\n", "2:28: pools.0.role: unknown role 'x'; known: both"),
+    ("model: llama-3.1-8b\npools: [{device: l4, role: decode}]\n", "2:8: pools: pools that only prefill need pools"),
+    ("model: llama-3.1-8b\npools: [{device: l4, speculative: '3'}]\n", "pools.0.speculative: cannot read the spec"),
+    ("model: llama-3.1-8b\npools: [{device: l4, scheduling_policy: lifo}]\n", "unknown policy 'lifo'; known: fcfs, pr"),
+    ("model: llama-3.1-8b\npools: [{device: l4, framework: x}]\n", "framework: unknown serving framework 'x'; known:"),
+    ("model: llama-3.1-8b\npools: [{device: l4, block_tokens: 3}]\n", "block_tokens: must be a power of two, got 3"),
+    ("model: llama-3.1-8b\npools: [{device: l4, kv_dtype: x}]\n", "pools.0.kv_dtype: unknown dtype 'x'"),
+    ("model: llama-3.1-8b\npatience_s: 0\npools: [{device: l4}]\n", "2:13: patience_s: patience_s must be positive"),
+    ("model: llama-3.1-8b\nlink: {latency_s: -1}\npools: [{device: l4}]\n", "link: latency_s must not be negative"),
     ("model: llama-3.1-8b\npools: [{device: h100-smx}]\n", "2:18: pools.0.device: unknown device 'h100-smx'; did you"),
     ("model: lama-3.1-8b\npools: [{device: l4}]\n", "pools.0.model: unknown model 'lama-3.1-8b'; did you mean llama"),
     ("pools: [{device: l4}]\n", "pools.0.model: no model named"),
