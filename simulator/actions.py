@@ -1,13 +1,13 @@
 """What the control plane may do to the data plane, and whether physics lets it."""
 
 from models.compiled import inner_kernel
-from models.step import decode_run_ps
-from simulator.blocks import blocks, context, grow_context, own_blocks
+from simulator.blocks import blocks, own_blocks
 from simulator.cache import drop_leavings, give_blocks, leave_content, take_blocks
 from simulator.dataplane import (
     arrive_ready,
     begun_steps,
     blocks_crossed,
+    book_steps,
     cut_run,
     queue_at,
     release_source,
@@ -298,18 +298,10 @@ def _fail(state, lane, now_ps):
 @inner_kernel
 def _book_whole_steps(state, here, now_ps):
     """Count the steps of a run of decodes that have ended by now; the step under way is lost."""
-    if here.activity == IDLE:
-        return
-    here.busy_ps += now_ps - here.start_ps
     if here.activity == DECODE_RUN:
-        steps = decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps)[
-            0
-        ]
-        whole = max(0, steps - 1)
-        take_blocks(state, here, blocks_crossed(state.words, here, whole))
-        here.steps += whole
-        here.scheduled_steps += whole
-        grow_context(here, whole * here.decoding * here.growth_parts)
+        book_steps(state, here, now_ps - here.start_ps)
+    if here.activity != IDLE:
+        here.busy_ps += now_ps - here.start_ps
 
 
 @inner_kernel

@@ -214,6 +214,8 @@ def begin_step(state, here, now_ps):
     here.start_ps = now_ps
     was_busy = here.activity != IDLE
     formed_ps = here.formed_ps if was_busy else now_ps
+    if here.twin != NONE:
+        _catch_up(state, here, was_busy, now_ps)
     if here.variant != here.next_variant or here.twin != NONE:
         _price(state, here)
     while not _form_step(state, here, formed_ps):
@@ -239,6 +241,43 @@ def _price(state, here):
         here.alone_at, here.beside_at = prices.alone_at, prices.beside_at
         here.cells, here.cell_shift = prices.cells, prices.cell_shift
         here.prefill_at, here.window_tokens = prices.prefill_at, prices.window_tokens
+
+
+@inner_kernel
+def _catch_up(state, here, was_busy, now_ps):
+    """Book the steps of a twin's run of decodes that have ended by now, and end the run with the step under way.
+
+    So this lane sees the blocks they took, and those that it takes itself are not counted on. Of steps that end at
+    this very instant, those of a higher lane come after this one's, but before what wakes an idle lane.
+    """
+    other = state.lanes[here.twin]
+    share_blocks(here, other)
+    if other.activity != DECODE_RUN or other.run_steps == 1:
+        return
+    limit_ps = now_ps - other.start_ps - (1 if was_busy else 0)
+    whole = book_steps(state, other, limit_ps)
+    elapsed_ps = decode_run_ps(state.prices, other, other.decoding, context(other), 1, FAR)[1]
+    other.run_steps = 1
+    set_end(state, other, other.start_ps + elapsed_ps)
+    if whole > 0:
+        share_blocks(other, here)
+
+
+@inner_kernel
+def book_steps(state, here, limit_ps):
+    """Count the steps of a lane's run of decodes that have ended within so long, as far as it goes; return how many."""
+    steps = decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, limit_ps)[0]
+    whole = max(0, steps - 1)
+    if whole > 0:
+        elapsed_ps = decode_run_ps(state.prices, here, here.decoding, context(here), whole, FAR)[1]
+        take_blocks(state, here, blocks_crossed(state.words, here, whole))
+        here.steps += whole
+        here.scheduled_steps += whole
+        here.busy_ps += elapsed_ps
+        here.start_ps += elapsed_ps
+        here.run_steps -= whole
+        grow_context(here, whole * here.decoding * here.growth_parts)
+    return whole
 
 
 @inner_kernel

@@ -9,10 +9,13 @@ from typing import Protocol, cast
 from simulator.studies.card import Card, Finding, Outcome, judge
 
 STUDIES = {
+    "aibrix": "simulator.studies.aibrix",
     "dualmap": "simulator.studies.dualmap",
     "flow_prefill": "simulator.studies.flow_prefill",
     "llumnix": "simulator.studies.llumnix",
+    "prfaas": "simulator.studies.prfaas",
     "s_lora": "simulator.studies.s_lora",
+    "semi_pd": "simulator.studies.semi_pd",
 }
 ALL = "all"
 
