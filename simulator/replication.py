@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,16 +29,35 @@ def replicate(
     seeds: Iterable[int],
     figures: Callable[[Run], Mapping[str, float]],
     confidence: float = 0.95,
+    workers: int = 1,
 ) -> dict[str, Interval]:
     """Return an interval for each figure of the runs that `run_of` makes of seeds.
+
+    The answer does not depend on the number of workers; with more than one, processes are started, which have to be
+    able to import both functions.
 
     >>> replicate(lambda seed: seed, [1, 2, 3], lambda run: {"itself": run})["itself"].mean
     2.0
     """
-    rows = [figures(run_of(seed)) for seed in seeds]
+    rows = _rows(partial(_row, run_of, figures), list(seeds), workers)
     if not rows:
         raise ValueError("no seed given; expected at least one")
     return {name: interval([row[name] for row in rows], confidence) for name in rows[0]}
+
+
+def _row(run_of: Callable[[int], Run], figures: Callable[[Run], Mapping[str, float]], seed: int) -> Mapping[str, float]:
+    return figures(run_of(seed))
+
+
+def _rows(row_of: Callable[[int], Mapping[str, float]], seeds: list[int], workers: int) -> list[Mapping[str, float]]:
+    """Return the figures of every seed, in their order."""
+    if workers <= 1 or len(seeds) <= 1:
+        return [row_of(seed) for seed in seeds]
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(min(workers, len(seeds)), get_context("spawn")) as pool:
+        return list(pool.map(row_of, seeds))
 
 
 def interval(values: list[float], confidence: float = 0.95) -> Interval:

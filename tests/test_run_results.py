@@ -170,6 +170,16 @@ def test_intervals_over_replications_hold_the_true_mean_as_often_as_they_say():
     assert 870 <= held <= 930
 
 
+def replication(seed: int):
+    """One replication, as a worker can find it."""
+    return replay(poisson(0.8, 500, seed), one_server())
+
+
+def test_intervals_do_not_depend_on_the_number_of_workers():
+    alone, together = (replicate(replication, range(4), figures_of, workers=workers) for workers in (1, 2))
+    assert alone == together
+
+
 def test_replicating_gives_an_interval_for_each_figure():
     found = replicate(lambda seed: replay(poisson(0.5, 500, seed), one_server()), range(5), figures_of)
     assert found["ttft.p50"].low < found["ttft.p50"].mean < found["ttft.p50"].high

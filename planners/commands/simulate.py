@@ -1,6 +1,7 @@
 """`plan simulate`: replay a trace on a fleet that a plan.json or fleet.yaml describes."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     "--siblings", type=click.IntRange(2), metavar="N", help="Also replay N resampled traces: intervals for all figures."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the resampling.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes for them."
+)
 @folder_option
 @json_flag
 def simulate(
@@ -37,6 +41,7 @@ def simulate(
     enforce: bool,
     siblings: int | None,
     seed: int,
+    workers: int,
     folder: str | None,
     as_json: bool,
 ) -> None:
@@ -66,7 +71,7 @@ def simulate(
     result = result_of(run, slos)
     if siblings:
         inputs = {**inputs, "siblings": siblings, "seed": seed}
-        result["intervals"] = intervals(requests, read.fleet, slos, siblings, seed)
+        result["intervals"] = intervals(requests, read.fleet, slos, siblings, seed, workers)
     answer = Answer("simulate", inputs, result, warnings, timings)
     give(answer, as_json, words(run, slos))
     if missed and enforce:
@@ -122,20 +127,25 @@ def pools_of(run: "Run") -> list[dict[str, Any]]:
 
 
 def intervals(
-    trace: "Trace", fleet: "Fleet", slos: "tuple[Slo, ...]", siblings: int, seed: int
+    trace: "Trace", fleet: "Fleet", slos: "tuple[Slo, ...]", siblings: int, seed: int, workers: int
 ) -> dict[str, dict[str, Any]]:
     """Return the interval of every figure over replays of resampled siblings of a trace."""
-    from planners.search import siblings_of
-    from simulator.replay import replay
     from simulator.replication import figures_of, replicate
 
-    limits_s = limits_of(slos)
     found = replicate(
-        lambda number: replay(siblings_of(trace, [number], seed)[0], fleet),
+        partial(_sibling_run, trace, fleet, seed),
         range(1, siblings + 1),
-        lambda run: figures_of(run, limits_s),
+        partial(figures_of, limits_s=limits_of(slos)),
+        workers=workers,
     )
     return {name: asdict(each) for name, each in found.items()}
+
+
+def _sibling_run(trace: "Trace", fleet: "Fleet", seed: int, number: int) -> "Run":
+    from planners.search import siblings_of
+    from simulator.replay import replay
+
+    return replay(siblings_of(trace, [number], seed)[0], fleet)
 
 
 def limits_of(slos: "tuple[Slo, ...]") -> dict[str, float]:
@@ -164,7 +174,7 @@ def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
             f"Pool      {pool.replicas} x {pool.engine.name}, busy {busy:.0%}"
             for pool, busy in zip(run.fleet.pools, run.busy_fraction(), strict=True)
         ),
-        f"Requests  {counts['finished']} finished, {counts['rejected']} rejected; the fleet is {saturation.verdict(run)}",
+        f"Requests  {counts['finished']} finished, {counts['rejected']} rejected; fleet {saturation.verdict(run)}",
         f"Cost      {run.usd:.2f} USD for {run.span_s:.0f} s at {run.fleet.usd_per_hour:.2f} USD/h",
         "",
         table(rows, right=[1, 2, 3]),
