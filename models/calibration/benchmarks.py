@@ -5,11 +5,12 @@ Times are converted to ours: TTFT from sending to the first token, time per toke
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from models.calibration import llama_bench, records, scrapes
 
 Row = Mapping[str, Any]
 MILLISECOND = 1e-3
@@ -29,22 +30,49 @@ class Run:
 
 def read(path: Path) -> list[Run]:
     """Return the runs of a file, whatever tool wrote it; ValueError names the formats where none fits."""
-    text = path.read_text()
-    if re.search(r"^(vllm|sglang)[:_]\w+", text, re.MULTILINE):
-        return [_prometheus(str(path), text)]
-    found = []
-    for number, value in enumerate(_values(path, text), start=1):
-        place = f"{path}#{number}"
-        for name, (fits, runs) in FORMATS.items():
-            if fits(value):
-                try:
-                    found += list(runs(place, value))
-                except (KeyError, TypeError, ZeroDivisionError) as error:
-                    raise ValueError(f"{place}: looks like {name}, but {error!r} is missing or malformed") from error
-                break
+    return read_all([path])
+
+
+def read_all(paths: Sequence[Path]) -> list[Run]:
+    """Return the runs of several files; two scrapes of metrics one after the other tell what was between them."""
+    found: list[Run] = []
+    earlier: dict[str, float] | None = None
+    for path in paths:
+        text = path.read_text()
+        if not scrapes.is_scrape(text):
+            found += _read(path, text)
+            continue
+        now = scrapes.samples(text)
+        if earlier is not None:
+            found[-1] = _run(str(path), scrapes.means(str(path), scrapes.between(earlier, now)))
         else:
-            raise ValueError(f"{place}: no known benchmark result; known: {', '.join(FORMATS)}, prometheus text")
+            found.append(_run(str(path), scrapes.means(str(path), now)))
+        earlier = now
     return found
+
+
+def _read(path: Path, text: str) -> list[Run]:
+    if path.suffix == ".csv" or llama_bench.is_table(text):
+        rows = enumerate(llama_bench.rows(str(path), text), 1)
+        return [run for number, row in rows for run in _llama_bench(f"{path}#{number}", row)]
+    values = list(_values(path, text))
+    if values and all(map(records.is_aiperf, values)):
+        return [_run(str(path), records.seen(str(path), records.aiperf(values)))]
+    return [run for number, value in enumerate(values, 1) for run in _runs(f"{path}#{number}", value)]
+
+
+def _runs(place: str, value: Any) -> list[Run]:
+    for name, (fits, runs) in FORMATS.items():
+        if fits(value):
+            try:
+                return list(runs(place, value))
+            except (KeyError, TypeError, ZeroDivisionError) as error:
+                raise ValueError(f"{place}: looks like {name}, but {error!r} is missing or malformed") from error
+    raise ValueError(f"{place}: no known benchmark result; known: {', '.join(FORMATS)}, prometheus text")
+
+
+def _run(place: str, told: scrapes.Means | records.Seen) -> Run:
+    return Run(place, told.input_tokens, told.output_tokens, told.in_flight, told.ttft_s, told.tpot_s)
 
 
 def _values(path: Path, text: str) -> Iterator[Any]:
@@ -104,12 +132,9 @@ def _guidellm(place: str, report: Row) -> Iterator[Run]:
         )
 
 
-_UNITS = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "ns": 1e-9, "s/token": 1.0, "ms/token": 1e-3}
-
-
 def _aiperf(place: str, report: Row) -> Iterator[Run]:
     def seconds(name: str) -> float:
-        return float(report[name]["avg"]) * _UNITS[report[name]["unit"]]
+        return float(report[name]["avg"]) * records.UNITS[report[name]["unit"]]
 
     throughput = float(report["request_throughput"]["avg"])
     yield Run(
@@ -127,7 +152,7 @@ def _llm_d(place: str, report: Row) -> Iterator[Run]:
     latency = aggregate["latency"]
 
     def seconds(name: str) -> float:
-        return float(latency[name]["mean"]) * _UNITS[latency[name]["units"]]
+        return float(latency[name]["mean"]) * records.UNITS[latency[name]["units"]]
 
     name = "time_per_output_token" if "time_per_output_token" in latency else "inter_token_latency"
     requests = aggregate["requests"]
@@ -147,10 +172,14 @@ def _llm_d(place: str, report: Row) -> Iterator[Run]:
 def _llama_bench(place: str, row: Row) -> Iterator[Run]:
     """Yield a prompt test as a time to the first token, a generation test as a time per token."""
     tokens_per_s, depth = float(row["avg_ts"]), float(row.get("n_depth", 0))
-    if row["n_prompt"] and not row["n_gen"]:
+    if row.get("n_prompt") and not row.get("n_gen"):
         yield Run(place, float(row["n_prompt"]), 2.0, 1.0, row["n_prompt"] / tokens_per_s, None)
-    elif row["n_gen"] and not row["n_prompt"]:
+    elif row.get("n_gen") and not row.get("n_prompt"):
         yield Run(place, max(1.0, depth), float(row["n_gen"]), 1.0, None, 1.0 / tokens_per_s)
+
+
+def _without_lengths(place: str, _: Any) -> Iterator[Run]:
+    raise ValueError(f"{place}: genai-perf's profile_export.json tells no prompt lengths; give its summary beside it")
 
 
 def _rows(runs: Callable[[str, Row], Iterator[Run]]) -> Callable[[str, Any], Iterator[Run]]:
@@ -178,24 +207,17 @@ FORMATS: dict[str, tuple[Callable[[Any], bool], Callable[[str, Any], Iterator[Ru
     "llm-d benchmark report": (_has("scenario", "results"), _llm_d),
     "aiperf summary": (_has("time_to_first_token", "inter_token_latency", "input_sequence_length"), _aiperf),
     "llama-bench": (_has("n_prompt", "n_gen", "avg_ts"), _rows(_llama_bench)),
+    "inference-perf summary or stage": (
+        records.is_inference_perf,
+        lambda place, value: iter([_run(place, records.inference_perf(value))]),
+    ),
+    "inference-perf requests": (
+        records.is_inference_perf_requests,
+        lambda place, value: iter([_run(place, records.seen(place, records.inference_perf_requests(value)))]),
+    ),
+    "prometheus query_range": (
+        scrapes.is_answer,
+        lambda place, value: iter([_run(place, scrapes.means(place, scrapes.over_range(place, value)))]),
+    ),
+    "genai-perf requests": (_has("experiments"), _without_lengths),
 }
-
-
-def _prometheus(place: str, text: str) -> Run:
-    """Return the means since the start of a server from one scrape of its metrics."""
-    sums: dict[str, float] = {}
-    for name, value in re.findall(r"^(?:vllm|sglang)[:_](\w+)(?:\{[^}]*\})?\s+([-+.\deE]+)", text, re.MULTILINE):
-        sums[name] = sums.get(name, 0.0) + float(value)
-
-    def mean(*names: str) -> float:
-        for name in names:
-            if sums.get(f"{name}_count"):
-                return sums[f"{name}_sum"] / sums[f"{name}_count"]
-        raise ValueError(f"{place}: histogram {names[0]} is missing or empty")
-
-    ttft_s = mean("time_to_first_token_seconds")
-    tpot_s = mean(
-        "request_time_per_output_token_seconds", "inter_token_latency_seconds", "time_per_output_token_seconds"
-    )
-    in_flight = sums.get("num_requests_running") or 1.0
-    return Run(place, mean("request_prompt_tokens"), mean("request_generation_tokens"), in_flight, ttft_s, tpot_s)

@@ -40,8 +40,9 @@ def calibrate(
 ) -> None:
     """Fit an engine's scalars to benchmark result FILES, or this machine's CPU to its own kernels.
 
-    FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, llm-d and llama-bench write, or a scrape
-    of Prometheus metrics. The errors before and after the fit are told.
+    FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, inference-perf, llm-d and llama-bench
+    write, a query_range of Prometheus, or scrapes of an engine's metrics: of two, what was between them. The errors
+    before and after the fit are told.
     """
     if this_machine:
         result, lines, words = _this_machine()
@@ -64,7 +65,7 @@ def _files(
     from models.calibration import benchmarks, observed
     from models.engine import Engine
 
-    runs = [run for file in files for run in benchmarks.read(file)]
+    runs = benchmarks.read_all(files)
     fitted = observed.fit(Engine(llms.load(model), devices.load(device), framework=engine, **cut), runs)
     rows = [["run", "TTFT", "predicted", "after", "time per token", "predicted", "after"]]
     for run in fitted["runs"]:
