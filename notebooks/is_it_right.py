@@ -36,6 +36,7 @@ from models.tables import step_table
 from planners.exports.deployment import of_plan
 from planners.exports.results import vllm_bench
 from planners.plan import Plan, PlannedPool
+from planners.report import plots
 from simulator.fleet import Fleet, Pool, priced
 from simulator.replay import replay
 from traces.transform import restamp_poisson, slice_time, time_scale
@@ -122,21 +123,16 @@ for name, (ttft, tpot) in held_out.items():
 # %%
 content = json.loads(Path(FILES[-1]).read_text())
 measured = np.sort([seconds for seconds in content["ttfts"] if seconds > 0])
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.6))
-left.plot(measured, np.linspace(0, 1, measured.size), color="black", label="measured")
-for name, host in (("as it comes", ours), ("fitted", calibrated)):
-    values = np.sort(seen(FILES[-1], host)[0].ttft_s)
-    left.plot(values, np.linspace(0, 1, values.size), label=name)
-    quantiles = np.linspace(0.02, 0.98, 49)
-    right.plot(quantiles * 100, np.quantile(values, quantiles) / np.quantile(measured, quantiles) - 1, label=name)
-left.set_xscale("log")
-left.set_xlabel("TTFT [s]")
-left.set_ylabel("fraction of requests")
-left.set_title("Distribution", loc="left", fontsize=10)
-left.legend(fontsize=8)
+predicted = {name: seen(FILES[-1], host)[0] for name, host in (("as it comes", ours), ("fitted", calibrated))}
+figure, (left, right) = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained")
+plots.latency_cdf(left, predicted, "ttft", measured_s=measured)
+quantiles = np.linspace(0.02, 0.98, 49)
+for name, run in predicted.items():
+    right.plot(quantiles * 100, np.quantile(run.ttft_s, quantiles) / np.quantile(measured, quantiles) - 1, label=name)
 right.axhline(0, color="black", linewidth=0.8)
 right.set_xlabel("percentile")
 right.set_title("Residual: predicted / measured - 1", loc="left", fontsize=10)
+right.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]

@@ -70,7 +70,7 @@ for name, values in base.latency_s.items():
 
 # %%
 run = replay(trace, base.fleet())
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.5))
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
 plots.latency_cdf(left, {"plan": run}, "ttft", question.slos)
 plots.fleet_timeline(right, run, ttft_limit_s=2.0)
 plt.show()

@@ -68,6 +68,14 @@ def test_the_distribution_ends_at_the_fraction_that_was_served(ax, run):
     assert title(ax) == "TTFT: every promise holds"
 
 
+def test_what_was_measured_is_drawn_beside_what_is_predicted(ax, run):
+    plots.latency_cdf(ax, {"toy": run}, "ttft", SLOS, measured_s=[0.004, 0.002, 0.003])
+    assert list(ax.lines[0].get_xdata()) == [0.002, 0.003, 0.004]
+    ax.clear()
+    plots.attainment_by_rate(ax, {100.0: run}, SLOS, measured={90.0: 0.97})
+    assert [tuple(line.get_data()[1]) for line in ax.lines if line.get_marker() == "x"] == [(0.97,)]
+
+
 def test_speed_per_user_falls_as_throughput_rises(ax):
     engine = toys.engine(sequence_ps=10**8)
     plots.throughput_and_speed(ax, {"toy": engine}, context_tokens=16)

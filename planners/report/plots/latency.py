@@ -14,8 +14,15 @@ SHADES = {"p50": 0.45, "p90": 0.7, "p99": 1.0}
 TARGETS = (0.9, 0.99)
 
 
-def attainment_by_rate(ax: Any, runs: Mapping[float, Run], slos: Sequence[Slo], name: str = "fleet") -> Any:
-    """Draw the fraction of requests within every limit against the rate [1/s]; runs are keyed by rate."""
+def attainment_by_rate(
+    ax: Any,
+    runs: Mapping[float, Run],
+    slos: Sequence[Slo],
+    name: str = "fleet",
+    measured: Mapping[float, float] | None = None,
+) -> Any:
+    """Draw the fraction of requests within every limit against the rate [1/s]; runs are keyed by rate, and so are the
+    fractions that were measured, drawn as crosses."""
     if not runs:
         return say_nothing_to_show(ax, "Attainment by rate", "no runs")
     rates = sorted(runs)
@@ -24,6 +31,7 @@ def attainment_by_rate(ax: Any, runs: Mapping[float, Run], slos: Sequence[Slo], 
     colour = _colour(runs[rates[0]])
     ax.plot(rates, kept, "o-", color=colour)
     label_line(ax, rates[-1], kept[-1], name, colour)
+    _crosses(ax, measured or {})
     for target in TARGETS:
         ax.axhline(target, color=NEUTRAL, linewidth=0.7, linestyle=":")
     good = [rate for rate, share in zip(rates, kept, strict=True) if share >= TARGETS[-1]]
@@ -57,9 +65,19 @@ def latency_by_rate(ax: Any, runs: Mapping[float, Run], metric: str = "ttft", li
     return dress(ax, finding, "requests per second", f"{metric.upper()} [s]")
 
 
-def latency_cdf(ax: Any, runs: Mapping[str, Run], metric: str = "ttft", slos: Sequence[Slo] = ()) -> Any:
-    """Draw the distribution of a metric for each run, its promised limits beside it."""
+def latency_cdf(
+    ax: Any,
+    runs: Mapping[str, Run],
+    metric: str = "ttft",
+    slos: Sequence[Slo] = (),
+    measured_s: Sequence[float] = (),
+) -> Any:
+    """Draw the distribution of a metric for each run, its promised limits beside it, and what was measured in black."""
     drawn = 0
+    if len(measured_s):
+        values = np.sort(np.asarray(measured_s, np.float64))
+        ax.plot(*_thinned(values, np.arange(1, values.size + 1) / values.size), color="black", linewidth=1)
+        _name_beside(ax, len(runs), "measured", "black")
     for name, run in runs.items():
         values = run.metric_s(metric)
         values = np.sort(values[np.isfinite(values)])
@@ -67,7 +85,7 @@ def latency_cdf(ax: Any, runs: Mapping[str, Run], metric: str = "ttft", slos: Se
             continue
         colour = _colour(run) if len(runs) == 1 else f"C{drawn}"
         ax.plot(*_thinned(values, np.arange(1, values.size + 1) / run.metric_s(metric).size), color=colour)
-        label_line(ax, values[-1], 1.0 - 0.06 * drawn, name, colour)
+        _name_beside(ax, drawn, name, colour)
         drawn += 1
     if not drawn:
         return say_nothing_to_show(ax, f"{metric.upper()}: no request was served", "no finished requests")
@@ -93,6 +111,19 @@ def throughput_and_speed(ax: Any, engines: Mapping[str, Any], context_tokens: in
         best = max(best, (name, float(per_device.max())), key=lambda each: each[1])
     finding = f"{best[0]} decodes most: {best[1]:,.0f} tokens/s a device" if engines else "No engines"
     return dress(ax, finding, "tokens per second and user", "tokens per second and device")
+
+
+def _name_beside(ax: Any, place: int, words: str, colour: str) -> None:
+    """Write a curve's name to the right of the ax, one below the other."""
+    ax.annotate(words, (1.01, 0.97 - 0.07 * place), xycoords="axes fraction", color=colour, fontsize=8, va="center")
+
+
+def _crosses(ax: Any, measured: Mapping[float, float]) -> None:
+    """Draw what was measured where it was measured."""
+    if measured:
+        ax.plot(list(measured), list(measured.values()), "x", color="black")
+        rate = max(measured)
+        label_line(ax, rate, measured[rate], "measured", "black")
 
 
 def _furthest_apart(curves: Any) -> int:
