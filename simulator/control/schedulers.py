@@ -1,6 +1,7 @@
 """Schedulers of a lane: each a function that returns one, by name in one dict."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from simulator.control.estimators import EstimatePs
@@ -44,59 +45,7 @@ def s_edf(
 
     A small prompt takes small others along while its own promise keeps a share in hand (FlowPrefill).
     """
-
-    def remaining_ps(members: list[Cursor], done_ps: int) -> float:
-        return max(0.0, estimate_ps(members[0].number, sum(each.prefill_left for each in members)) - done_ps)
-
-    def rank(view: LaneView, members: list[Cursor], done_ps: int) -> tuple[int, int, int]:
-        left_ps = remaining_ps(members, done_ps)
-        head = members[0]
-        deadline_ps = head.request.deadline_ps
-        feasible = deadline_ps - view.now_ps - left_ps >= 0
-        return (0, deadline_ps, head.number) if feasible else (1, -deadline_ps, head.number)
-
-    def plan(view: LaneView) -> Step | None:
-        standing = _standing(view)
-        busy = {each.number for step in standing for each in step.slices}
-        known = {cursor.number: cursor for cursor in (*view.waiting, *view.running)}
-        best, choice = None, None
-        for paused in standing:
-            ranked = rank(view, [known[each.number] for each in paused.slices], paused.done_ps)
-            if best is None or ranked < best:
-                best, choice = ranked, paused
-        room = len(view.running) < max_sequences
-        fresh = [cursor for cursor in known.values() if cursor.number not in busy and not cursor.is_decoding]
-        ranks = {
-            cursor.number: rank(view, [cursor], 0)
-            for cursor in fresh
-            if cursor.computed_tokens > 0 or (room and cursor.prefill_left <= view.free_tokens)
-        }
-        head = min(
-            (cursor for cursor in fresh if cursor.number in ranks), key=lambda each: ranks[each.number], default=None
-        )
-        if head is not None and (best is None or ranks[head.number] < best):
-            batch = _take_along(view, head, (each for each in fresh if each.number in ranks), ranks)
-            return Step(tuple(Slice(each.number, each.prefill_left) for each in batch), preempt, quantum_ps)
-        if choice is not None:
-            return Step(choice.slices, preempt, quantum_ps)
-        return _decodes(view)
-
-    def _take_along(view: LaneView, head: Cursor, others: Iterable[Cursor], ranks: dict[int, Any]) -> list[Cursor]:
-        batch, tokens = [head], head.prefill_left
-        promise_ps = head.request.deadline_ps - head.request.arrival_ps
-        spare_ps = head.request.deadline_ps - view.now_ps - urgent_share * promise_ps
-        if tokens > batch_tokens or spare_ps <= 0:
-            return batch
-        for other in sorted(others, key=lambda each: ranks[each.number]):
-            more = tokens + other.prefill_left
-            fits = other is not head and more <= min(batch_tokens, view.free_tokens)
-            fits = fits and len(batch) + len(view.running) < max_sequences
-            if fits and estimate_ps(head.number, more) <= spare_ps:
-                batch.append(other)
-                tokens = more
-        return batch
-
-    return plan
+    return _BySlack(estimate_ps, batch_tokens, max_sequences, preempt, quantum_ps, urgent_share).plan
 
 
 def vllm_chunked(max_tokens: int, max_sequences: int, long_prefill_tokens: int = UNBOUNDED_TOKENS) -> Scheduler:
@@ -106,44 +55,18 @@ def vllm_chunked(max_tokens: int, max_sequences: int, long_prefill_tokens: int =
     """
 
     def plan(view: LaneView) -> Step | None:
-        running, evicted, free = list(view.running), [], view.free_tokens
-
-        def evict_last() -> Cursor:
-            nonlocal free
-            last = running.pop()
-            evicted.append(last.number)
-            free += last.computed_tokens + given.pop(last.number, 0)
-            return last
-
-        given: dict[int, int] = {}
-        while free < sum(each.is_decoding for each in running):
-            evict_last()
-        budget = max_tokens - sum(each.is_decoding for each in running)
-        for cursor in [each for each in running if not each.is_decoding]:
-            chunk = min(cursor.prefill_left, long_prefill_tokens, budget)
-            while cursor in running and chunk > free - sum(each.is_decoding for each in running):
-                evict_last()
-            if cursor in running and chunk > 0:
-                given[cursor.number] = chunk
-                free, budget = free - chunk, budget - chunk
-        if not evicted:
+        step = _Filling(view)
+        while step.free_tokens < step.decodes:
+            step.evict_last()
+        step.budget_tokens = max_tokens - step.decodes
+        for cursor in [each for each in step.running if not each.is_decoding]:
+            step.go_on(cursor, min(cursor.prefill_left, long_prefill_tokens, step.budget_tokens))
+        if not step.evicted:
             for cursor in view.waiting:
-                chunk = min(cursor.prefill_left, long_prefill_tokens, budget)
-                taken = chunk + sum(each.is_decoding for each in running)
-                if len(running) >= max_sequences or budget <= 0 or taken > free:
+                chunk = min(cursor.prefill_left, long_prefill_tokens, step.budget_tokens)
+                if len(step.running) >= max_sequences or chunk <= 0 or not step.admit(cursor, chunk):
                     break
-                running.append(cursor)
-                given[cursor.number] = chunk
-                free, budget = free - chunk, budget - chunk
-        slices = [
-            Slice(each.number, given.get(each.number, 1))
-            for each in running
-            if each.is_decoding or each.number in given
-        ]
-        if not slices:
-            return None
-        repeat = 1 if given or evicted else UNTIL_SOMETHING_HAPPENS
-        return Step(tuple(slices), repeat=repeat, evict=tuple(evicted))
+        return step.planned()
 
     return plan
 
@@ -218,6 +141,121 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "vllm-chunked": vllm_chunked,
     "no-preempt": no_preempt,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _BySlack:
+    """Slack-aware earliest deadline first, with batches of small prompts."""
+
+    estimate_ps: EstimatePs
+    batch_tokens: int
+    max_sequences: int
+    preempt: str
+    quantum_ps: int
+    urgent_share: float
+
+    def plan(self, view: LaneView) -> Step | None:
+        """Return the best of the steps that stand and the prompts that have not begun; decodes where there is none."""
+        known = {cursor.number: cursor for cursor in (*view.waiting, *view.running)}
+        standing = [
+            (self._rank(view, [known[each.number] for each in paused.slices], paused.done_ps), paused.slices)
+            for paused in _standing(view)
+        ]
+        fresh = self._fresh(view, known)
+        best = min(standing, default=None)
+        if fresh and (best is None or fresh[0][0] < best[0]):
+            batch = self._take_along(view, [cursor for _, cursor in fresh])
+            best = fresh[0][0], tuple(Slice(each.number, each.prefill_left) for each in batch)
+        return _decodes(view) if best is None else Step(best[1], self.preempt, self.quantum_ps)
+
+    def _fresh(self, view: LaneView, known: Mapping[int, Cursor]) -> list[tuple[Any, Cursor]]:
+        """Return the prompts that may begin, the best first; where KV is short, only those that have begun before."""
+        busy = {each.number for step in _standing(view) for each in step.slices}
+        room = len(view.running) < self.max_sequences
+        found = [
+            (self._rank(view, [cursor], 0), cursor)
+            for cursor in known.values()
+            if cursor.number not in busy
+            and not cursor.is_decoding
+            and (cursor.computed_tokens > 0 or (room and cursor.prefill_left <= view.free_tokens))
+        ]
+        return sorted(found, key=lambda each: each[0])
+
+    def _rank(self, view: LaneView, members: Sequence[Cursor], done_ps: int) -> tuple[int, int, int]:
+        head, tokens = members[0], sum(each.prefill_left for each in members)
+        left_ps = max(0.0, self.estimate_ps(head.number, tokens) - done_ps)
+        deadline_ps = head.request.deadline_ps
+        if deadline_ps - view.now_ps - left_ps >= 0:
+            return 0, deadline_ps, head.number
+        return 1, -deadline_ps, head.number
+
+    def _take_along(self, view: LaneView, cursors: Sequence[Cursor]) -> list[Cursor]:
+        """Return the first prompt and those that may share its step while its own promise has time in hand."""
+        head = cursors[0]
+        batch, tokens = [head], head.prefill_left
+        promise_ps = head.request.deadline_ps - head.request.arrival_ps
+        spare_ps = head.request.deadline_ps - view.now_ps - self.urgent_share * promise_ps
+        if tokens > self.batch_tokens or spare_ps <= 0:
+            return batch
+        most_tokens = min(self.batch_tokens, view.free_tokens)
+        for other in cursors[1:]:
+            more = tokens + other.prefill_left
+            fits = more <= most_tokens and len(batch) + len(view.running) < self.max_sequences
+            if fits and self.estimate_ps(head.number, more) <= spare_ps:
+                batch.append(other)
+                tokens = more
+        return batch
+
+
+class _Filling:
+    """A step of continuous batching that is being filled: who runs, the chunks given, the KV and tokens left."""
+
+    def __init__(self, view: LaneView) -> None:
+        self.running, self.free_tokens, self.budget_tokens = list(view.running), view.free_tokens, 0
+        self.evicted: list[int] = []
+        self._chunks: dict[int, int] = {}
+
+    @property
+    def decodes(self) -> int:
+        return sum(each.is_decoding for each in self.running)
+
+    def evict_last(self) -> None:
+        """Take the last admitted out of the step."""
+        last = self.running.pop()
+        self.evicted.append(last.number)
+        self.free_tokens += last.computed_tokens + self._chunks.pop(last.number, 0)
+
+    def go_on(self, cursor: Cursor, chunk: int) -> None:
+        """Give a prompt that has begun its next chunk, evicting from the tail for it."""
+        while cursor in self.running and chunk > self.free_tokens - self.decodes:
+            self.evict_last()
+        if cursor in self.running and chunk > 0:
+            self._give(cursor, chunk)
+
+    def admit(self, cursor: Cursor, chunk: int) -> bool:
+        """Let a prompt begin with a chunk; say whether there was KV for it."""
+        if chunk + self.decodes > self.free_tokens:
+            return False
+        self.running.append(cursor)
+        self._give(cursor, chunk)
+        return True
+
+    def _give(self, cursor: Cursor, chunk: int) -> None:
+        self._chunks[cursor.number] = chunk
+        self.free_tokens -= chunk
+        self.budget_tokens -= chunk
+
+    def planned(self) -> Step | None:
+        """Return the step; one of decodes alone goes on until something happens."""
+        slices = tuple(
+            Slice(each.number, self._chunks.get(each.number, 1))
+            for each in self.running
+            if each.is_decoding or each.number in self._chunks
+        )
+        if not slices:
+            return None
+        repeat = 1 if self._chunks or self.evicted else UNTIL_SOMETHING_HAPPENS
+        return Step(slices, repeat=repeat, evict=tuple(self.evicted))
 
 
 def _whole_prompts(key: Key, preempt: str, batch_tokens: int, max_sequences: int) -> Scheduler:

@@ -55,49 +55,54 @@ def serve(
 ) -> Outcome:
     """Serve requests, in order of arrival, until the last token."""
     environment = simpy.Environment(initial_time=0)
-    pool = AdapterPool(
-        setting.pool_tokens,
-        host_link(engine, setting.adapter_copy_s),
-        setting.adapter_room_tokens,
-        setting.keeps_unused,
-    )
-    scheduler = no_preempt(
-        setting.batch_tokens,
-        setting.most_sequences,
-        setting.wait_steps,
-        setting.adapter_room_tokens is None,
-        setting.adapter_room_tokens or setting.pool_tokens,
-        setting.prefetches,
-    )
-    cost = lora_cost(engine, setting.kernel_launch_s) if setting.computes_adapters else None
-    lane = ScheduledLane(environment, prices, scheduler, pool, extra_ps=cost)
+    lane = server(environment, engine, prices, setting)
 
     def arrive() -> "simpy.events.ProcessGenerator":
         for number, each in enumerate(asked):
-            arrival_ps = round(each.arrival_s * PICOSECONDS_PER_SECOND)
-            yield environment.timeout(arrival_ps - environment.now)
-            lane.submit(
-                Request(
-                    number,
-                    arrival_ps,
-                    each.input_tokens,
-                    limit_tokens=each.output_tokens,  # the client asks for as many as it will get
-                    adapter=each.adapter if each.rank else None,
-                    adapter_tokens=adapter_tokens(each.rank),
-                ),
-                each.output_tokens,
-            )
+            request = _request(number, each)
+            yield environment.timeout(request.arrival_ps - environment.now)
+            lane.submit(request, each.output_tokens)
 
     environment.process(arrive())
     environment.run()
     waits_s = [(each.first_token_ps - each.request.arrival_ps) / PICOSECONDS_PER_SECOND for each in lane.served]
     span_s = max(each.finish_ps for each in lane.served) / PICOSECONDS_PER_SECOND
+    assert isinstance(lane.pool, AdapterPool)
     return Outcome(
         len(lane.served) / span_s,
         sum(waits_s) / len(waits_s),
         sum(wait_s <= promise_s for wait_s in waits_s) / len(asked),
-        pool.loads,
+        lane.pool.loads,
         lane.busy_ps / PICOSECONDS_PER_SECOND / span_s,
+    )
+
+
+def server(environment: simpy.Environment, engine: Engine, prices: StepPrices, setting: Setting) -> ScheduledLane:
+    """Compose the server: a pool of KV and adapters, admission without preemption, and what adapters cost a step."""
+    room_tokens = setting.adapter_room_tokens
+    link = host_link(engine, setting.adapter_copy_s)
+    pool = AdapterPool(setting.pool_tokens, link, room_tokens, setting.keeps_unused)
+    scheduler = no_preempt(
+        setting.batch_tokens,
+        setting.most_sequences,
+        setting.wait_steps,
+        room_tokens is None,
+        room_tokens or setting.pool_tokens,
+        setting.prefetches,
+    )
+    cost = lora_cost(engine, setting.kernel_launch_s) if setting.computes_adapters else None
+    return ScheduledLane(environment, prices, scheduler, pool, extra_ps=cost)
+
+
+def _request(number: int, asked: Asked) -> Request:
+    """Return what the server is told: the client asks for as many tokens as it will get."""
+    return Request(
+        number,
+        round(asked.arrival_s * PICOSECONDS_PER_SECOND),
+        asked.input_tokens,
+        limit_tokens=asked.output_tokens,
+        adapter=asked.adapter if asked.rank else None,
+        adapter_tokens=adapter_tokens(asked.rank),
     )
 
 
