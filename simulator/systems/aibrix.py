@@ -1,0 +1,37 @@
+"""AIBrix: requests go where their prefix is cached while lanes are even enough, and APA scales in place of HPA."""
+
+from math import inf
+
+from simulator.control.plane import Controller, Routing
+from simulator.control.routers import prefix_aware
+from simulator.control.scaling import AT_ONCE, Startup, apa, autoscale, concurrency, target_tracking
+from simulator.fleet import Fleet, Pool, PricedEngine
+
+LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
+
+
+def fleet(engine: PricedEngine, replicas: int, router: str = "prefix-aware") -> Fleet:
+    """Return equal replicas behind AIBrix's prefix router, which the data plane has, or behind another."""
+    return Fleet((Pool(engine, replicas),), router)
+
+
+def unguarded() -> Routing:
+    """Go where most of the prompt is cached, however many requests are there."""
+    return prefix_aware(most_apart=inf, deviations=inf)
+
+
+def guarded(most_apart: float = 8, deviations: float = 1.0) -> Routing:
+    """Go by caches while the fullest lane has so many requests more than the emptiest, at most."""
+    return prefix_aware(most_apart, deviations)
+
+
+def scaled_by_apa(target: float, initial: int, start: Startup = AT_ONCE, cool_down_s: float = 300.0) -> Controller:
+    """Keep the requests in flight per replica at a target with AIBrix's autoscaler."""
+    policy = apa(target, cool_down_s=cool_down_s)
+    return autoscale(0, policy, concurrency, every_s=LOOK_EVERY_S, start=start, initial=initial)
+
+
+def scaled_by_hpa(target: float, initial: int, start: Startup = AT_ONCE, stabilisation_s: float = 300.0) -> Controller:
+    """Keep the requests in flight per replica at a target with Kubernetes' autoscaler."""
+    policy = target_tracking(target, stabilisation_s=stabilisation_s)
+    return autoscale(0, policy, concurrency, every_s=LOOK_EVERY_S, start=start, initial=initial)
