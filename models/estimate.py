@@ -16,6 +16,7 @@ from models.closed_loop import Answered, Load, Scheduler, replay
 from models.engine import Engine
 from models.forward import Call
 from models.power import device_w, multiplying
+from models.speculation import Speculation
 
 Floats = npt.NDArray[np.float64]
 
@@ -135,12 +136,13 @@ def estimate(engine: Engine, load: Load, costs: StepCosts | None = None) -> Esti
     """Return the estimate of one replica; ValueError where the model or one request does not fit."""
     costs = costs or StepCosts(engine)
     check_fits(engine, load)
-    answered = answer(costs, load)
+    drafts = engine.settings.speculation
+    answered = answer(costs, load) if drafts is None else answer_drafting(costs, load, drafts)
     batch = max(1.0, answered.mean_batch)
     context = load.input_tokens + 0.5 * load.output_tokens
     one = np.ones(1)
     decode = [
-        *forward.token_calls(engine, batch * one),
+        *forward.token_calls(engine, batch * (drafts.verified_tokens if drafts else 1) * one),
         *forward.sequence_calls(engine, batch * one),
         *forward.decode_calls(engine, batch * one, context * one),
     ]
@@ -223,6 +225,44 @@ def answer(costs: StepCosts, load: Load, poll_steps: int = 1) -> Answered:
     scalars = (host.step_s(engine.llm.layers), host.host_sequence_s, host.decode_factor, host.prefill_factor)
     seen = replay(per_rank, scheduler, costs.decode, costs.prefill, scalars, np.random.default_rng(SEED))
     return replace(seen, ttft_s=seen.ttft_s + host.first_token_s, e2e_s=seen.e2e_s + host.first_token_s)
+
+
+class DraftingCosts(StepCosts):
+    """The same where decodes draft and verify; a step of answers of `input_tokens` prompts emits several tokens."""
+
+    def __init__(self, engine: Engine, drafts: Speculation, input_tokens: int) -> None:
+        super().__init__(engine)
+        self.drafts, self.input_tokens = drafts, input_tokens
+
+    def decode(self, sequences: int, context_tokens: float) -> float:
+        """Return the device seconds of a step; context_tokens counts one token a step, where several were emitted."""
+        prompts_tokens = sequences * self.input_tokens
+        emitted = max(context_tokens - prompts_tokens, 0.0) * self.drafts.expected_tokens
+        attention_s = self._decode_attention(sequences, (prompts_tokens + emitted) / sequences)
+        head_s, body_s = self._sequences_s[sequences], self._tokens_s[sequences] + attention_s
+        if self.drafts.draft_share is None:
+            draft_s = body_s / self.engine.llm.layers + head_s
+        else:
+            draft_s = self.drafts.draft_share * (body_s + head_s)
+        verified = sequences * self.drafts.verified_tokens
+        drafts_s = self.drafts.draft_tokens * draft_s
+        return self._tokens_s[verified] + self._head_s(verified) + attention_s + drafts_s
+
+    def _head_s(self, rows: int) -> float:
+        """Return the time of the head and the sampler; pro rata for more rows than the most sequences."""
+        last = len(self._sequences_s) - 1
+        return self._sequences_s[min(rows, last)] * max(1.0, rows / last)
+
+    def prefill(self, beside: int, chunk: int, past: float) -> float:
+        """Return what a chunk of prompt tokens adds to a step of `beside` decodes."""
+        return super().prefill(beside * self.drafts.verified_tokens, chunk, past)
+
+
+def answer_drafting(costs: StepCosts, load: Load, drafts: Speculation) -> Answered:
+    """Return what clients see where every step emits the mean of what the acceptance law says."""
+    steps = ceil((load.output_tokens - 1) / drafts.expected_tokens)
+    seen = answer(DraftingCosts(costs.engine, drafts, load.input_tokens), replace(load, output_tokens=1 + steps))
+    return replace(seen, tpot_s=seen.tpot_s * steps / (load.output_tokens - 1))
 
 
 def parts_of(engine: Engine, calls: Iterable[Call], factor: float) -> dict[str, float]:

@@ -106,7 +106,7 @@ def _prompts(fleet: Fleet) -> npt.NDArray[np.int64]:
         columns += [[0, -(-step_ps // most), patience_ps]] * (pool.replicas * pool.engine.lanes)
     prompts = np.array(columns, np.int64).T.copy()
     assert prompts[PS_PER_TOKEN].min() >= 0
-    assert prompts[PATIENCE_PS].max() < FAR
+    assert prompts[PATIENCE_PS].max() <= FAR
     return prompts
 
 

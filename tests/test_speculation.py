@@ -1,14 +1,19 @@
 """Speculative decoding against closed forms: what a step emits, what it costs, and what that makes of a replay."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import toys
+from click.testing import CliRunner
 
 from models import device, llm
+from models.closed_loop import Load
 from models.engine import Engine, Settings
+from models.estimate import estimate
 from models.speculation import PARTS, Speculation, parse
+from planners.cli import main
 from simulator.fleet import Fleet, Pool, priced
 from simulator.replay import replay
 
@@ -119,3 +124,35 @@ def test_drafts_that_do_not_fit_a_step_are_told():
     engine = Engine(llm.load("llama-3.1-8b"), device.load("h100-sxm"), settings=Settings(256, 512))
     with pytest.raises(ValueError, match="256 sequences of 4 tokens do not fit into steps of 512"):
         _ = replace(engine, settings=replace(engine.settings, speculation=Speculation(3, 0.7))).limits
+
+
+@pytest.mark.parametrize("batch", [1, 16, 128])
+def test_an_estimate_agrees_with_a_replay_of_the_same_drafts(batch):
+    engine = Engine(
+        llm.load("llama-3.1-8b"), device.load("h100-sxm"), settings=Settings(speculation=Speculation(3, 0.7))
+    )
+    found = estimate(engine, Load(200, 200, batch))
+    run = replay(toys.trace(np.zeros(batch), 200, 200), Fleet((Pool(priced(engine), 1),)))
+    assert found.tpot_s == pytest.approx(float(np.median(run.tpot_s)), rel=0.1)
+
+
+def test_the_commands_take_a_draft():
+    arguments = [
+        "--model",
+        "llama-3.1-8b",
+        "--device",
+        "h100-sxm",
+        "--isl",
+        "200",
+        "--osl",
+        "100",
+        "--concurrency",
+        "1",
+    ]
+    tpots_s = []
+    for more in ([], ["--speculative", "3:0.7"]):
+        outcome = CliRunner().invoke(main, ["estimate", *arguments, *more, "--json"])
+        assert outcome.exit_code == 0, outcome.stderr
+        tpots_s.append(json.loads(outcome.stdout)["result"]["tpot_s"])
+    assert tpots_s[0] / 2.6 < tpots_s[1] < tpots_s[0] / 1.5
+    assert CliRunner().invoke(main, ["estimate", *arguments, "--speculative", "3"]).exit_code == 2

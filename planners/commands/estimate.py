@@ -24,6 +24,7 @@ from planners.commands.tables import quantity, seconds, table
 @click.option("--dp", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel ranks.")
 @click.option("--dtype", default="bf16", show_default=True, help="Number format of the weights.")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="Number format of the KV cache.")
+@click.option("--speculative", metavar="D:A", help="Draft D tokens a step, each accepted with chance A: 3:0.7.")
 @click.option("--isl", type=click.IntRange(1), required=True, help="Prompt tokens.")
 @click.option("--osl", type=click.IntRange(2), required=True, help="Answer tokens.")
 @click.option("--concurrency", type=click.IntRange(1), help="Clients that always have a request open.")
@@ -38,6 +39,7 @@ def estimate(
     osl: int,
     concurrency: int | None,
     rate: float | None,
+    speculative: str | None,
     plot: Path | None,
     as_json: bool,
     **cut: Any,
@@ -49,14 +51,18 @@ def estimate(
     """
     from models import device as devices
     from models import llm as llms
+    from models import speculation
     from models.closed_loop import Load
-    from models.engine import Engine
+    from models.engine import Engine, Settings
     from models.estimate import StepCosts, at_rate
     from models.estimate import estimate as estimate_load
 
     if (concurrency is None) == (rate is None):
         raise ValueError("give either --concurrency or --rate")
-    replica = Engine(llms.load(model), devices.load(device), framework=engine, **cut)
+    drafts = speculation.parse(speculative) if speculative else None
+    replica = Engine(
+        llms.load(model), devices.load(device), framework=engine, settings=Settings(speculation=drafts), **cut
+    )
     costs = StepCosts(replica)
     found = (
         estimate_load(replica, Load(isl, osl, concurrency), costs)
@@ -68,7 +74,7 @@ def estimate(
 
         draw(replica, isl, osl, max(1.0, found.mean_batch), plot)
     inputs = {"model": model, "device": device, "engine": engine, **cut, "isl": isl, "osl": osl}
-    inputs |= {"concurrency": concurrency, "rate": rate}
+    inputs |= {"concurrency": concurrency, "rate": rate, "speculative": speculative}
     give(Answer("estimate", inputs, asdict(found)), as_json, _words(replica.name, found))
 
 
