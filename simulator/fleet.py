@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from models.drafting import with_speculation
 from models.engine import Engine, Limits
+from models.speculation import Speculation
 from models.step import StepTable
 
 
@@ -42,6 +43,18 @@ def priced(engine: Engine) -> PricedEngine:
         layers=engine.llm.layers,
         ranks=engine.dp if engine.steps_together else 1,
     )
+
+
+def drafting(fleet: "Fleet", drafts: Speculation) -> "Fleet":
+    """Return a fleet all of whose engines draft and verify, priced anew."""
+
+    def changed(pool: "Pool") -> "Pool":
+        engine = pool.engine.engine
+        if engine is None:
+            raise ValueError(f"pool {pool.engine.name} has no engine that could draft, only a table of step times")
+        return replace(pool, engine=priced(replace(engine, settings=replace(engine.settings, speculation=drafts))))
+
+    return replace(fleet, pools=tuple(map(changed, fleet.pools)))
 
 
 ROLES = ("both", "prefill", "decode")

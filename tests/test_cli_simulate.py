@@ -147,6 +147,15 @@ def test_a_fleet_file_can_say_all_that_the_data_plane_knows(folder):
     assert result["requests"]["finished"] == 2
 
 
+def test_engines_of_a_fleet_can_be_let_draft(folder):
+    plain, drafting = (
+        json.loads(simulate(folder, *more, "--json").stdout) for more in ([], ["--speculative", "3:0.7"])
+    )
+    assert drafting["inputs"]["speculative"] == "3:0.7"
+    assert drafting["result"]["slo"]["tpot"]["p50"] < 0.7 * plain["result"]["slo"]["tpot"]["p50"]
+    assert simulate(folder, "--speculative", "x").exit_code == 2
+
+
 def test_data_parallel_ranks_are_lanes_with_their_own_memory(folder):
     (folder / "fleet.yaml").write_text("model: qwen3-30b-a3b\npools: [{device: h100-sxm, dp: 2, ep: 2}]\n")
     (pool,) = fleet_file.read(folder / "fleet.yaml").fleet.pools

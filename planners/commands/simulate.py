@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @slo_option
 @click.option("--enforce", is_flag=True, help="End with 1 where a promise is broken.")
 @click.option(
+    "--speculative", metavar="D:A", help="Let all engines draft D tokens a step, accepted with chance A: 3:0.7."
+)
+@click.option(
     "--siblings", type=click.IntRange(2), metavar="N", help="Also replay N resampled traces: intervals for all figures."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the resampling.")
@@ -39,6 +42,7 @@ def simulate(
     fleet: str,
     slo: tuple[str, ...],
     enforce: bool,
+    speculative: str | None,
     siblings: int | None,
     seed: int,
     workers: int,
@@ -52,26 +56,31 @@ def simulate(
     """
     from time import process_time
 
+    from models.speculation import parse
     from planners import fleet_file
     from planners.plan_file import trace_facts
     from planners.slo import broken, parse_all
+    from simulator.fleet import drafting
     from simulator.replay import replay
 
     read = fleet_file.read(fleet)
     slos = parse_all(slo) if slo else read.slos
     requests = read_trace(trace)
+    chosen = drafting(read.fleet, parse(speculative)) if speculative else read.fleet
     started_s = process_time()
-    run = replay(requests, read.fleet)
+    run = replay(requests, chosen)
     timings = {"simulate_cpu_s": process_time() - started_s}
     if folder:
         write_requests(run, Path(folder))
     inputs: dict[str, Any] = {"trace": trace_facts(requests), "fleet": str(fleet), "slo": [str(each) for each in slos]}
+    if speculative:
+        inputs["speculative"] = speculative
     missed = broken(run, slos)
     warnings = (*read.warnings, *(f"{each} is broken" for each in missed))
     result = result_of(run, slos)
     if siblings:
         inputs = {**inputs, "siblings": siblings, "seed": seed}
-        result["intervals"] = intervals(requests, read.fleet, slos, siblings, seed, workers)
+        result["intervals"] = intervals(requests, chosen, slos, siblings, seed, workers)
     answer = Answer("simulate", inputs, result, warnings, timings)
     give(answer, as_json, words(run, slos))
     if missed and enforce:
