@@ -34,7 +34,7 @@ CARD = Card(
 FACTS = Path(__file__).with_suffix(".toml")
 ATTAINED = 0.90
 RATES_PER_S = (1.0, 64.0)  # between which capacity is sought
-SIZES = {True: (500, 5), False: (8000, 8)}  # most requests, and halvings of the span of rates: quick or not
+SIZES = {True: (400, 4), False: (2000, 7)}  # most requests, and halvings of the span of rates: quick or not
 AGES_S = (0.0, 0.25, 1.0, 3.0)
 TALK, TOOL, ALONE = "conversation", "tool-and-agent", "alone"
 
@@ -66,8 +66,8 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         figures={claim.figure: figure for claim, figure in zip(CARD.claims, figures, strict=True)},
         control={"attainment where nothing is shared": _control(trials[ALONE], main)},
         curve=_curve(trials, main, quick),
-        ablation=_ablation(trials[TOOL][: 2 if quick else None], capacity[TOOL], facts["slo_s"]),
-        sweep=_sweep(facts, seeds[:1] if quick else seeds, most, halvings, trials[TALK]),
+        ablation=_ablation(trials[TOOL][: 1 if quick else None], capacity[TOOL], facts["slo_s"]),
+        sweep=_sweep(facts, seeds[: 1 if quick else 3], quick, trials[TALK]),
         note="Min-TTFT counts what it sent itself; off the view it goes by the lanes' queues as last seen. The rows of "
         "the sweep are relative to the least loaded with a fresh view",
     )
@@ -220,7 +220,7 @@ def _curve(trials: Mapping[str, Sequence[Trials]], main: Mapping[str, Build], qu
     for kind, each_rate in rates.items():
         for rate in each_rate:
             for name, build in main.items():
-                found = [each.at(name, build, rate) for each in trials[kind][: 1 if quick else None]]
+                found = [each.at(name, build, rate) for each in trials[kind][: 1 if quick else 3]]
                 means = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
                 rows.append({"trace": kind, "requests_per_s": rate, "system": name, **means})
     return rows
@@ -236,6 +236,7 @@ def _ablation(trials: Sequence[Trials], capacity: Mapping[str, Sequence[float]],
         "without telling hot prefixes apart": partial(_dual_map, whole._replace(splits=False)),
         "without order by what is cached": partial(_dual_map, whole._replace(orders=False)),
         "without moves between queues": partial(_dual_map, whole._replace(moves=False)),
+        "two prompts in an engine, not one": partial(_dual_map, whole._replace(in_engine=2)),
         "the rule alone, no queue at the gateway": lambda: (dual_ring(slo_s), []),
     }
     base = capacity["least loaded"][: len(trials)]
@@ -243,9 +244,7 @@ def _ablation(trials: Sequence[Trials], capacity: Mapping[str, Sequence[float]],
     return rows + [_row(name, [each.capacity(name, build) for each in trials], base) for name, build in parts.items()]
 
 
-def _sweep(
-    facts: Mapping[str, Any], seeds: Sequence[int], most: int, halvings: int, trials: Sequence[Trials]
-) -> list[Row]:
+def _sweep(facts: Mapping[str, Any], seeds: Sequence[int], quick: bool, trials: Sequence[Trials]) -> list[Row]:
     """Return capacities on conversation with views of each age; and with prompts as slow as the paper reports."""
     from simulator.control.routers import latency_predictive
 
@@ -255,14 +254,14 @@ def _sweep(
     used = trials[: len(seeds)]
     base = [each.capacity("least loaded", main["least loaded"]) for each in used]
     rows: list[Row] = []
-    for age_s in AGES_S[:: 2 if most < 4000 else 1]:
+    for age_s in AGES_S[:: 2 if quick else 1]:
         for name, build in systems.items():
             rows.append(
                 _row(f"{name}, views {age_s:g} s old", [each.capacity(name, build, age_s) for each in used], base)
             )
-    if most >= 4000:
+    if not quick:
         slo_s = facts["slo_s"] * _s_per_token() / facts["published_s_per_token"]
-        slow, systems = [Trials(facts, TALK, seed, most, halvings, slo_s) for seed in seeds], _systems(slo_s)
+        slow, systems = [Trials(facts, TALK, seed, *SIZES[quick], slo_s) for seed in seeds], _systems(slo_s)
         slowly = {name: [each.capacity(name, build) for each in slow] for name, build in systems.items()}
         where = f"a promise of {slo_s:.1f} s, as if tokens took as long as published"
         rows += [_row(f"{name}, {where}", each, slowly["least loaded"]) for name, each in slowly.items()]

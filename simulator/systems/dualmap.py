@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from simulator.control.plane import Controller, Decision, Hold, Plane, Process, Router, Routing
 from simulator.control.routers import PROMPT_ENDS, Matched, Pair, nearer, prompt_s_per_token
-from simulator.layout import NONE, TELL_PREFILLED
+from simulator.layout import TELL_PREFILLED
 from simulator.replay import FleetView, RequestView
 
 
@@ -14,6 +14,7 @@ class Setting(NamedTuple):
     slo_s: float = 5.0  # promise of a first token
     longest_wait_s: float = 3.0
     every_s: float = 0.25  # how often queues are looked at
+    in_engine: int = 1  # prompts there that have no token yet
     window: int = 400  # requests that hotness is measured over
     seed: int = 0
     splits: bool = True  # hot prefixes are told apart by more blocks
@@ -42,14 +43,14 @@ def dual_map(setting: Setting = WHOLE) -> tuple[Routing, Controller]:
 
 
 class Queues:
-    """The gateway's queue for each lane; the engine there has one prompt at a time that has no token yet."""
+    """The gateway's queue for each lane; the engine there has few prompts at a time that have no token yet."""
 
     def __init__(self, plane: Plane, setting: Setting) -> None:
         self.plane, self.setting = plane, setting
         self.pair, self.matched = Pair(plane, setting.seed, setting.splits, setting.window), Matched(plane, True)
         self.s_per_token = prompt_s_per_token(plane)
         self.waiting: list[dict[int, RequestView]] = [{} for _ in plane.lanes]
-        self.working = [NONE] * len(plane.lanes)
+        self.working: list[set[int]] = [set() for _ in plane.lanes]
         self.pending_tokens = [0] * len(plane.lanes)  # to be computed, of what waits and of what is worked on
         self.counted: dict[int, tuple[int, int]] = {}  # lane and tokens of each of them
         self.lanes: dict[int, tuple[int, int]] = {}
@@ -61,9 +62,9 @@ class Queues:
         if number in self.counted and not self._still_waits(number):
             self._discount(number)
         lane = self.counted[number][0] if number in self.counted else self._choose(request)
-        if self.working[lane] != NONE:
+        if len(self.working[lane]) >= self.setting.in_engine:
             return Hold()
-        self.working[lane] = number
+        self.working[lane].add(number)
         del self.waiting[lane][number]
         return self.matched.sent(request, lane)
 
@@ -107,8 +108,7 @@ class Queues:
         lane, tokens = self.counted.pop(number)
         self.pending_tokens[lane] -= tokens
         self.waiting[lane].pop(number, None)
-        if self.working[lane] == number:
-            self.working[lane] = NONE
+        self.working[lane].discard(number)
         return lane
 
     def _still_waits(self, number: int) -> bool:
@@ -119,7 +119,7 @@ class Queues:
     def _send_next(self, lane: int) -> None:
         """Send the request that has most cached now, the first come of equals."""
         queue = self.waiting[lane]
-        if queue and self.working[lane] == NONE:
+        if queue and len(self.working[lane]) < self.setting.in_engine:
             most = (lambda each: self.matched.tokens_at(queue[each], lane)) if self.setting.orders else (lambda each: 0)
             self.plane.offer(max(queue, key=most))
 
