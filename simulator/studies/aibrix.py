@@ -64,6 +64,7 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
             *_guards(benches[:1] if quick else benches),
             *_bursts(seeds[:2] if quick else seeds, count),
             *(_scaling_row(name, found) for name, found in swings.items()),
+            *_smoothed(scalings[:2] if quick else scalings),
         ],
         note="a remote KV pool is no tier of the data plane yet, and mixed fleets are planned, not replayed: neither "
         "is tested here; lengths of prompts and answers are assumed",
@@ -115,9 +116,9 @@ class Scaling:
         in_flight = aim_per_s * bench.at(PREFIX, self.about["aim"])["mean_s"]  # Little's law
         self.target = in_flight / bench.replicas
 
-    def swinging(self, name: str) -> dict[str, float]:
+    def swinging(self, name: str, **settings: float) -> dict[str, float]:
         """Return what an autoscaler did under the load that swings."""
-        return self._figures(self._operate(name, self.about["busy"], self.about["variation"]))
+        return self._figures(self._operate(name, self.about["busy"], self.about["variation"], **settings))
 
     def steady_ratio(self) -> float:
         """Return lanes paid for by APA over those by HPA under a steady load."""
@@ -125,15 +126,15 @@ class Scaling:
         paid = [self._figures(self._operate(each, [middle, middle], 1.0))["lanes"] for each in ("APA", "HPA")]
         return paid[0] / paid[1]
 
-    def _operate(self, name: str, busy: Sequence[float], variation: float) -> "Operation":
+    def _operate(self, name: str, busy: Sequence[float], variation: float, **settings: float) -> "Operation":
         from simulator.control.plane import operate
         from simulator.control.scaling import startup
         from simulator.systems.aibrix import fleet, scaled_by_apa, scaled_by_hpa
 
         priced = _engine()
         assert priced.engine is not None
-        build = {"APA": scaled_by_apa, "HPA": scaled_by_hpa}[name]
-        control: Controller = build(self.target, self.about["initial"], startup(priced.engine))
+        build: Any = {"APA": scaled_by_apa, "HPA": scaled_by_hpa}[name]
+        control: Controller = build(self.target, self.about["initial"], startup(priced.engine), **settings)
         trace = self._load(busy, variation)
         return operate(trace, fleet(priced, self.about["replicas"]), controllers=[control])
 
@@ -282,6 +283,20 @@ def _bursts(seeds: Sequence[int], count: int) -> list[Row]:
 
 def _scaling_row(name: str, found: Sequence[Mapping[str, float]]) -> Row:
     return {"case": f"scaled by {name}", **_mean(found)}
+
+
+def _smoothed(scalings: Sequence[Scaling]) -> list[Row]:
+    """Return what each does on a metric that is a mean over a while; and HPA without its window on the way down."""
+    cases: dict[str, tuple[str, dict[str, float]]] = {
+        "APA, mean over a minute": ("APA", {"window_s": 60.0}),
+        "HPA, mean over a minute": ("HPA", {"window_s": 60.0}),
+        "HPA, mean over a minute, no stabilisation": ("HPA", {"window_s": 60.0, "stabilisation_s": 0.0}),
+        "HPA, no stabilisation": ("HPA", {"stabilisation_s": 0.0}),
+    }
+    return [
+        _scaling_row(case, [each.swinging(name, **settings) for each in scalings])
+        for case, (name, settings) in cases.items()
+    ]
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """AIBrix: requests go where their prefix is cached while lanes are even enough, and APA scales in place of HPA."""
 
+from collections import deque
+from collections.abc import Sequence
 from math import inf
 
-from simulator.control.plane import Controller, Routing
+from simulator.control.plane import Controller, Plane, Routing
 from simulator.control.routers import prefix_aware
-from simulator.control.scaling import AT_ONCE, Startup, apa, autoscale, concurrency, target_tracking
+from simulator.control.scaling import AT_ONCE, Metric, Startup, apa, autoscale, concurrency, target_tracking
 from simulator.fleet import Fleet, Pool, PricedEngine
 
 LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
@@ -25,13 +27,28 @@ def guarded(most_apart: float = 8, deviations: float = 1.0) -> Routing:
     return prefix_aware(most_apart, deviations)
 
 
-def scaled_by_apa(target: float, initial: int, start: Startup = AT_ONCE, cool_down_s: float = 300.0) -> Controller:
-    """Keep the requests in flight per replica at a target with AIBrix's autoscaler."""
-    policy = apa(target, cool_down_s=cool_down_s)
-    return autoscale(0, policy, concurrency, every_s=LOOK_EVERY_S, start=start, initial=initial)
+def scaled_by_apa(target: float, initial: int, start: Startup = AT_ONCE, window_s: float = 0.0) -> Controller:
+    """Keep the requests in flight per replica, now or as a mean, at a target with AIBrix's autoscaler."""
+    metric = averaged(concurrency, window_s)
+    return autoscale(0, apa(target), metric, every_s=LOOK_EVERY_S, start=start, initial=initial)
 
 
-def scaled_by_hpa(target: float, initial: int, start: Startup = AT_ONCE, stabilisation_s: float = 300.0) -> Controller:
-    """Keep the requests in flight per replica at a target with Kubernetes' autoscaler."""
-    policy = target_tracking(target, stabilisation_s=stabilisation_s)
-    return autoscale(0, policy, concurrency, every_s=LOOK_EVERY_S, start=start, initial=initial)
+def scaled_by_hpa(
+    target: float, initial: int, start: Startup = AT_ONCE, window_s: float = 0.0, stabilisation_s: float = 300.0
+) -> Controller:
+    """Keep the requests in flight per replica, now or as a mean, at a target with Kubernetes' autoscaler."""
+    policy, metric = target_tracking(target, stabilisation_s=stabilisation_s), averaged(concurrency, window_s)
+    return autoscale(0, policy, metric, every_s=LOOK_EVERY_S, start=start, initial=initial)
+
+
+def averaged(metric: Metric, window_s: float) -> Metric:
+    """Return the mean of a metric as read over a window up to now."""
+    read: deque[tuple[float, float]] = deque()
+
+    def mean(plane: Plane, lanes: Sequence[int]) -> float:
+        read.append((plane.now_s, metric(plane, lanes)))
+        while read[0][0] < plane.now_s - window_s:
+            read.popleft()
+        return sum(value for _, value in read) / len(read)
+
+    return mean
