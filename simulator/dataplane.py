@@ -431,7 +431,7 @@ def _steps_until_crossing(words, here, steps):
 def tell(state, notice, slot):
     """Note down what the control plane wants to be told of."""
     clock = state.clock[0]
-    if clock.told & notice:
+    if (clock.told | state.requests[slot].told) & notice:
         state.notices[2 * clock.notices] = notice
         state.notices[2 * clock.notices + 1] = slot
         clock.notices += 1

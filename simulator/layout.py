@@ -61,6 +61,7 @@ REQUEST = np.dtype(
         ("leased_lane", "i8"),  # lane that keeps blocks free for it, or NONE
         ("leased_blocks", "i8"),
         ("lands_ps", "i8"),  # when its KV will have come
+        ("told", "i8"),  # bits of what the control plane wants to be told of this very request
     ],
     align=True,
 )

@@ -39,6 +39,7 @@ from traces import Trace
 Process = Generator[Any, Any, Any]
 Controller = Callable[["Plane"], Process]
 MOST_REFUSALS = 1000
+BITS = [1 << place for place in range(TELL_HELD.bit_length())]  # of the notices
 QUIET_S = 3600.0  # after so long without a step, what is in flight is taken to wait for ever
 
 
@@ -269,7 +270,7 @@ class Plane:
 
     def happens(self, kinds: int, number: int) -> simpy.Event:
         """Return the event of one of these notices coming for a request; its value is the notice."""
-        self.clock["told"] |= kinds
+        self.requests["told"][number] |= kinds
         event = self.environment.event()
         self._awaited.setdefault(number, []).append((kinds, event))
         return event
@@ -422,6 +423,7 @@ class Plane:
     def _wake(self, kind: int, number: int) -> None:
         waiting = self._awaited.pop(number)
         left = [(kinds, event) for kinds, event in waiting if not kinds & kind]
+        self.requests["told"][number] = sum({bit for kinds, _ in left for bit in BITS if kinds & bit})
         if left:
             self._awaited[number] = left
         for kinds, event in waiting:

@@ -101,8 +101,8 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         "(modelled), where the paper's own split implies 2.23; replayed mean and p90 TTFT "
         f"{np.mean([each['ttft_mean_s'] for each in replayed]):.2f} and "
         f"{np.mean([each['ttft_p90_s'] for each in replayed]):.2f} s at {LOAD:.0%} load; the published split, best "
-        f"only for the paper's own near profile, carries {at_published.whole:.2f} per second. Changed after the first run, "
-        "whose rows misread the pass rule: egress is the far cluster's at its own rate (it was 7.3 at the whole's), "
+        f"only for the paper's own near profile, carries {at_published.whole:.2f} per second. Changed after the first "
+        "run, whose rows misread the pass rule: egress is the far cluster's at its own rate (7.3 at the whole's), "
         "and throughput is compared at each profile's best split, within 30 % (it was 1.94 at the published one); the "
         "control may now send nothing",
     )
