@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -157,6 +158,43 @@ def test_skypilot_names_accelerators_and_replicas():
     found = documents("skypilot")
     assert [each["resources"]["accelerators"] for each in found] == ["H100:1", "L4:2"]
     assert [each["service"]["replicas"] for each in found] == [3, 2]
+
+
+def parted() -> Plan:
+    both = plan_of((Engine(SMALL, H100), 3), (Engine(SMALL, L4, tp=2, dtype="fp8"), 2), shares=((1.0,),))
+    roles = ("prefill", "decode")
+    return replace(both, pools=tuple(replace(pool, role=role) for pool, role in zip(both.pools, roles, strict=True)))
+
+
+def test_pools_that_hand_over_are_written_so_where_the_target_knows_how():
+    for target in ("kserve", "dynamo", "dynamo-v1alpha1"):
+        for each in documents(target, parted()):
+            assert misfits(KINDS[f"{each['apiVersion']} {each['kind']}"], each) == []
+    (service,) = documents("kserve", parted())
+    assert (service["spec"]["prefill"]["replicas"], service["spec"]["replicas"]) == (3, 2)
+    (graph,) = documents("dynamo", parted())
+    assert [each["type"] for each in graph["spec"]["components"]] == ["frontend", "prefill", "decode"]
+    prefill, decode = documents("llm-d", parted())
+    assert misfits(LLM_D_VALUES, prefill) == misfits(LLM_D_VALUES, decode) == []
+    assert [each["create"] for each in (prefill["prefill"], prefill["decode"])] == [True, False]
+    assert [each["create"] for each in (decode["prefill"], decode["decode"])] == [False, True]
+    assert decode["routing"]["proxy"]["enabled"]
+    assert not prefill["routing"]["proxy"]["enabled"]
+    assert all("NixlConnector" in text for text in written("vllm", parted()).values())
+    first, second = written("sglang", parted()).values()
+    assert "--disaggregation-mode prefill" in first
+    assert "--disaggregation-mode decode" in second
+
+
+def test_a_decode_pool_is_sent_no_request():
+    assert [pool.weight for pool in of_plan(parted(), "m").pools] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("target", ["k8s", "aibrix", "melange"])
+def test_targets_that_cannot_hand_over_say_which_can(target):
+    exports.check_roles(target, ["both"])
+    with pytest.raises(ValueError, match=f"{target} cannot hand requests over .* these can: kserve"):
+        exports.check_roles(target, ["prefill", "decode"])
 
 
 @pytest.mark.parametrize("target", ["vllm", "sglang", "tensorrt-llm", "benchmark"])

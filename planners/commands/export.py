@@ -29,6 +29,7 @@ def export(
 
     write = exports.load(target)
     saved = plan_file.read(plan_path)
+    exports.check_roles(target, (pool.role for pool in saved.plan.pools))
     facts = saved.inputs["trace"]
     deployment = of_plan(
         saved.plan,

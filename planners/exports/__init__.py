@@ -1,6 +1,6 @@
 """A plan as others deploy it: one file a target, each a function from a deployment to named texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 
 from models.toml_file import unknown_name
@@ -28,6 +28,28 @@ RUN_TARGETS = {
     "melange": ("melange:config", "Input of Mélange's solver: cost and throughput of each kind of replica, by size."),
     "vllm-bench": ("results:vllm_bench", "The replay as vllm bench serve would save it."),
 }
+
+
+# Targets whose objects know how a pool that prefills hands requests over to one that decodes.
+PARTING = (
+    "kserve",
+    "llm-d",
+    "dynamo",
+    "dynamo-v1alpha1",
+    "vllm",
+    "sglang",
+    "benchmark",
+    "benchmark-report",
+    "vllm-bench",
+)
+
+
+def check_roles(target: str, roles: Iterable[str]) -> None:
+    """Raise ValueError where pools prefill or decode alone and the target has no way to say so."""
+    alone = sorted(set(roles) - {"both"})
+    if alone and target not in PARTING:
+        words = f"{target} cannot hand requests over between pools that only {' and '.join(alone)}"
+        raise ValueError(f"{words}; these can: {', '.join(PARTING)}")
 
 
 def load(target: str) -> Callable[..., Texts]:

@@ -1,17 +1,19 @@
 """An Engine in the words of serving engines: the flags that make vLLM, SGLang and TensorRT-LLM run what was planned."""
 
+import json
 from collections.abc import Collection
 from typing import Any
 
 from models.engine import UNLIMITED_TOKENS, Engine
 
 VLLM_DTYPES = {"bf16": ("--dtype", "bfloat16"), "fp16": ("--dtype", "float16"), "fp32": ("--dtype", "float32")}
+HANDING_OVER = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
 SGLANG_KV_DTYPES = {"fp8": "fp8_e4m3"}
 TENSORRT_KV_DTYPES = {"bf16": "auto", "fp16": "auto"}
 
 
-def vllm(engine: Engine) -> list[str]:
-    """Return the flags of `vllm serve MODEL`.
+def vllm(engine: Engine, role: str = "both") -> list[str]:
+    """Return the flags of `vllm serve MODEL`; a pool that only prefills or decodes hands KV over or takes it.
 
     Number formats other than 16 bit and fp8 need a checkpoint in that format; vLLM sees the format itself.
     """
@@ -33,10 +35,12 @@ def vllm(engine: Engine) -> list[str]:
         flags += ["--no-enable-chunked-prefill"]
     if settings.long_prefill_tokens != UNLIMITED_TOKENS:
         flags += ["--long-prefill-token-threshold", str(settings.long_prefill_tokens)]
+    if role != "both":
+        flags += ["--kv-transfer-config", HANDING_OVER]
     return flags
 
 
-def sglang(engine: Engine) -> list[str]:
+def sglang(engine: Engine, role: str = "both") -> list[str]:
     """Return the flags of `python -m sglang.launch_server --model-path MODEL`."""
     settings = engine.settings
     flags = ["--tp-size", str(engine.tp), "--pp-size", str(engine.pp)]
@@ -53,7 +57,7 @@ def sglang(engine: Engine) -> list[str]:
     flags += ["--chunked-prefill-size", str(chunk)]
     flags += ["--context-length", str(engine.limits.max_context_tokens)]
     flags += ["--mem-fraction-static", f"{_static_fraction(engine):.3g}", "--page-size", str(settings.block_tokens)]
-    return flags
+    return flags + ([] if role == "both" else ["--disaggregation-mode", role])
 
 
 def tensorrt_llm(engine: Engine) -> tuple[list[str], dict[str, Any]]:

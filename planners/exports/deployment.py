@@ -19,7 +19,10 @@ POOL_LABEL = "fleetplan.dev/pool"
 
 @dataclass(frozen=True, slots=True)
 class DeployedPool:
-    """Equal replicas: nodes per replica, devices per node, the resource and node labels that stand for the device."""
+    """Equal replicas: nodes per replica, devices per node, the resource and node labels that stand for the device.
+
+    role is both, or what a pool does alone: prefill, handing its KV over, or decode.
+    """
 
     name: str
     engine: "Engine"
@@ -30,6 +33,7 @@ class DeployedPool:
     node_labels: dict[str, str]
     image: str
     sky_name: str
+    role: str = "both"
 
     @property
     def nodes(self) -> int:
@@ -77,11 +81,8 @@ def of_plan(
 ) -> Deployment:
     """Return a plan ready to deploy; model is what the serving engine is told to load.
 
-    ValueError for a plan of toy hardware, and for pools that only prefill or decode.
+    ValueError for a plan of toy hardware.
     """
-    roles = sorted({pool.role for pool in plan.pools} - {"both"})
-    if roles:
-        raise ValueError(f"pools that only {' or '.join(roles)} cannot be exported; plan without --split")
     shares = _request_shares(plan)
     pools = []
     for index, pool in enumerate(plan.pools):
@@ -92,7 +93,7 @@ def of_plan(
         labels = {facts["label"]: facts["product"]} if "product" in facts else {NODE_LABEL: engine.device.name}
         pools.append(
             DeployedPool(
-                name=dns_name(f"{index}-{engine.device.name}-tp{engine.tp}", LONGEST_NAME - 20),
+                name=dns_name(f"{index}-{engine.device.name}-tp{engine.tp}{_suffix(pool.role)}", LONGEST_NAME - 20),
                 engine=engine,
                 replicas=pool.replicas,
                 usd_per_hour=pool.usd_per_hour,
@@ -101,6 +102,7 @@ def of_plan(
                 node_labels=labels,
                 image=image or facts["image"],
                 sky_name=facts.get("sky", engine.device.name.upper()),
+                role=pool.role,
             )
         )
     name = dns_name(plan.pools[0].engine.llm.name if plan.pools[0].engine else model, 30)
@@ -127,10 +129,18 @@ def accelerator(vendor: str, device: str) -> dict[str, str]:
     return {**known["vendors"]["other"], **known["vendors"].get(vendor, {}), **known["devices"].get(device, {})}
 
 
+def _suffix(role: str) -> str:
+    return "" if role == "both" else f"-{role}"
+
+
 def _request_shares(plan: "Plan") -> list[float]:
-    """Return the fraction of requests per pool where every bucket is equally common; by capacity without a plan."""
+    """Return the fraction of requests per pool where every bucket is equally common; by capacity without a plan.
+
+    Pools that only decode are sent no request: they take over from others.
+    """
     if plan.shares:
         rows = len(plan.shares)
-        return [sum(row[pool] for row in plan.shares) / rows for pool in range(len(plan.pools))]
-    weights = [pool.replicas * pool.speed for pool in plan.pools]
+        sent = [sum(row[pool] for row in plan.shares) / rows for pool in range(len(plan.shares[0]))]
+        return sent + [0.0] * (len(plan.pools) - len(sent))
+    weights = [pool.replicas * pool.speed * (pool.role != "decode") for pool in plan.pools]
     return [weight / sum(weights) for weight in weights]

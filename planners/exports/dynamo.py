@@ -34,11 +34,12 @@ def graph_v1alpha1(deployment: Deployment) -> dict[str, str]:
         service: dict[str, Any] = {
             "envFromSecret": SECRET,
             "componentType": "worker",
+            **({} if pool.role == "both" else {"subComponentType": pool.role}),
             "replicas": pool.replicas,
             "resources": {"limits": {"gpu": str(pool.devices_per_node)}},
             "extraPodSpec": {
                 "nodeSelector": pool.node_labels,
-                "mainContainer": {"image": IMAGE, "command": _command(), "args": _arguments(deployment, pool)},
+                "mainContainer": {"image": IMAGE, "command": _command(), "args": _older_arguments(deployment, pool)},
             },
         }
         if pool.nodes > 1:
@@ -64,13 +65,13 @@ def _worker(deployment: Deployment, pool: DeployedPool) -> dict[str, Any]:
         "name": "main",
         "image": IMAGE,
         "command": _command(),
-        "args": _arguments(deployment, pool),
+        "args": _arguments(deployment, pool) + _mode(pool),
         "envFrom": [{"secretRef": {"name": SECRET}}],
         "resources": {"limits": devices, "requests": devices},
     }
     component: dict[str, Any] = {
         "name": _component_name(pool),
-        "type": "worker",
+        "type": "worker" if pool.role == "both" else pool.role,
         "replicas": pool.replicas,
         "podTemplate": {"spec": {"nodeSelector": pool.node_labels, "containers": [container]}},
     }
@@ -88,4 +89,12 @@ def _command() -> list[str]:
 
 
 def _arguments(deployment: Deployment, pool: DeployedPool) -> list[str]:
-    return ["--model", deployment.model, *arguments.vllm(pool.engine)]
+    return ["--model", deployment.model, *arguments.vllm(pool.engine, pool.role)]
+
+
+def _mode(pool: DeployedPool) -> list[str]:
+    return [] if pool.role == "both" else ["--disaggregation-mode", pool.role]
+
+
+def _older_arguments(deployment: Deployment, pool: DeployedPool) -> list[str]:
+    return _arguments(deployment, pool) + (["--is-prefill-worker"] if pool.role == "prefill" else [])

@@ -7,6 +7,7 @@ from planners.exports.deployment import DeployedPool, Deployment, dns_name
 from planners.exports.kubernetes import PORT, metadata, resources
 
 SAID_BY_PARALLELISM = ("--tensor-parallel-size", "--data-parallel-size")
+BEHIND_PROXY = 8200  # where the engine listens when the proxy takes the service's port
 TYPES = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd", "habana.ai/gaudi": "intel-gaudi", "google.com/tpu": "google"}
 
 
@@ -19,17 +20,29 @@ def values(deployment: Deployment) -> dict[str, str]:
 
 
 def release(deployment: Deployment, pool: DeployedPool) -> dict[str, Any]:
-    """Return the values of one release: pods that prefill and decode are `decode` to the chart."""
+    """Return the values of one release: pods that prefill and decode are `decode` to the chart.
+
+    Pods that only decode stand behind the chart's proxy, which fetches what the prefill pods have computed.
+    """
     engine = pool.engine
     parallelism = {"tensor": engine.tp, "data": engine.dp, "dataLocal": engine.dp, "workers": pool.nodes}
     container = {
         "name": "vllm",
         "image": pool.image,
         "modelCommand": "vllmServe",
-        "args": arguments.without(arguments.vllm(engine), SAID_BY_PARALLELISM),
+        "args": arguments.without(arguments.vllm(engine, pool.role), SAID_BY_PARALLELISM),
         "resources": resources(pool),
         "mountModelVolume": True,
     }
+    pods = {
+        "create": True,
+        "replicas": pool.replicas,
+        "nodeSelector": pool.node_labels,
+        "parallelism": parallelism,
+        "containers": [container],
+    }
+    does = "prefill" if pool.role == "prefill" else "decode"
+    target = BEHIND_PROXY if pool.role == "decode" else PORT
     result: dict[str, Any] = {
         "fullnameOverride": metadata(deployment, pool)["name"],
         "modelArtifacts": {
@@ -40,15 +53,8 @@ def release(deployment: Deployment, pool: DeployedPool) -> dict[str, Any]:
             "labels": {"llm-d.ai/inferenceServing": "true", "llm-d.ai/model": dns_name(deployment.model)},
         },
         "multinode": pool.nodes > 1,
-        "routing": {"servicePort": PORT, "proxy": {"enabled": False, "targetPort": PORT}},
-        "decode": {
-            "create": True,
-            "replicas": pool.replicas,
-            "nodeSelector": pool.node_labels,
-            "parallelism": parallelism,
-            "containers": [container],
-        },
-        "prefill": {"create": False, "replicas": 0},
+        "routing": {"servicePort": PORT, "proxy": {"enabled": pool.role == "decode", "targetPort": target}},
+        **{role: pods if role == does else {"create": False, "replicas": 0} for role in ("decode", "prefill")},
     }
     if pool.resource in TYPES:
         result["accelerator"] = {"type": TYPES[pool.resource]}

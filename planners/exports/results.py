@@ -135,12 +135,12 @@ def _stack(deployment: Deployment, pool: Any) -> dict[str, Any]:
         "kind": "inference_engine",
         "tool": engine.framework,
         "tool_version": "not said",
-        "role": "replica",
+        "role": "replica" if pool.role == "both" else pool.role,
         "replicas": pool.replicas,
         "model": {"name": deployment.model},
         "accelerator": accelerator,
     }
-    flags = arguments.vllm(engine)
+    flags = arguments.vllm(engine, pool.role)
     native = {"args": {"vllm serve": " ".join(flags)}}
     about = {"label": pool.name, "cfg_id": hashlib.sha256(engine.name.encode()).hexdigest()[:16]}
     return {"metadata": about | {"description": engine.name}, "standardized": standardized, "native": native}

@@ -13,7 +13,9 @@ def vllm(deployment: Deployment) -> dict[str, str]:
     """Return a script per pool that starts one replica under vLLM."""
     return {
         f"run-{pool.name}.sh": _script(
-            deployment, pool, ["vllm", "serve", deployment.model, "--port", str(PORT), *arguments.vllm(pool.engine)]
+            deployment,
+            pool,
+            ["vllm", "serve", deployment.model, "--port", str(PORT), *arguments.vllm(pool.engine, pool.role)],
         )
         for pool in deployment.pools
     }
@@ -23,7 +25,7 @@ def sglang(deployment: Deployment) -> dict[str, str]:
     """Return a script per pool that starts one replica under SGLang."""
     start = ["python3", "-m", "sglang.launch_server", "--model-path", deployment.model, "--port", str(PORT)]
     return {
-        f"run-{pool.name}.sh": _script(deployment, pool, [*start, *arguments.sglang(pool.engine)])
+        f"run-{pool.name}.sh": _script(deployment, pool, [*start, *arguments.sglang(pool.engine, pool.role)])
         for pool in deployment.pools
     }
 
@@ -58,8 +60,13 @@ def benchmark(deployment: Deployment) -> dict[str, str]:
 def _script(deployment: Deployment, pool: DeployedPool, command: Sequence[str]) -> str:
     devices = f"{pool.engine.devices} x {pool.engine.device.title}"
     return _text(
-        deployment.about, [f"# One replica of {pool.replicas}, on {devices}.", f'exec {shlex.join(command)} "$@"']
+        deployment.about,
+        [f"# One replica of {pool.replicas}, on {devices}{_words(pool.role)}.", f'exec {shlex.join(command)} "$@"'],
     )
+
+
+def _words(role: str) -> str:
+    return "" if role == "both" else f"; it only does {role}: a proxy that hands requests over stands in front"
 
 
 def _text(about: Sequence[str], lines: Sequence[str]) -> str:
