@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import simpy
 
 from models.step import PICOSECONDS_PER_SECOND
@@ -146,10 +147,7 @@ class Mover:
 
     def tokens(self, number: int) -> int:
         """Return the KV tokens that a decoding request holds now."""
-        row = self.plane.requests[number]
-        lane = self.plane.lanes[int(row["lane"])]
-        steps = int(lane["steps"] + max(0, now(self.plane)[0][int(row["lane"])] - 1) - row["joined_step"])
-        return int(row["computed_tokens"]) + (max(0, steps) * int(lane["growth_parts"]) >> int(lane["part_shift"]))
+        return int(held_tokens(self.plane, int(self.plane.requests["lane"][number]), [number])[0])
 
     def _objection(self, move: Move, source: int) -> str:
         plane, number = self.plane, move.request
@@ -236,10 +234,22 @@ class Mover:
 # Who moves, and where.
 
 
-def shortest_first(plane: Plane, mover: Mover, lane: int) -> list[int]:
-    """Return the decoding requests of a lane, the least urgent and then the shortest first."""
-    decoding = [each for each in plane.running_at(lane) if plane.status(each) == DECODING]
-    return sorted(decoding, key=lambda each: (-int(plane.requests["priority"][each]), mover.tokens(each), each))
+def held_tokens(plane: Plane, lane: int, numbers: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the KV tokens that decoding requests of a lane hold now."""
+    rows, here = plane.requests[list(numbers)], plane.lanes[lane]
+    steps = int(here["steps"]) + max(0, int(now(plane)[0][lane]) - 1) - rows["joined_step"]
+    grown = np.maximum(0, steps) * int(here["growth_parts"]) >> int(here["part_shift"])
+    return np.asarray(rows["computed_tokens"] + grown)
+
+
+def shortest_first(plane: Plane, lane: int) -> list[tuple[int, int]]:
+    """Return the decoding requests of a lane and the tokens they hold, the least urgent and then the shortest first."""
+    running = plane.running_at(lane)
+    decoding = [each for each in running if plane.requests["status"][each] == DECODING]
+    tokens = held_tokens(plane, lane, decoding)
+    urgency = -plane.requests["priority"][decoding]
+    order = np.lexsort((np.asarray(decoding), tokens, urgency))
+    return [(decoding[place], int(tokens[place])) for place in order.tolist()]
 
 
 def pairing(
@@ -260,28 +270,24 @@ def pairing(
         moves = mover(plane)
         while True:
             yield plane.wait(every_s)
-            free = free_tokens(plane, headroom_tokens)
-            running = plane.lanes["running"]
+            free, running = free_tokens(plane, headroom_tokens), plane.lanes["running"]
             each_free = free / np.maximum(1, running)
-            givers = [
-                lane
-                for lane in np.argsort(each_free, kind="stable").tolist()
-                if each_free[lane] < low and running[lane]
-            ]
-            takers = [lane for lane in np.argsort(-each_free, kind="stable").tolist() if each_free[lane] > high]
-            for giver, taker in zip(
-                [lane for lane in givers if not moves.is_busy(lane)],
-                [lane for lane in takers if not moves.is_busy(lane)],
-                strict=False,
-            ):
-                victims = shortest_first(plane, moves, giver)
-                if victims and helps(free, running, giver, taker, moves.tokens(victims[0]), low):
-                    moves.start(Move(victims[0], taker, mode))
+            if not ((each_free < low) & (running > 0)).any():
+                continue
+            order = [lane for lane in np.argsort(each_free, kind="stable").tolist() if not moves.is_busy(lane)]
+            givers = [lane for lane in order if each_free[lane] < low and running[lane]]
+            takers = [lane for lane in reversed(order) if each_free[lane] > high]
+            for giver, taker in zip(givers, takers, strict=False):
+                victims = shortest_first(plane, giver)
+                if victims and helps(free, running, giver, taker, victims[0][1], low):
+                    moves.start(Move(victims[0][0], taker, mode))
 
     return control
 
 
-def helps(free: np.ndarray, running: np.ndarray, giver: int, taker: int, tokens: int, low: float) -> bool:
+def helps(
+    free: npt.NDArray[np.float64], running: npt.NDArray[np.int64], giver: int, taker: int, tokens: int, low: float
+) -> bool:
     """Say whether moving a request of so many tokens brings two lanes' freeness closer without turning it around."""
     after = (free[taker] - tokens) / (running[taker] + 1)
     if after < low:
@@ -330,7 +336,7 @@ def draining_by_moving(mover: Callable[[Plane], Mover], mode: Mode = PreCopy()) 
             send_back(plane, lanes)
             if not plane.lanes["outstanding"][list(lanes)].any():
                 return
-            victims = [each for lane in lanes for each in shortest_first(plane, moves, lane)]
+            victims = [each for lane in lanes for each, _ in shortest_first(plane, lane)]
             free = freeness(plane)
             free[list(lanes)] = -np.inf
             to = int(free.argmax())
