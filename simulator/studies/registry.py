@@ -13,6 +13,7 @@ STUDIES = {
     "dualmap": "simulator.studies.dualmap",
     "flow_prefill": "simulator.studies.flow_prefill",
     "llumnix": "simulator.studies.llumnix",
+    "pd_serve": "simulator.studies.pd_serve",
     "prfaas": "simulator.studies.prfaas",
     "s_lora": "simulator.studies.s_lora",
     "semi_pd": "simulator.studies.semi_pd",
