@@ -32,7 +32,7 @@ CARD = Card(
 
 FACTS = Path(__file__).with_suffix(".toml")
 ATTAINED = 0.90
-RATES_PER_S = (0.1, 16.0)  # between which goodput is sought
+RATES_PER_S = (0.01, 64.0)  # between which goodput is sought
 LOW_RATE_PER_S = 0.2
 QUANTA_S = (0.002, 0.01, 0.05, 0.1, 0.2)
 SPREADS = (0.2, 0.5)
@@ -43,7 +43,7 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
     "on an H100": {"device_name": "h100-sxm"},
     "on an L40S": {"device_name": "l40s"},
 }
-SIZES = {True: (700, 6), False: (3000, 9)}  # prompts, and halvings of the span of rates: quick or not
+SIZES = {True: (600, 7), False: (2000, 9)}  # prompts, and halvings of the span of rates: quick or not
 ALL = "all"
 
 Build = Callable[["StepPrices"], "Scheduler"]
