@@ -1,6 +1,6 @@
 """Benchmarks of the planner on Azure's traces of 2023: cost, both bounds, siblings, CPU seconds.
 
-python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic] [--split]
+python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic] [--split] [--rules]
 """
 
 import argparse
@@ -45,6 +45,18 @@ def measure(case: str, siblings: int, analytic: bool, split: bool) -> str:
     )
 
 
+def rules(case: str) -> str:
+    """Return what rules of thumb buy for a case, and whether that survives its replay."""
+    from planners.demand import survey
+    from planners.rules import by_rules
+    from planners.search import _offers
+
+    offers, _ = _offers(llm.load(MODEL), None, parse_all(PROMISES))
+    found = by_rules(survey(workload(case), parse_all(PROMISES), offers))
+    rows = [f"{one.utilisation:g}: {one.usd_per_hour:.2f} USD/h {one.fails or 'survives'}" for one in found]
+    return "\n".join([f"{case} at a fixed utilisation of", *(f"  {row}" for row in rows)])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -52,8 +64,12 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=0)
     parser.add_argument("--analytic", action="store_true")
     parser.add_argument("--split", action="store_true")
+    parser.add_argument("--rules", action="store_true", help="only what rules of thumb buy")
     chosen = parser.parse_args()
     for case in chosen.cases.split(","):
+        if chosen.rules:
+            print(rules(case), flush=True)
+            continue
         print(measure(case, chosen.siblings, chosen.analytic, chosen.split), flush=True)
 
 
