@@ -92,6 +92,8 @@ def test_the_study_runs_small_and_again_the_same(monkeypatch):
     monkeypatch.setattr(dualmap, "SIZES", {True: (60, 2)})
     first, second = (dualmap.run(range(2), quick=True) for _ in range(2))
     assert first == second
+    monkeypatch.setattr(dualmap, "SIZES", {False: (40, 1)})
+    assert {row["system"] for row in dualmap.run(range(2)).sweep} > {row["system"] for row in first.sweep}
     outcome = judge(dualmap.CARD, first)
     assert {each.claim.figure for each in outcome.judgements} == set(first.figures)
 

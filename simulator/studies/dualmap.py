@@ -36,6 +36,7 @@ ATTAINED = 0.90
 RATES_PER_S = (1.0, 64.0)  # between which capacity is sought
 SIZES = {True: (400, 4), False: (2000, 7)}  # most requests, and halvings of the span of rates: quick or not
 AGES_S = (0.0, 0.25, 1.0, 3.0)
+SYSTEM_PROMPTS = (300, 3000)  # beside the assumed 30
 TALK, TOOL, ALONE = "conversation", "tool-and-agent", "alone"
 
 Build = Callable[[], "tuple[Routing, list[Controller]]"]
@@ -261,11 +262,19 @@ def _sweep(facts: Mapping[str, Any], seeds: Sequence[int], quick: bool, trials: 
             )
     if not quick:
         slo_s = facts["slo_s"] * _s_per_token() / facts["published_s_per_token"]
-        slow, systems = [Trials(facts, TALK, seed, *SIZES[quick], slo_s) for seed in seeds], _systems(slo_s)
-        slowly = {name: [each.capacity(name, build) for each in slow] for name, build in systems.items()}
         where = f"a promise of {slo_s:.1f} s, as if tokens took as long as published"
-        rows += [_row(f"{name}, {where}", each, slowly["least loaded"]) for name, each in slowly.items()]
+        rows += _elsewhere(facts, TALK, seeds, where, slo_s)
+        for prompts in SYSTEM_PROMPTS:
+            others = {**facts, TOOL: {**facts[TOOL], "prompts": prompts}}
+            rows += _elsewhere(others, TOOL, seeds, f"tool and agent, {prompts} system prompts", facts["slo_s"])
     return rows
+
+
+def _elsewhere(facts: Mapping[str, Any], kind: str, seeds: Sequence[int], where: str, slo_s: float) -> list[Row]:
+    """Return capacities under another promise or of another workload, over the least loaded's there."""
+    trials, systems = [Trials(facts, kind, seed, *SIZES[False], slo_s) for seed in seeds], _systems(slo_s)
+    found = {name: [each.capacity(name, build) for each in trials] for name, build in systems.items()}
+    return [_row(f"{name}, {where}", each, found["least loaded"]) for name, each in found.items()]
 
 
 def _s_per_token() -> float:
