@@ -41,31 +41,35 @@ CARD = Card(
 # rule for its rates. Below the knee is nine tenths of it.
 FACTS = Path(__file__).with_suffix(".toml")
 UNQUEUED_S = 1.0
-RATES_PER_S = (1.0, 64.0)
+RATES_PER_S = (0.25, 16.0)  # of an instance, between which the knee is sought
 BELOW = 0.9
 LOW = 0.2
-PAST = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of the knee
+PAST = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the knee
 VARIATIONS = (2.0, 4.0)
-AGES_S = (0.25, 1.0)
-THRESHOLDS = (1.0, 10.0, 30.0)
-SIZES = {True: (3000, 5), False: (10_000, 7)}  # requests, and halvings of the span of rates: quick or not
+LATE_S = (0.25, 1.0)
+THRESHOLDS = (10.0, 30.0)
+# Machines, requests, and halvings of the span of rates: quick or not; curve, ablation and sweep have the quick size.
+# Fewer requests would end before the longest answers do, and memory would never fill.
+SIZES = {True: (1, 1200, 5), False: (4, 10_000, 7)}
 BASE, FULL = "load-aware", "llumnix"
 
 
 def run(seeds: Sequence[int], quick: bool = False) -> Finding:
     """Find each workload's knee, and what dispatch by freeness and migration change there, below it and past it."""
-    count, halvings = SIZES[quick]
-    bench = Bench(_facts(), tuple(seeds), count)
+    machines, count, halvings = SIZES[quick]
+    bench = Bench(_facts(), tuple(seeds), machines, count)
     knees = {name: bench.knee(name, halvings) for name in ("MM", "LL", "SS")}
     at_knee = {name: bench.pair(name, knees[name]) for name in ("MM", "LL")}
     below = bench.pair("MM", BELOW * knees["MM"])
     low = bench.pair("SS", LOW * knees["SS"])
     moves = [[each for each in found.moves if not each.why] for found in at_knee["MM"][FULL]]
+    small = bench if quick else Bench(bench.facts, bench.seeds, *SIZES[True][:2])
+    part = knees["MM"] * small.instances / bench.instances
     figures = {
         0: _ratios(at_knee["MM"], p99_ttft_s),
         1: _ratios(at_knee["LL"], p99_ttft_s),
-        2: [1 / each - 1 for each in _ratios(below, lost_s)],
-        3: _ratios(at_knee["MM"], lambda found: found.fragmentation),
+        2: [each - 1 for each in _to_mean(below, FULL, BASE, lost_s)],
+        3: _to_mean(at_knee["MM"], BASE, FULL, lambda found: found.fragmentation),
         4: [1e3 * 1e3 * _slope(each) for each in moves],
         5: [sum(one.rounds for one in each) / max(1, len(each)) for each in moves],
     }
@@ -75,46 +79,56 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
             "P99 TTFT at low load": over_seeds(_ratios(low, p99_ttft_s)),
             "mean end-to-end at low load": over_seeds(_ratios(low, lambda found: float(found.run.e2e_s.mean()))),
         },
-        curve=_curve(bench, knees, quick),
-        ablation=bench.ablation("MM", knees["MM"], quick),
-        sweep=[] if quick else bench.sweep("MM", knees["MM"]),
+        curve=_curve(small, {name: knee * small.instances / bench.instances for name, knee in knees.items()}, quick),
+        ablation=small.ablation("MM", part, quick),
+        sweep=[] if quick else small.sweep("MM", part),
         note=_note(moves, knees, at_knee["MM"][FULL]),
     )
 
 
 class Bench:
-    """Sixteen devices and the paper's workloads, offered to one composition after another."""
+    """Machines of four devices and the paper's workloads, offered to one composition after another."""
 
-    def __init__(self, facts: Mapping[str, Any], seeds: Sequence[int], count: int) -> None:
-        self.facts, self.seeds, self.count = facts, seeds, count
+    def __init__(self, facts: Mapping[str, Any], seeds: Sequence[int], machines: int, count: int) -> None:
+        self.facts, self.seeds, self.machines, self.count = facts, seeds, machines, count
+        self.instances = machines * facts["devices_per_machine"]
+        self._known: dict[tuple[str, float], Pair] = {}
 
     def knee(self, workload: str, halvings: int) -> float:
         """Return the greatest rate [1/s], to within the halvings, at which half of the requests do not queue."""
         import numpy as np
 
+        from simulator.control.plane import operate
         from simulator.systems.llumnix import least_memory
 
-        low, high = RATES_PER_S
+        low, high = self.instances * RATES_PER_S[0], self.instances * RATES_PER_S[1]
         for _ in range(halvings):
             middle = (low * high) ** 0.5
-            found = self._serve(self.seeds[0], workload, middle, least_memory, None)
-            if float(np.median(found.run.queue_s)) <= UNQUEUED_S:
-                low = middle
+            trace = _trace(self.facts["lengths"], self.seeds[0], workload, middle, self.count)
+            run = operate(trace, _fleet(self.instances, self.facts["kv_tokens"]), routing=least_memory).run
+            if np.median(run.queue_s) <= UNQUEUED_S:
+                low = float(middle)
             else:
-                high = middle
-        return low
+                high = float(middle)
+        return float(low)
 
     def pair(
         self, workload: str, rate_per_s: float, variation: float = 1.0, **changes: Any
     ) -> "dict[str, list[Outcome]]":
         """Serve a workload under load-aware dispatch and under Llumnix, once per seed."""
+        is_plain = variation == 1.0 and not changes
+        if is_plain and (workload, rate_per_s) in self._known:
+            return self._known[workload, rate_per_s]
         from simulator.systems.llumnix import freest, least_memory
 
         sight = changes.pop("sight", None)
         plain = [self._serve(seed, workload, rate_per_s, least_memory, None, variation, sight) for seed in self.seeds]
         moved = self.migration()._replace(**changes)
         full = [self._serve(seed, workload, rate_per_s, freest, moved, variation, sight) for seed in self.seeds]
-        return {BASE: plain, FULL: full}
+        pair = {BASE: plain, FULL: full}
+        if is_plain:
+            self._known[workload, rate_per_s] = pair
+        return pair
 
     def migration(self) -> "Migration":
         """Return migration as the paper's code has it by default."""
@@ -132,11 +146,9 @@ class Bench:
         from simulator.systems.llumnix import freest, least_memory
 
         moved = self.migration()
-        cases: dict[str, tuple[Any, Migration | None]] = {
-            "dispatch by freeness alone": (freest, None),
-            "migration alone": (least_memory, moved),
-        }
+        cases: dict[str, tuple[Any, Migration | None]] = {"dispatch by freeness alone": (freest, None)}
         if not quick:
+            cases["migration alone"] = least_memory, moved
             cases["stopped to be moved"] = freest, moved._replace(mode=Stop())
             cases["computed again elsewhere"] = freest, moved._replace(mode=Recompute())
         return [
@@ -154,7 +166,7 @@ class Bench:
         found |= {f"arrivals of variation {each:g}": self.pair(workload, rate_per_s, each) for each in VARIATIONS}
         found |= {
             f"decisions {each:g} s late": self.pair(workload, rate_per_s, sight=Sight(decision_s=each))
-            for each in AGES_S
+            for each in LATE_S
         }
         return [_ratio_row(name, pair) for name, pair in found.items()]
 
@@ -173,10 +185,10 @@ class Bench:
 
         facts = self.facts
         wire = machines(
-            *(facts["machines"], facts["devices_per_machine"]),
+            *(self.machines, facts["devices_per_machine"]),
             *(facts["assumed"]["host_bytes_per_s"], facts["nic_bytes_per_s"]),
         )
-        fleet = _fleet(facts["machines"] * facts["devices_per_machine"], facts["kv_tokens"])
+        fleet = _fleet(self.instances, facts["kv_tokens"])
         trace = _trace(facts["lengths"], seed, workload, rate_per_s, self.count, variation)
         return serve(trace, fleet, routing, wire, migration, sight or CLEAR)
 
@@ -229,7 +241,7 @@ def _fleet(devices: int, kv_tokens: int) -> "Fleet":
 
 
 def _trace(
-    lengths_at: Mapping[str, Any], seed: int, workload: str, rate_per_s: float, count: int, variation: float
+    lengths_at: Mapping[str, Any], seed: int, workload: str, rate_per_s: float, count: int, variation: float = 1.0
 ) -> "Trace":
     """Return requests whose prompts and answers follow a workload's two laws; seeds draw alike whatever the rate."""
     import numpy as np
@@ -246,6 +258,12 @@ def _trace(
 def _ratios(pair: "Mapping[str, Sequence[Outcome]]", figure: Any) -> list[float]:
     """Return a figure under load-aware dispatch over that under Llumnix, seed by seed."""
     return [_over(figure(plain), figure(full)) for plain, full in zip(pair[BASE], pair[FULL], strict=True)]
+
+
+def _to_mean(pair: "Mapping[str, Sequence[Outcome]]", which: str, base: str, figure: Any) -> list[float]:
+    """Return a figure that may be 0, seed by seed, over its mean for the other composition."""
+    mean = sum(figure(found) for found in pair[base]) / len(pair[base])
+    return [_over(figure(found), mean) for found in pair[which]]
 
 
 def _over(value: float, base: float) -> float:
@@ -265,8 +283,8 @@ def _slope(moves: Sequence[Any]) -> float:
 
 def _curve(bench: Bench, knees: Mapping[str, float], quick: bool) -> list[Row]:
     rows: list[Row] = []
-    for workload in ("MM",) if quick else ("MM", "LL"):
-        for part in (1.1,) if quick else PAST:
+    for workload in ("MM", "LL"):
+        for part in (1.0,) if quick else PAST:
             pair = bench.pair(workload, part * knees[workload])
             rows += [
                 {"workload": workload, "of_knee": part, "requests_per_s": part * knees[workload], **_row(name, found)}

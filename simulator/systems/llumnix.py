@@ -11,11 +11,11 @@ from simulator.control.freeness import freeness, now
 from simulator.control.migration import Mode, Moved, PreCopy, Wire, one_mover, over, pairing
 from simulator.control.plane import CLEAR, Controller, Plane, Process, Router, Routing, Sight, operate
 from simulator.fleet import Fleet
-from simulator.layout import DECODING, PREFILLING, TELL_PREEMPTED, WAITING
+from simulator.layout import PREFILLING, TELL_PREEMPTED, WAITING
 from simulator.run import Run
 from traces import Trace
 
-LOOK_S = 0.05  # how often a preempted request is looked at
+LOOK_S = 0.5  # how often preempted requests are looked at
 SAMPLE_S = 1.0  # how often fragmentation is
 
 
@@ -96,18 +96,19 @@ def _keep(kept: list[list[Moved]], get: Callable[[Plane], list[Moved]]) -> Contr
 
 
 def _preemption_losses(losses_s: list[float]) -> Controller:
-    """Write down how long preempted requests wait and compute again before they go on."""
+    """Write down how long preempted requests wait and compute again before they go on, looking now and then."""
 
     def controller(plane: Plane) -> Process:
-        plane.listen(TELL_PREEMPTED, lambda number: plane.environment.process(until_it_goes_on(plane, number)))
-        yield plane.wait(0)
+        since_s: dict[int, float] = {}
 
-    def until_it_goes_on(plane: Plane, number: int) -> Process:
-        from_s = plane.now_s
-        while plane.status(number) in (WAITING, PREFILLING):
+        def note(number: int) -> None:
+            since_s.setdefault(number, plane.now_s)
+
+        plane.listen(TELL_PREEMPTED, note)
+        while True:
             yield plane.wait(LOOK_S)
-        if plane.status(number) == DECODING:
-            losses_s.append(plane.now_s - from_s)
+            for number in [each for each in since_s if plane.status(each) not in (WAITING, PREFILLING)]:
+                losses_s.append(plane.now_s - since_s.pop(number))
 
     return controller
 
