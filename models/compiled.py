@@ -16,8 +16,8 @@ KERNEL_FILES = (
     *("simulator/actions.py", "simulator/advance.py", "simulator/blocks.py", "simulator/cache.py"),
     *("simulator/control/lanes_now.py", "simulator/control/matching.py"),
     *("simulator/dataplane.py", "simulator/layout.py"),
-    *("simulator/queues.py", "simulator/routing.py", "simulator/series.py", "simulator/timers.py"),
-    *("simulator/tournament.py", "simulator/turnover.py"),
+    *("simulator/queues.py", "simulator/reserve.py", "simulator/routing.py", "simulator/series.py"),
+    *("simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
 )
 
 

@@ -30,6 +30,7 @@ class Settings:
     scheduling_policy: str = "fcfs"  # one of POLICIES
     prefill_first: bool = False  # prefills go alone and before decodes, as SGLang's do
     no_evict: bool = False  # a request is admitted only if it can finish, as TensorRT-LLM's guaranteed-no-evict
+    reserve_ratio: float = 0.0  # of answers to come that admission leaves room for at first, as SGLang's 0.7; 0 is none
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
     prefix_caching: bool = True
     max_model_tokens: int | None = None
@@ -54,6 +55,9 @@ class Limits:
     reserves: bool = False
     by_priority: bool = False
     swap_ps_per_token: int = 0
+    reserve: int = 0
+    reserve_least: int = 0
+    reserve_fall: int = 0
     verified_tokens: int = 1
     growth_parts: int = 1
     part_shift: int = 0
@@ -164,7 +168,24 @@ class Engine:
             reserves=settings.no_evict,
             by_priority=settings.scheduling_policy == "priority",
             swap_ps_per_token=round(self._swap_s_per_token * PICOSECONDS_PER_SECOND) if settings.swap_preempted else 0,
+            **reserve_of(settings.reserve_ratio),
             verified_tokens=drafts.verified_tokens if drafts else 1,
             growth_parts=drafts.growth_parts if drafts else 1,
             part_shift=PART_SHIFT if drafts else 0,
         )
+
+
+RESERVE_PARTS = 1 << 20
+RESERVE_LEAST = 0.14  # of the first ratio, reached after so many decode steps: SGLang's defaults
+RESERVE_STEPS = 600
+
+
+def reserve_of(ratio: float) -> dict[str, int]:
+    """Return the limits of an admission that leaves room for a part of the answers to come, in 1 / 2**20.
+
+    >>> reserve_of(0.0)
+    {'reserve': 0, 'reserve_least': 0, 'reserve_fall': 0}
+    """
+    start = round(ratio * RESERVE_PARTS)
+    least = round(ratio * RESERVE_LEAST * RESERVE_PARTS)
+    return {"reserve": start, "reserve_least": least, "reserve_fall": (start - least) // RESERVE_STEPS}

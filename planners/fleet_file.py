@@ -55,6 +55,7 @@ class PoolLine:
     scheduling_policy: str | None = None
     prefill_first: bool | None = None
     no_evict: bool | None = None
+    reserve_ratio: float | None = None
     swap_preempted: bool | None = None
     speculative: str | None = None
 
@@ -218,7 +219,7 @@ COUNTS = (
 SETTINGS = (
     *("max_num_seqs", "max_num_batched_tokens", "max_model_tokens", "block_tokens", "long_prefill_tokens"),
     *("watermark_fraction", "chunked_prefill", "prefix_caching", "async_scheduling", "scheduling_policy"),
-    *("prefill_first", "no_evict", "swap_preempted"),
+    *("prefill_first", "no_evict", "reserve_ratio", "swap_preempted"),
 )
 
 
@@ -234,6 +235,8 @@ def _settings(line: PoolLine) -> "Settings":
         raise _Wrong("scheduling_policy", f"unknown policy {settings.scheduling_policy!r}; known: {known}")
     if not 0.0 <= settings.watermark_fraction < 1.0:
         raise _Wrong("watermark_fraction", f"must be from 0 to below 1, got {settings.watermark_fraction:g}")
+    if not 0.0 <= settings.reserve_ratio <= 1.0:
+        raise _Wrong("reserve_ratio", f"must be from 0 to 1, got {settings.reserve_ratio:g}")
     if settings.block_tokens & (settings.block_tokens - 1):
         raise _Wrong("block_tokens", f"must be a power of two, got {settings.block_tokens}")
     if line.speculative is None:

@@ -63,6 +63,7 @@ from simulator.queues import (
     remove_prefill,
     remove_running,
 )
+from simulator.reserve import has_room, least_answered, reserve_more
 from simulator.timers import LOADED, set_timer
 from simulator.tournament import settle_end, settle_load
 
@@ -308,7 +309,7 @@ def _form_step(state, here, formed_ps):
     if not here.prefill_first:
         postponed = _make_room_for_decodes(state, here)
         budget_tokens -= here.decoding * here.verified_tokens
-    here.is_eroding = 0
+    here.is_eroding = here.is_short = 0
     chunks, new_tokens, attention_ps = 0, 0, 0
     if here.first_prefill != NONE:
         chunks, new_tokens, attention_ps, preempted = _continue_prefills(state, here, budget_tokens)
@@ -408,7 +409,7 @@ def _begin_decode_run(state, here, postponed):
     here.activity = DECODE_RUN
     steps = (state.words[here.finishes_at] >> KEY_SHIFT) - here.steps
     is_bound = here.stages > 1 or here.ranks > 1
-    if is_bound or postponed or here.swap_ps > 0 or state.clock[0].fast_forward == 0:
+    if is_bound or postponed or here.is_short or here.swap_ps > 0 or state.clock[0].fast_forward == 0:
         steps = 1
     elif here.is_eroding:
         steps = _steps_until_crossing(state.words, here, steps)
@@ -497,6 +498,8 @@ def _victim(requests, here):
 
     One that already has a chunk in the step being formed keeps it.
     """
+    if here.reserve_fall > 0:
+        return least_answered(requests, here)
     victim = here.last_running
     if here.by_priority:
         slot, most = victim, -FAR
@@ -607,6 +610,11 @@ def _admit(state, here, row, budget_tokens):
     if need + queued_blocks > free_beside_decodes(state.words, here) - here.watermark_blocks:
         here.is_eroding = 1 if queued_blocks > 0 else 0
         return 0, 0
+    if here.reserve_fall > 0:
+        free_tokens = (free_beside_decodes(state.words, here) - queued_blocks) << here.block_shift
+        if not has_room(state.requests, here, row, total_tokens - computed_tokens, free_tokens):
+            here.is_short = 1
+            return 0, 0
     if here.reserves and here.reserved_blocks + most_blocks(row, here) > here.total_blocks:
         return 0, 0
     if looks_up:
@@ -650,6 +658,8 @@ def end_step(state, here):
     if here.decoding > 0:
         take_blocks(state, here, blocks_crossed(words, here, here.run_steps))
         here.steps += here.run_steps
+        if here.run_steps > 0 and here.reserve_fall > 0:
+            here.reserve = max(here.reserve_least, here.reserve - here.run_steps * here.reserve_fall)
         grow_context(here, here.run_steps * here.decoding * here.growth_parts)
     free_blocks = here.free_blocks
     while here.decoding > 0 and words[here.finishes_at] >> KEY_SHIFT <= here.steps:
@@ -836,6 +846,8 @@ def _preempt(state, here, slot):
     if row.held_nodes > 0:
         leave_content(state, row, here)
     remove_running(state.requests, here, slot)
+    if here.reserve_fall > 0:
+        reserve_more(state.requests, here)
     row.status = WAITING
     row.computed_tokens = 0
     row.enqueued_ps = NONE

@@ -82,6 +82,10 @@ LANE = np.dtype(
         ("prefill_first", "i8"),  # prefills go alone, before decodes
         ("reserves", "i8"),  # admits only what can finish without preemption
         ("reserved_blocks", "i8"),
+        ("reserve", "i8"),  # part of the answers to come that admission leaves room for, in 1 / 2**20; see reserve.py
+        ("reserve_least", "i8"),
+        ("reserve_fall", "i8"),  # of the part, with each decode step; 0 where nothing is reserved so
+        ("is_short", "i8"),  # the head of the queue waits for the part to fall
         ("by_priority", "i8"),
         ("swap_ps_per_token", "i8"),  # each way; 0 where preempted requests compute again
         ("swap_ps", "i8"),  # that the coming step spends on swapping

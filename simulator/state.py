@@ -148,6 +148,7 @@ def _lane_rows(fleet: Fleet, variants: Rows, first_variants: list[int]) -> Rows:
             *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill"),
             *("asynchronous", "caching"),
             *("prefill_first", "reserves", "by_priority", "swap_ps_per_token"),
+            *("reserve", "reserve_least", "reserve_fall"),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
             *("verified_tokens", "growth_parts", "part_shift"),
         ):

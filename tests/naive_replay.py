@@ -97,7 +97,7 @@ class NaiveLane:
         self.waiting, self.running = [], []
         self.end_ps, self.woken_ps, self.start_ps = None, None, None
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
-        self.pool = NaivePool(limits.total_blocks)
+        self.pool, self.reserve = NaivePool(limits.total_blocks), limits.reserve
         self.prompts_done_ps = 0  # as a router reckons
 
     def full_step_ps(self):
@@ -175,6 +175,8 @@ class NaiveLane:
         queued = sum(block.users == 0 for block in found)
         if need + queued > self.free_blocks() - self.unready() - limits.watermark_blocks:
             return 0
+        if limits.reserve_fall and not self.has_room(request, total - computed, queued):
+            return 0
         if limits.reserves and sum(map(self.most_blocks, [*self.running, request])) > limits.total_blocks:
             return 0
         self.swap_ps += request.swapped * limits.swap_ps_per_token
@@ -189,6 +191,15 @@ class NaiveLane:
         if request.scheduled_ps is None:
             request.cached_tokens = min(found_tokens, request.input_tokens)
         return chunk
+
+    def has_room(self, request, prompt_tokens, queued):
+        """Say whether a prompt and its answer fit beside the part that is kept of running requests' answers to come."""
+        left = {r: min(max(0, r.output_tokens - r.generated), 4096) for r in self.running}
+        kept = sum(tokens for r, tokens in left.items() if r.is_decoding()) * self.reserve >> 20
+        kept += sum(tokens for r, tokens in left.items() if not r.is_decoding())
+        free = (self.free_blocks() - self.unready() - queued) * self.limits.block_tokens
+        answer = min(request.output_tokens - request.generated, 4096)
+        return prompt_tokens + answer <= free - kept or not self.running
 
     def take(self, request, tokens):
         """Give a running request the blocks for so many tokens more, and make its content known."""
@@ -214,7 +225,14 @@ class NaiveLane:
         if self.limits.by_priority:
             free = [one for one in self.running if one.chunk == 0 or one.is_decoding()]
             request = max(free, key=lambda one: (one.priority, one.index))
+        if self.limits.reserve_fall:
+            decodes = [one for one in reversed(self.running) if one.is_decoding()] or [request]
+            request = min(decodes, key=lambda one: (one.generated, -one.input_tokens))
         self.running.remove(request)
+        others = [one for one in self.running if one.is_decoding()]
+        if self.limits.reserve_fall and others:
+            answered = sum(one.generated + 20 for one in others)
+            self.reserve = min(1 << 20, (answered << 20) // sum(one.output_tokens for one in others))
         if self.limits.swap_ps_per_token:
             request.swapped = request.computed
             self.swap_ps += request.computed * self.limits.swap_ps_per_token
@@ -383,6 +401,8 @@ class NaiveLane:
         decodes = [request for request in self.running if request.is_decoding() and request.chunk > 0]
         for request in decodes:
             self.take(request, self.gain(request))
+        if decodes and self.limits.reserve_fall:
+            self.reserve = max(self.limits.reserve_least, self.reserve - self.limits.reserve_fall)
         free_blocks, outstanding = len(self.pool.queue), self.outstanding()
         ended = []
         for request in list(self.running):

@@ -118,6 +118,7 @@ pools:
   async_scheduling: false
   swap_preempted: true
   no_evict: true
+  reserve_ratio: 0.7
   speculative: "3:0.7"
   max_num_seqs: 64
   long_prefill_tokens: 512
@@ -139,6 +140,7 @@ def test_a_fleet_file_can_say_all_that_the_data_plane_knows(folder):
     limits = decode.engine.limits
     assert (limits.by_priority, limits.asynchronous, limits.reserves) == (True, False, True)
     assert limits.swap_ps_per_token > 0
+    assert limits.reserve == round(0.7 * 2**20)
     assert (limits.verified_tokens, limits.max_sequences, limits.long_prefill_tokens) == (4, 64, 512)
     assert limits.watermark_blocks == limits.total_blocks // 100
     assert limits.max_context_tokens == 8192
@@ -171,6 +173,7 @@ MISTAKES = [
     ("model: llama-3.1-8b\npools: [{device: l4, speculative: '3'}]\n", "pools.0.speculative: cannot read the spec"),
     ("model: llama-3.1-8b\npools: [{device: l4, scheduling_policy: lifo}]\n", "unknown policy 'lifo'; known: fcfs, pr"),
     ("model: llama-3.1-8b\npools: [{device: l4, framework: x}]\n", "framework: unknown serving framework 'x'; known:"),
+    ("model: llama-3.1-8b\npools: [{device: l4, reserve_ratio: 2}]\n", "reserve_ratio: must be from 0 to 1, got 2"),
     ("model: llama-3.1-8b\npools: [{device: l4, block_tokens: 3}]\n", "block_tokens: must be a power of two, got 3"),
     ("model: llama-3.1-8b\npools: [{device: l4, kv_dtype: x}]\n", "pools.0.kv_dtype: unknown dtype 'x'"),
     ("model: llama-3.1-8b\npatience_s: 0\npools: [{device: l4}]\n", "2:13: patience_s: patience_s must be positive"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import traces
 import traces.parquet
+from models.engine import reserve_of
 from models.speculation import Speculation
 from simulator.fleet import Fleet, Link, Pool
 from simulator.layout import CANCELLED, FAR, FINISHED
@@ -46,6 +47,7 @@ def random_case(seed: int):
             swap_ps_per_token=int(rng.choice([0, 0, 1_000_000])),
         )
         stages = int(rng.choice([1, 1, 2]))
+        bounds = replace(bounds, **reserve_of(float(later.choice([0.0, 0.0, 0.3, 0.7]))))
         engine = toys.engine(
             bounds,
             name=f"toy{index}",
