@@ -69,8 +69,10 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         curve=_curve(trials, main, quick),
         ablation=_ablation(trials[TOOL][: 1 if quick else None], capacity[TOOL], facts["slo_s"]),
         sweep=_sweep(facts, seeds[: 1 if quick else 3], quick, trials[TALK]),
-        note="Min-TTFT counts what it sent itself; off the view it goes by the lanes' queues as last seen. The rows of "
-        "the sweep are relative to the least loaded with a fresh view",
+        note="Min-TTFT counts what it sent itself; off the view it goes by the lanes' queues as last seen. Likely "
+        "reasons for what is missed: an engine that is given one prompt at a time packs none together into its steps "
+        "(ablation: two prompts, the rule alone), and thirty system prompts are soon cached on every replica (sweep: "
+        "rarer ones). Rows of the sweep are relative to the least loaded with a fresh view",
     )
 
 
