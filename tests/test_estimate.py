@@ -294,7 +294,13 @@ def test_a_fit_to_ones_own_runs_brings_predictions_nearer(costs):
 def test_a_block_is_predicted_as_the_sum_of_its_operators():
     ideal = np.array([1e-12, 1.0, 1.0, 1e-9, 1e-9, 1e-15, 1.0, 12.0])
     machine = Machine(1e11, 1e10, 1.0, 0.0)
-    cpu = Cpu("toy", 1, machine, dict.fromkeys(("gemm", "gemv", "attention", "attention of one", "pass"), ideal), 0.0)
+    cpu = Cpu(
+        "toy",
+        1,
+        machine,
+        dict.fromkeys(("gemm", "gemv", "attention", "attention of one", "pass", "exponential"), ideal),
+        0.0,
+    )
     block = Block()
     flops = sum(gemm_needs(256, n, k)[0] for k, n in block.matrices) + attention_needs(256, 256, 12, 64)[0]
     assert block.predicted_s(cpu, 256, 0) > flops / 1e11

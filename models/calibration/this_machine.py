@@ -20,7 +20,7 @@ Single = npt.NDArray[np.float32]
 BYTES_PER_VALUE = 4.0  # numpy multiplies single precision
 SEED = 11
 REPEATS, FEWEST_S, FEWEST_RUNS = 3, 0.03, 5
-GEMM_TOKENS = (2, 8, 32, 128, 384)
+GEMM_TOKENS = (2, 16, 64, 256)
 GEMM_SHAPES = (
     (512, 512),
     (1536, 512),
@@ -47,6 +47,7 @@ ATTENTION = (
     (512, 512),
 )
 COLD_BYTES = 48e6
+MOST_CACHES = 64
 COPIES = (1 << 16, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
 HEADS, HEAD_DIM = 8, 64
 ELEMENTWISE_CALLS = 40  # numpy calls of the block below that only shape or scale
@@ -85,12 +86,12 @@ def measure() -> Cpu:
         "gemv": _gemms(rng, (1,)),  # libraries take another way where there is one token
         "attention": _attentions(rng, [shape for shape in ATTENTION if shape[0] > 1]),
         "attention of one": _attentions(rng, [shape for shape in ATTENTION if shape[0] == 1]),
-        "pass": _copies(rng),
+        "pass": _passes(rng, np.copy),
+        "exponential": _passes(rng, np.exp),
     }
     peak = float(max(found["gemm"].columns[:, 0] / found["gemm"].seconds))
     bandwidth = float((found["pass"].columns[:, 1] / found["pass"].seconds)[-1])
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    machine = Machine(peak, bandwidth, float(processors), 32 * 1024.0**2)
+    machine = Machine(peak, bandwidth, float(processors()), 32 * 1024.0**2)
     formats = Formats(*[BYTES_PER_VALUE] * 4)
     fits = {
         op: fit_physics(FORMS["roofline"], rows.columns, rows.seconds, formats, machine, np.random.default_rng(SEED))
@@ -98,21 +99,36 @@ def measure() -> Cpu:
     }
     tiny = np.ones(4, np.float32)
     call_s = typical_s(lambda: tiny + tiny)
-    return Cpu(platform.processor() or platform.machine(), processors, machine, fits, call_s)
+    return Cpu(platform.processor() or platform.machine(), processors(), machine, fits, call_s)
 
 
 def typical_s(work: Callable[[], object]) -> float:
-    """Return the least of several medians of the time of some work, each over long enough for the clock."""
+    """Return the least of several medians of the time of some work, each over long enough for the clock.
+
+    Where one thread does the work, only the time that it had a processor counts.
+    """
+    clock = time.process_time if _threads() == 1 else time.perf_counter
     work()
     medians = []
     for _ in range(REPEATS):
         times: list[float] = []
         while len(times) < FEWEST_RUNS or sum(times) < FEWEST_S:
-            started = time.perf_counter()
+            started = clock()
             work()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
         medians.append(float(np.median(times)))
     return min(medians)
+
+
+def _threads() -> int:
+    """Return the threads that matrix products may use, as their library is told by the environment."""
+    told = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    return int(told) if told.isdigit() else processors()
+
+
+def processors() -> int:
+    """Return the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gemms(rng: np.random.Generator, every_m: Sequence[int]) -> Measured:
@@ -136,9 +152,10 @@ def _attentions(rng: np.random.Generator, shapes: Sequence[tuple[int, int]]) -> 
     columns, seconds = [], []
     for q_len, context in shapes:
         q = rng.standard_normal((HEADS, q_len, HEAD_DIM), np.float32)
-        k, v = (rng.standard_normal((HEADS, context, HEAD_DIM), np.float32) for _ in range(2))
+        count = max(2, int(COLD_BYTES / (BYTES_PER_VALUE * 2 * HEADS * context * HEAD_DIM)))
+        layers = cycle(rng.standard_normal((min(count, MOST_CACHES), 2, HEADS, context, HEAD_DIM), np.float32))
         columns.append(attention_needs(q_len, context, HEADS, HEAD_DIM))
-        seconds.append(typical_s(lambda q=q, k=k, v=v: attention(q, k, v)))  # type: ignore[misc]
+        seconds.append(typical_s(lambda q=q, layers=layers: attention(q, *next(layers))))  # type: ignore[misc]
     return Measured(np.array(columns), np.array(seconds))
 
 
@@ -158,13 +175,13 @@ def attention(q: Single, k: Single, v: Single) -> Single:
     return np.asarray(scores @ v, np.float32)
 
 
-def _copies(rng: np.random.Generator) -> Measured:
+def _passes(rng: np.random.Generator, work: Callable[[Single], object]) -> Measured:
+    """Measure work that reads an array once and writes another of its size, into new memory, as results are."""
     columns, seconds = [], []
     for values in COPIES:
         source = rng.standard_normal(values, np.float32)
-        target = np.empty_like(source)
         columns.append((0.0, 2 * BYTES_PER_VALUE * values, 1.0))
-        seconds.append(typical_s(lambda source=source, target=target: np.copyto(target, source)))  # type: ignore[misc]
+        seconds.append(typical_s(lambda source=source: work(source)))  # type: ignore[misc]
     return Measured(np.array(columns), np.array(seconds))
 
 
@@ -200,8 +217,9 @@ class Block:
         total += cpu.seconds(attend, *attention_needs(tokens, past + tokens, self.heads, self.head_dim))
         grouped = 2 * (past + tokens) * self.kv_heads * self.head_dim
         kv_values = grouped + 2 * (past + tokens) * self.hidden  # joined to the cache, then laid out for each head
-        passes = [6 * tokens * self.hidden, 6 * tokens * self.hidden, 5 * tokens * self.ffn, kv_values]
+        passes = [6 * tokens * self.hidden, 6 * tokens * self.hidden, 4 * tokens * self.ffn, kv_values]
         total += ELEMENTWISE_CALLS * cpu.call_s
+        total += cpu.seconds("exponential", 0.0, BYTES_PER_VALUE * 2 * tokens * self.ffn, 1.0)
         return total + sum(cpu.seconds("pass", 0.0, BYTES_PER_VALUE * 2 * values, 1.0) for values in passes)
 
     def measured_s(self, tokens: int, past: int) -> float:
