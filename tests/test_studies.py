@@ -186,6 +186,14 @@ def test_flow_prefill_runs_small_and_again_the_same(monkeypatch):
     assert all(0.9 <= row["search"] <= 1.0 for row in low)
 
 
+def test_no_ratio_is_given_over_a_baseline_that_never_keeps_its_promises():
+    from simulator.studies import flow_prefill
+
+    never = flow_prefill.RATES_PER_S[0]
+    assert flow_prefill._row("flow", [4.0, 4.0], [2.0, never])["over_fcfs"] is None
+    assert flow_prefill._row("flow", [4.0, 4.0], [2.0, 2.0])["over_fcfs"] == 2.0
+
+
 def test_s_lora_runs_small_and_again_the_same(monkeypatch):
     from simulator.studies import s_lora
 

@@ -234,9 +234,12 @@ def _curve(trials: Mapping[int, Trials], builds: Mapping[str, Build], rates_per_
 
 
 def _row(name: str, goodputs: Sequence[float], baseline: Sequence[float]) -> Row:
+    """Return a goodput beside the baseline's; no ratio where the baseline keeps its promises at no rate sought."""
+    row = {"system": name, "goodput_per_s": sum(goodputs) / len(goodputs)}
+    if min(baseline) <= RATES_PER_S[0]:
+        return row | {"over_fcfs": None, "low": None, "high": None}
     ratio = over_seeds(_ratios(goodputs, baseline))
-    mean = sum(goodputs) / len(goodputs)
-    return {"system": name, "goodput_per_s": mean, "over_fcfs": ratio.value, "low": ratio.low, "high": ratio.high}
+    return row | {"over_fcfs": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
 def _ratios(values: Sequence[float], baseline: Sequence[float]) -> list[float]:
