@@ -317,6 +317,29 @@ def test_the_command_answers_in_json():
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
+def test_a_release_is_priced_by_its_own_collectives():
+    arguments = ["estimate", "--model", "qwen3-32b", "--device", "rtx-pro-6000", "--isl", "512", "--osl", "32"]
+    arguments += ["--tp", "2", "--concurrency", "2", "--json"]
+    newest, older = (
+        json.loads(CliRunner().invoke(main, [*arguments, *more]).stdout)["result"]
+        for more in ([], ["--engine-version", "0.19.0"])
+    )
+    assert older["decode_parts"]["all-reduce"] > 2 * newest["decode_parts"]["all-reduce"]
+
+
+def test_errors_are_those_of_models_left_out():
+    times = ("d", "vllm", "1.0.0")
+    rows = [
+        profiles.Measured(*times, model, slow * 0.02, 0.1, (32.0 * 30, 0, 0), (0,) * 3, 0.01, 0.08)
+        for model, slow in (("quick", 1.0), ("slow", 1.2))
+        for _ in range(3)
+    ]
+    told = profiles.held_out(rows)
+    assert told["tpot with four scalars"]["rows"] == 6
+    assert 0.1 < told["tpot with four scalars"]["median"] < 0.25
+    assert set(told) == {f"{m} with {s}" for m in ("tpot", "ttft") for s in ("four scalars", "none")}
+
+
 def test_an_unknown_device_is_told_with_the_nearest_name():
     arguments = ["estimate", "--model", "llama-3.1-8b", "--device", "h100-sx", "--isl", "512", "--osl", "32"]
     outcome = CliRunner().invoke(main, [*arguments, "--concurrency", "1"])

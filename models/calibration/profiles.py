@@ -56,14 +56,48 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m models.calibration.profiles", description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--held-out", action="store_true", help="only tell the errors of pairs left out of the fit")
     options = parser.parse_args(arguments)
     rows = read(options.file)
+    if options.held_out:
+        for name, errors in held_out(rows).items():
+            print(name, ", ".join(f"{figure} {value:.3f}" for figure, value in errors.items()))
+        return
     for engine in sorted({row.engine for row in rows}):
         of_engine = [row for row in rows if row.engine == engine]
         tables = [table for device in sorted({row.device for row in of_engine}) for table in _tables(of_engine, device)]
         for table in tables:
             print(engine, table, file=sys.stderr)
         write(engine, tables)
+
+
+def held_out(rows: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Return errors of every (model, device) under scalars fitted to the other models on its device, and under none.
+
+    None are the scalars that no device was asked about: where every fit starts.
+    """
+    fitted: list[tuple[Floats, Floats]] = []
+    plain: list[tuple[Floats, Floats]] = []
+    for engine, device in sorted({(row.engine, row.device) for row in rows}):
+        every = [row for row in rows if (row.engine, row.device) == (engine, device)]
+        start = np.append(np.exp(CENTRE), framework.load(engine).first_token_s)
+        for model in sorted({row.model for row in every}):
+            left_out = kept(every, model, True)
+            fitted.append(log_errors(fit(kept(every, model, False), (), engine), left_out))
+            plain.append(log_errors(start, left_out))
+    told = {}
+    for name, pairs in (("four scalars", fitted), ("none", plain)):
+        for i, metric in enumerate(("tpot", "ttft")):
+            relative = np.expm1(np.concatenate([pair[i] for pair in pairs]))
+            size = np.abs(relative)
+            told[f"{metric} with {name}"] = {
+                "rows": float(len(size)),
+                "median": float(np.median(size)),
+                "mean": float(size.mean()),
+                "p90": float(np.quantile(size, 0.9)),
+                "bias": float(np.median(relative)),
+            }
+    return told
 
 
 def _tables(rows: Sequence[Measured], device: str) -> Iterator[dict[str, Any]]:

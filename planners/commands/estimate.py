@@ -18,6 +18,7 @@ from planners.commands.tables import quantity, seconds, table
 )
 @click.option("--device", type=Name("device"), metavar="NAME", required=True, help="Catalogue name, or a TOML file.")
 @click.option("--engine", default="vllm", show_default=True, help="Serving framework.")
+@click.option("--engine-version", "framework_version", metavar="RELEASE", help="Its release; the newest measured.")
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel devices.")
 @click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
 @click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Expert-parallel devices.")
