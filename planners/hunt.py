@@ -27,6 +27,7 @@ Bools = npt.NDArray[np.bool_]
 Replicas = tuple[int, ...]  # of each engine
 
 ROUNDS = 40
+ROUNDS_BESIDE_SPLIT = 6  # where pools that prefill or decode are cheaper than any mix seen so far
 CHEAPER_BY = 1e-6  # relative: what counts as cheaper
 CAUTION = 1 / 256  # a pool that broke carries at least this fraction less than what broke it
 MOST_FLEETS = 20_000  # beyond so many cheaper fleets not all are looked at
@@ -73,8 +74,9 @@ class Hunt:
                 self._fewest(int(engine), int(fewest[engine]))
 
     def mixes(self) -> None:
-        """Let the mix propose fleets cheaper than the best so far until there are none, or ROUNDS are over."""
-        for _ in range(ROUNDS):
+        """Let the mix propose fleets cheaper than the best so far until there are none, or the rounds are over."""
+        is_split = self.best is not None and not self._is_alike(self.best.candidate)
+        for _ in range(ROUNDS_BESIDE_SPLIT if is_split else ROUNDS):
             proposal = self._proposal()
             if proposal is None:
                 self.conditional_usd = math.inf

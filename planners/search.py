@@ -29,7 +29,7 @@ from traces import Trace
 __all__ = ["Infeasible", "Progress", "find_plan"]
 
 
-TRAINING = 4  # siblings that the search sees
+TRAINING = 6  # siblings that the search sees
 BLOCK_S = 60.0
 FEWEST_BLOCKS = 20
 SEEDS_APART = 10_000

@@ -172,10 +172,10 @@ def test_a_plan_with_siblings_costs_no_less_and_says_how_often_it_held_out_of_sa
     assert robust.out_of_sample.siblings == 5
     held = [
         holds(replay(sibling, robust.fleet()), planner_toys.promises())
-        for sibling in siblings_of(trace, range(5, 10), seed=0)
+        for sibling in siblings_of(trace, range(7, 12), seed=0)
     ]
     assert robust.out_of_sample.passed == sum(held)
-    for sibling in siblings_of(trace, range(1, 5), seed=0):
+    for sibling in siblings_of(trace, range(1, 7), seed=0):
         assert holds(replay(sibling, robust.fleet()), planner_toys.promises())
 
 
