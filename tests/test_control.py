@@ -7,9 +7,12 @@ import toys
 from simulator.actions import DEPART, LAND, LEASE, UNLEASE
 from simulator.control.actions import Assign, Close, Fail, Open, Refusal, Withdraw
 from simulator.control.plane import Hold, Reject, operate
+from simulator.control.sessions import families
 from simulator.fleet import Fleet, Pool
 from simulator.layout import TELL_DEPARTED
 from simulator.replay import replay
+from traces.sessions import Agents, generate_agents
+from traces.statistics import prefix_reuse
 
 MS = 1e-3
 
@@ -94,11 +97,30 @@ def test_a_lane_that_is_closed_takes_no_more_and_ends_what_it_has():
 
 
 def test_a_child_comes_its_think_time_after_its_parent_has_ended():
-    trace = toys.trace([0, 0, 0], 4, 3)
-    run = operate(trace, toys.fleet(1), parents=[-1, 0, 1], think_s=[0, 7 * MS, 2 * MS]).run
+    delays_ns = np.array([0, 7_000_000, 2_000_000])
+    trace = toys.trace([0, 0, 0], 4, 3, parent_ids=toys.ragged([[], [0], [1]]), release_delay_ns=delays_ns)
+    run = operate(trace, toys.fleet(1), closed_loop=families(trace)).run
     ends_s = run.outcome.finish_ps / 1e12
     assert run.arrival_ps[1] / 1e12 == pytest.approx(ends_s[0] + 7 * MS)
     assert run.arrival_ps[2] / 1e12 == pytest.approx(ends_s[1] + 2 * MS)
+
+
+def test_a_step_that_joins_several_comes_after_the_last_of_them():
+    columns = {"parent_ids": toys.ragged([[], [0], [0], [1, 2]]), "release_delay_ns": np.zeros(4, np.int64)}
+    trace = toys.trace([0, 0, 0, 0], 4, [2, 3, 9, 2], **columns)
+    run = operate(trace, toys.fleet(2), routing=shortest, closed_loop=families(trace)).run
+    assert run.arrival_ps[3] == run.outcome.finish_ps[1:3].max()
+    assert run.is_finished.all()
+
+
+def test_generated_agents_run_to_their_end_with_their_prompts_cached():
+    trace = generate_agents(Agents(steps_mean=6.0, start_tokens=2000), 60.0, seed=1, parameters={"rate_per_s": 0.2})
+    served = toys.engine(toys.limits(max_sequences=16, total_blocks=4000, block_tokens=16, max_context_tokens=200_000,
+                                     max_batched_tokens=2048, caching=True))  # fmt: skip
+    run = operate(trace, Fleet((Pool(served, 1),)), closed_loop=families(trace)).run
+    assert run.is_finished.all()
+    found = run.outcome.cached_tokens.sum() / trace.input_tokens.sum()
+    assert found == pytest.approx(prefix_reuse(trace)["token_hit_infinite"])
 
 
 def test_policies_cannot_reach_the_true_answer_length():

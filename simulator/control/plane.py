@@ -13,10 +13,11 @@ import numpy.typing as npt
 import simpy
 
 from models.step import PICOSECONDS_PER_SECOND
-from simulator.actions import DROP, HOLD, REJECT, SUBMIT
+from simulator.actions import DROP, HOLD, REJECT, SUBMIT, act
 from simulator.advance import advance
 from simulator.control.actions import Action, Assign, Refusal, perform, refusal
 from simulator.control.matching import matched_tokens
+from simulator.control.sessions import Families
 from simulator.fleet import Fleet, Pool
 from simulator.layout import (
     DECODE,
@@ -109,15 +110,14 @@ def operate(
     routing: Routing | None = None,
     controllers: Sequence[Controller] = (),
     sight: Sight = CLEAR,
-    parents: Sequence[int] | npt.NDArray[np.int64] | None = None,
-    think_s: Sequence[float] | npt.NDArray[np.float64] | None = None,
+    closed_loop: Families | None = None,
     hands_over: bool = True,
     fast_forward: bool = True,
     sample_s: float | None = None,
 ) -> Operation:
     """Replay a trace on a fleet with policies: a routing, None for the fleet's built-in router, and controllers.
 
-    With `parents`, a request comes `think_s` after its parent, a row before it, has ended; NONE where it has none.
+    In a closed loop a request comes some time after the last of its parents, rows before it, has ended.
     With `hands_over` off, the control plane moves what prefill lanes have done.
     """
     environment = simpy.Environment(initial_time=0)
@@ -125,8 +125,8 @@ def operate(
     plane.clock["hands_over"] = hands_over
     if hands_over:
         plane.listen(TELL_PREFILLED, plane.compute_again)
-    if parents is not None:
-        plane.withhold(np.asarray(parents, np.int64), think_s)
+    if closed_loop is not None:
+        plane.withhold(closed_loop)
     if routing is not None:
         plane.router = routing(plane)
     for controller in controllers:
@@ -252,9 +252,7 @@ class Plane:
 
     def act(self, action: int, slot: int = NONE, lane: int = NONE, amount: int = 0) -> bool:
         """Let the data plane do something at once; return whether it could."""
-        now_ps = int(self.environment.now)
-        advance(self.state, self.plan, now_ps, -1, action, slot, lane, amount)
-        return bool(self.clock["answer"][0])
+        return bool(act(self.state, int(self.environment.now), action, slot, lane, amount))
 
     def wait(self, seconds: float) -> simpy.Event:
         """Return the event of so much time having passed."""
@@ -281,18 +279,22 @@ class Plane:
 
     # The gateway.
 
-    def withhold(self, parents: npt.NDArray[np.int64], think_s: Any) -> None:
-        """Let requests with a parent come some time after it has ended."""
-        if (parents >= np.arange(len(self.trace))).any():
+    def withhold(self, families: Families) -> None:
+        """Let requests with parents come some time after the last of these has ended."""
+        parents = families.parents
+        children = np.repeat(np.arange(len(self.trace)), parents.lengths)
+        if (parents.values >= children).any():
             raise ValueError("a request's parent is a row before it")
-        self._is_withheld = parents != NONE
-        delays_s = np.zeros(len(self.trace)) if think_s is None else np.asarray(think_s, np.float64)
-        for number in np.flatnonzero(self._is_withheld).tolist():
-            self._children.setdefault(int(parents[number]), []).append(number)
+        missing = parents.lengths.copy()
+        self._is_withheld = missing > 0
+        for parent, child in zip(parents.values.tolist(), children.tolist(), strict=True):
+            self._children.setdefault(parent, []).append(child)
 
         def release(parent: int) -> None:
             for number in self._children.pop(parent, []):
-                self.environment.process(self._come_later(number, float(delays_s[number])))
+                missing[number] -= 1
+                if missing[number] == 0:
+                    self.environment.process(self._come_later(number, float(families.delay_s[number])))
 
         self.listen(TELL_FINISHED | TELL_CANCELLED | TELL_REFUSED, release)
 
@@ -402,7 +404,7 @@ class Plane:
             if environment.now >= end_ps or (end_ps == FOREVER_PS and self._is_over()):
                 return
             horizon_ps = min(environment.peek(), end_ps)
-            advance(self.state, self.plan, int(environment.now), int(horizon_ps), NONE, NONE, NONE, 0)
+            advance(self.state, self.plan, int(environment.now), int(horizon_ps), NONE, NONE)
             if self.clock["notices"][0]:
                 horizon_ps = int(self.clock["now_ps"][0])
             if horizon_ps == FOREVER_PS:
