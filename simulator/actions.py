@@ -1,6 +1,6 @@
 """What the control plane may do to the data plane, and whether physics lets it."""
 
-from models.compiled import inner_kernel
+from models.compiled import inner_kernel, kernel
 from simulator.blocks import blocks, own_blocks
 from simulator.cache import drop_leavings, give_blocks, leave_content, take_blocks
 from simulator.dataplane import (
@@ -48,10 +48,10 @@ DEPART, LEASE, UNLEASE, LAND, DROP = 5, 6, 7, 8, 9
 FAIL, SETTLE, REPRICE = 10, 11, 12
 
 
-@inner_kernel
-def act(state, action, slot, lane, amount):
+@kernel
+def act(state, now_ps, action, slot, lane, amount):
     """Do one action; return whether it could be done."""
-    now_ps = state.clock[0].now_ps
+    state.clock[0].now_ps = now_ps
     if action == SUBMIT:
         submit(state, slot, lane, now_ps)
         if lane != NONE:

@@ -1,7 +1,7 @@
-"""The loop of the data plane: actions asked for, then step ends, timers and arrivals in time order."""
+"""The loop of the data plane: step ends, timers and arrivals in time order."""
 
 from models.compiled import inner_kernel, kernel
-from simulator.actions import act, cancel, submit
+from simulator.actions import cancel, submit
 from simulator.dataplane import arrive_ready, begin_step, end_step, keep_step, release_source, wake
 from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
 from simulator.routing import choose_lane
@@ -9,18 +9,18 @@ from simulator.timers import DEADLINE, next_timer_ps, take_timer
 
 
 @kernel
-def advance(state, plan, now_ps, horizon_ps, action, slot, lane, amount):
-    """Do the action asked for at `now_ps`, then run every event up to and including `horizon_ps`.
+def advance(state, plan, now_ps, horizon_ps, slot, lane):
+    """Run every event up to and including `horizon_ps`: at equal times step ends first, then timers, then arrivals.
 
-    In time order, and at equal times step ends first, then timers, then arrivals.
-
-    One crossing a request for routers written in Python. Returns early, after the event in question, where the
-    control plane is to be told of something.
+    Before that, at `now_ps`, the request in `slot` is given to `lane` unless it is NONE: one crossing a request for
+    routers written in Python. Returns early, after the event in question, where the control plane is to be told of
+    something.
     """
     clock, requests, lanes, words = state.clock[0], state.requests, state.lanes, state.words
-    if action != NONE:
+    if slot != NONE:
         clock.now_ps = now_ps
-        clock.answer = act(state, action, slot, lane, amount)
+        submit(state, slot, lane, now_ps)
+        wake(state, lanes[lane], now_ps)
     arrival_ps = _next_arrival_ps(state)
     winner = clock.events_at + 1
     while clock.notices == 0:

@@ -190,7 +190,6 @@ CLOCK = np.dtype(
         ("done", "i8"),  # requests finished, refused or cancelled
         ("told", "i8"),  # bits of what the control plane wants to be told of
         ("notices", "i8"),
-        ("answer", "i8"),  # of the last action: whether it could be done
         ("hands_over", "i8"),  # whether the data plane moves what was prefilled, or the control plane does
     ],
     align=True,

@@ -7,7 +7,6 @@ import numpy as np
 import simpy
 
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
-from simulator.actions import SUBMIT
 from simulator.advance import advance
 from simulator.fleet import Fleet
 from simulator.layout import FAR, NONE
@@ -149,7 +148,7 @@ class Course:
             yield environment.timeout(horizon_ps - environment.now)
 
     def _advance(self, now_ps: float, horizon_ps: float) -> None:
-        advance(self.state, self.plan, int(now_ps), int(horizon_ps), NONE, NONE, NONE, 0)
+        advance(self.state, self.plan, int(now_ps), int(horizon_ps), NONE, NONE)
 
     def _is_over(self) -> bool:
         """Say whether no lane has anything more to say and no KV is on its way."""
@@ -177,7 +176,7 @@ class Course:
                     f"the router named lane {lane!r} for request {number}; the fleet has 0 to {front_lanes - 1}"
                 )
             reached_ps = next_ps if next_ps < environment.peek() else arrival_ps
-            advance(state, plan, arrival_ps, max(reached_ps, arrival_ps), SUBMIT, slot, lane, 0)
+            advance(state, plan, arrival_ps, max(reached_ps, arrival_ps), slot, lane)
 
 
 def live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:
