@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from models import device, framework, llm
-from models.calibration import benchmarks, end_to_end, load, observed, profiles
+from models import device, forward, framework, llm
+from models.calibration import benchmarks, end_to_end, load, observed, predict, profiles
 from models.calibration.this_machine import Block, Cpu, attention_needs, gemm_needs
 from models.closed_loop import Load, Scheduler, replay
 from models.engine import Engine
@@ -132,6 +132,15 @@ def test_kernels_timed_with_their_host_do_not_price_a_graph():
     replayed = load("b200-sxm").find("gemm", "fp8_block", in_graph=True)
     assert launched.parameters[0] > 1e-4
     assert replayed.parameters[0] < 3e-5
+
+
+def test_four_bit_mixtures_of_experts_keep_attention_wide():
+    tokens = np.ones(1)
+    for name, wide in (("minimax-m2.5", True), ("llama-3.1-70b", False)):
+        engine = Engine(llm.load(name), device.load("b200-sxm"), tp=4, dtype="nvfp4")
+        dtypes = {call.label: predict.table_dtype(engine, call) for call in forward.token_calls(engine, tokens)}
+        assert dtypes["qkv"] == ("bf16" if wide else "nvfp4")
+        assert dtypes.get("experts", "nvfp4") == "nvfp4"
 
 
 def test_frameworks_say_on_which_device_their_scalars_were_fitted():

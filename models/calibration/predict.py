@@ -156,12 +156,19 @@ def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
     return 0.0, 1.0
 
 
+FOUR_BIT = ("nvfp4", "fp4")
+ATTENTION_MATRICES = ("qkv", "qkv down", "q up", "kv up", "indexer", "attention out")
+
+
 def table_dtype(engine: Engine, call: Call) -> str:
     """Return what measurement tables call the number format that a call multiplies in.
 
-    "native", or the narrow format of published experts, narrows the experts alone.
+    "native", or the narrow format of published experts, narrows the experts alone; four-bit checkpoints of mixtures of
+    experts keep attention wide.
     """
     llm, dtype = engine.llm, call.dtype
+    if dtype in FOUR_BIT and llm.experts and call.label in ATTENTION_MATRICES:
+        return WIDE
     if dtype in ("native", llm.native_expert_dtype) and dtype != WIDE:
         dtype = (llm.native_expert_dtype or llm.native_dtype) if call.op == "moe" else llm.native_dtype
     if dtype == "mxfp4" and "fp4" in engine.device.flops_per_s:
