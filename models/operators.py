@@ -48,6 +48,12 @@ ROOFLINE_PARAMETERS = (
 COLLECTIVE_PARAMETERS = (
     *("fixed_s", "hop_s", "bandwidth_bytes_per_s"),
     *("eager_s", "eager_hop_s", "eager_bytes_per_s"),
+    *("middle_s", "middle_hop_s", "middle_bytes_per_s", "contention"),
+    *("node_hop_s", "node_bytes_per_s", "rails", "sharpness"),
+)
+
+EXCHANGE_PARAMETERS = (
+    *("fixed_s", "hop_s", "token_s", "bandwidth_bytes_per_s", "processor_bytes_per_s"),
     *("node_hop_s", "node_bytes_per_s", "sharpness"),
 )
 
@@ -276,15 +282,68 @@ def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
     """Return the seconds of one collective over `devices` devices on `nodes` nodes, message of `moved_bytes`.
 
     `rings` is how many times a ring passes the message (all-reduce 2, else 1); `all_pairs` is 1 where every device
-    sends to every other at once. The faster of two protocols is taken, smoothly: one of low latency and little
-    bandwidth, one of full bandwidth; across nodes each adds its hops and the slower link.
+    sends to every other at once. The fastest of three protocols is taken, smoothly: from low latency and little
+    bandwidth to full bandwidth. Where more than two devices share what joins them, each gets less of it; across nodes
+    every protocol adds its hops and the slower link, of which a node with more devices has more rails.
     """
     if devices <= 1.0:
         return 0.0
-    share = (devices - 1.0) / devices * rings
     hops = devices - 1.0
-    bulk_s = fit[0] + fit[1] * hops + share * moved_bytes / fit[2]
-    eager_s = fit[3] + fit[4] * hops + (share * (1.0 - all_pairs) + all_pairs) * moved_bytes / fit[5]
-    between_s = (nodes - 1.0) * fit[6] + (moved_bytes * rings / fit[7] if nodes > 1.0 else 0.0)
-    slower, faster = max(bulk_s, eager_s), min(bulk_s, eager_s)
-    return faster * (1.0 + (faster / slower) ** fit[8]) ** (-1.0 / fit[8]) + between_s
+    crowd = 1.0 + fit[9] * (devices - 2.0)
+    ring_bytes = hops / devices * rings * moved_bytes * crowd
+    pair_bytes = ring_bytes if all_pairs <= 0.0 else moved_bytes * crowd
+    bulk_s = fit[0] + fit[1] * hops + ring_bytes / fit[2]
+    eager_s = fit[3] + fit[4] * hops + pair_bytes / fit[5]
+    middle_s = fit[6] + fit[7] * hops + pair_bytes / fit[8]
+    between_s = 0.0
+    if nodes > 1.0:
+        node_bytes_per_s = fit[11] * (devices / nodes) ** fit[12]
+        between_s = (nodes - 1.0) * fit[10] + hops / devices * rings * moved_bytes / node_bytes_per_s
+    return smooth_min(smooth_min(eager_s, middle_s, fit[13]), bulk_s, fit[13]) + between_s
+
+
+@kernel
+def smooth_min(first, second, sharpness):
+    """Return the smaller of two times, or less where they are about equal, as if two paths shared the work."""
+    slower, faster = max(first, second), min(first, second)
+    return faster * (1.0 + (faster / slower) ** sharpness) ** (-1.0 / sharpness)
+
+
+@kernel
+def distinct(draws, kinds):
+    """Return how many of `kinds` equally likely kinds turn up in so many draws."""
+    return kinds * (1.0 - (1.0 - 1.0 / kinds) ** draws)
+
+
+@kernel
+def exchange_traits(tokens, hidden, topk, devices, nodes, processors, value_bytes, fit):
+    """Return the seconds in which each rank sends its tokens to their experts' ranks, or gets them back, then traits.
+
+    A token goes once to every rank that holds any of its `topk` experts, and once over the slower link to every node
+    that does. `processors` are those set aside to copy, which bound the rate; 0 where the library chooses.
+    """
+    ranks = distinct(topk, devices)
+    sent_bytes = tokens * hidden * value_bytes * ranks
+    link_s = sent_bytes / fit[3]
+    copy_s = sent_bytes / (processors * fit[4]) if processors > 0.0 else 0.0
+    between_s = 0.0
+    if nodes > 1.0:
+        between_s = (nodes - 1.0) * fit[5] + tokens * hidden * value_bytes * distinct(topk, nodes) / fit[6]
+    moving_s = smooth_max(smooth_max(link_s, copy_s, fit[7]), between_s, fit[7])
+    seconds = fit[0] + fit[1] * (devices - 1.0) + fit[2] * tokens * topk + moving_s
+    return seconds, copy_s / link_s, ranks, sent_bytes
+
+
+@kernel
+def lookup_gemm(m, n, k, bits, group, lookups_per_s, bandwidth_bytes_per_s, fixed_s):
+    """Return the seconds of a low-bit matrix product by lookup: C[m, n] = A[m, k] B[k, n], weights of `bits` bits.
+
+    Each bit of `group` weights is one lookup in a table of the sums of `group` activations, which all n columns share;
+    half of its 2^group entries are worked out, the others are their negatives. Time is linear in bits, and weights are
+    read once (Wei et al., T-MAC, EuroSys 2025).
+    """
+    groups = pieces(k, group)
+    lookups = m * groups * n * bits
+    entries = m * groups * 2.0 ** (group - 1.0)
+    weight_bytes = n * k * bits / 8.0
+    return fixed_s + max((lookups + entries) / lookups_per_s, weight_bytes / bandwidth_bytes_per_s)

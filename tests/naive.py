@@ -206,16 +206,23 @@ def roofline(flops, moved_bytes, rows, machine, fit):
 
 
 def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
-    """Return the faster of two protocols, each latency + hops + bytes over bandwidth, and the link between nodes."""
-    (fixed, hop, bandwidth, eager, eager_hop, eager_bandwidth, node_hop, node_bandwidth, sharpness) = fit
+    """Return the fastest of three protocols, each latency + hops + bytes over bandwidth, and the link between nodes."""
+    (crowding, node_hop, node_bandwidth, rails, sharpness) = fit[9:]
     if devices <= 1:
         return 0.0
     share = (devices - 1) / devices * rings
-    bulk = fixed + hop * (devices - 1) + share * moved_bytes / bandwidth
-    quick = eager + eager_hop * (devices - 1) + (1 if all_pairs else share) * moved_bytes / eager_bandwidth
-    between = node_hop * (nodes - 1) + (moved_bytes * rings / node_bandwidth if nodes > 1 else 0)
-    slower, faster = max(bulk, quick), min(bulk, quick)
-    return faster / (1 + (faster / slower) ** sharpness) ** (1 / sharpness) + between
+    crowded_bytes = moved_bytes * (1 + crowding * (devices - 2))
+    times = []
+    for at, part in ((3, 1 if all_pairs else share), (6, 1 if all_pairs else share), (0, share)):
+        times.append(fit[at] + fit[at + 1] * (devices - 1) + part * crowded_bytes / fit[at + 2])
+    node_bytes_per_s = node_bandwidth * (devices / nodes) ** rails
+    between = node_hop * (nodes - 1) + share * moved_bytes / node_bytes_per_s if nodes > 1 else 0
+    return smooth_min(smooth_min(times[0], times[1], sharpness), times[2], sharpness) + between
+
+
+def smooth_min(first, second, sharpness):
+    slower, faster = max(first, second), min(first, second)
+    return faster / (1 + (faster / slower) ** sharpness) ** (1 / sharpness)
 
 
 def corrected(seconds, features, packed, fade_octaves):
@@ -224,22 +231,81 @@ def corrected(seconds, features, packed, fade_octaves):
     codes = [
         int(min(max((x - a) / max(b - a, 1e-9) * 255, 0), 255)) for x, a, b in zip(features, low, high, strict=True)
     ]
-    total, at = packed["baseline"], 0
+    total, leaves = packed["baseline"], iter(packed["leaf"])
+    # Thresholds lie by feature; a stable sort of the inner nodes by feature tells whose they are.
+    inner = [at for at, feature in enumerate(packed["feature"]) if feature != 255]
+    owners = sorted(inner, key=lambda at: packed["feature"][at])
+    thresholds = dict(zip(owners, packed["threshold"], strict=True))
+    nodes = enumerate(packed["feature"])
     for scale in packed["scale"]:
-        tree, at = nested(packed["feature"], packed["value"], at)
+        tree = nested(nodes, thresholds, leaves)
         while isinstance(tree, tuple):
             feature, threshold, left, right = tree
             tree = left if codes[feature] <= threshold else right
-        total += float(scale) * (tree if tree < 128 else tree - 256)
+        total += float(scale) * tree
     shapes = range(1, packed["shape_features"] + 1)
     outside = max([0.0, *(low[j] - features[j] for j in shapes), *(features[j] - high[j] for j in shapes)])
     return seconds * 2.718281828459045 ** (total * 0.5 ** (outside / fade_octaves))
 
 
-def nested(feature, value, at):
-    """Return the tree that starts at a place of the preorder, as (feature, threshold, left, right), and its end."""
-    if feature[at] == 255:
-        return int(value[at]), at + 1
-    left, after = nested(feature, value, at + 1)
-    right, end = nested(feature, value, after)
-    return (int(feature[at]), int(value[at]), left, right), end
+def nested(nodes, thresholds, leaves):
+    """Return the next tree of the preorder `nodes` (at, feature) as (feature, threshold, left, right), or a leaf."""
+    at, feature = next(nodes)
+    if feature == 255:
+        return int(next(leaves))
+    return int(feature), int(thresholds[at]), nested(nodes, thresholds, leaves), nested(nodes, thresholds, leaves)
+
+
+def exchange(tokens, hidden, topk, devices, nodes, processors, value_bytes, fit):
+    """Return the time of sending each token once to every rank, and every node, that holds any of its experts."""
+    (fixed, hop, token_s, bandwidth, processor_bandwidth, node_hop, node_bandwidth, sharpness) = fit
+    token_bytes = hidden * value_bytes
+    sent = tokens * token_bytes * devices * (1 - (1 - 1 / devices) ** topk)
+    copying = sent / (processors * processor_bandwidth) if processors > 0 else 0.0
+    between = 0.0
+    if nodes > 1:
+        between = tokens * token_bytes * nodes * (1 - (1 - 1 / nodes) ** topk) / node_bandwidth + node_hop * (nodes - 1)
+    moving = smooth_max(smooth_max(sent / bandwidth, copying, sharpness), between, sharpness)
+    return fixed + hop * (devices - 1) + token_s * tokens * topk + moving
+
+
+def grown(codes, residuals, leaves, leaf_rows, clip, rate=0.25, steps=7):
+    """Return what one boosted tree tells of each row: best split first, until there are so many leaves."""
+    clipped = [min(max(value, -clip), clip) for value in residuals]
+
+    def score(rows):
+        return sum(clipped[row] for row in rows) ** 2 / (len(rows) + 1)
+
+    def best_split(rows):
+        found = (0.0, None, None)
+        for feature in range(len(codes[0])):
+            for code in sorted({codes[row][feature] for row in rows}):
+                below = [row for row in rows if codes[row][feature] <= code]
+                above = [row for row in rows if codes[row][feature] > code]
+                if min(len(below), len(above)) >= leaf_rows:
+                    gain = score(below) + score(above) - score(rows)
+                    if gain > found[0] + 1e-12:
+                        found = (gain, below, above)
+        return found
+
+    groups = [list(range(len(residuals)))]
+    while len(groups) < leaves:
+        gain, at = max((best_split(rows)[0], -at) for at, rows in enumerate(groups))
+        if gain <= 0:
+            break
+        _, groups[-at], above = best_split(groups[-at])
+        groups.append(above)
+    values = [rate * sum(clipped[row] for row in rows) / (len(rows) + 1) for rows in groups]
+    step = max(abs(value) for value in values) / steps
+    told = [0.0] * len(residuals)
+    for rows, value in zip(groups, values, strict=True):
+        for row in rows:
+            told[row] = round(value / step) * step
+    return told
+
+
+def lookup_gemm(m, n, k, bits, group, lookups_per_s, bandwidth, fixed):
+    """Return the time of looking up every bit of every group of weights, or of reading the weights if that is more."""
+    tables = m * ceil(k / group)
+    looking = (tables * n * bits + tables * 2 ** (group - 1)) / lookups_per_s
+    return fixed + max(looking, n * k * bits / 8 / bandwidth)

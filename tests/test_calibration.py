@@ -6,8 +6,22 @@ import numpy as np
 import pytest
 
 from models import device, versions
-from models.calibration import Calibration, calibration, fit, load, measured, predict, residual, store, validation
+from models.calibration import (
+    Calibration,
+    calibration,
+    fit,
+    fitting,
+    load,
+    measured,
+    predict,
+    residual,
+    shapes,
+    store,
+    validation,
+)
+from models.calibration.boosting import Budget
 from models.calibration.calibration import measured_devices
+from models.calibration.forms import FORMS
 from models.operators import COLLECTIVE_PARAMETERS
 
 MEGABYTE = 1e6
@@ -128,11 +142,39 @@ def test_the_correction_fades_outside_the_range_of_the_fit(octaves):
     assert correction <= LARGEST_CORRECTION * 0.5 ** (octaves / residual.FADE_OCTAVES)
 
 
+def test_octaves_are_counted_from_the_nearest_end_of_the_range_at_the_worst_column():
+    shape = {"m": np.array([1.0, 7.0, 31.0]), "n": np.array([3.0, 0.0, 3.0])}
+    # With one added: m 2, 8 and 32 against 4 to 8; n 4, 1 and 4 against 4 to 4.
+    assert shapes.octaves_outside(shape, {"m": (3.0, 7.0), "n": (3.0, 3.0)}).tolist() == [1.0, 2.0, 2.0]
+
+
+def test_intervals_widen_outside_the_range_of_the_fit():
+    fits = [one for op in ("gemm", "attn_decode", "attn_prefill") for one in load("h100-sxm").fits() if one.op == op]
+    assert np.mean([one.drift > 0.0 for one in fits]) > 0.5
+
+
+# A lender, a device of its family or of another, and the bars on the median without measurements and with thirty.
+KIN = [("h100_sxm", "h200_sxm", 0.08, 0.08), ("a100_sxm", "h100_sxm", 0.17, 0.09)]
+
+
+@pytest.mark.parametrize(("lender", "label", "without", "with_thirty"), KIN)
+def test_thirty_points_bring_the_matrices_of_a_kin_near(shared, lender, label, without, with_thirty):
+    group = largest_group(shared, "gemm", label, "bf16", "vllm")
+    group = group.take(np.random.default_rng(5).permutation(group.rows)[:3000])
+    kin = np.array(load(lender).find("gemm", "bf16").parameters)
+    formats, machine = measured.formats_of("gemm", "bf16", ""), measured.machine_of(device.find(label), "bf16")
+    few, rest = group.take(slice(0, 30)), group.take(slice(30, None))
+    near = fitting.fit_few(FORMS["gemm"], few.columns, few.seconds, formats, machine, kin)
+    for parameters, bar in ((kin, without), (near, with_thirty)):
+        seconds = FORMS["gemm"].evaluate(rest.columns, formats, machine, parameters)[:, 0]
+        assert np.median(np.abs(seconds / rest.seconds - 1.0)) <= bar
+
+
 def test_packed_trees_predict_what_the_boosted_model_predicts():
     rng = np.random.default_rng(3)
     features = rng.uniform(0.0, 10.0, (500, 3))
     truth = 0.2 * np.sin(features[:, 0]) + 0.1 * (features[:, 1] > 5)
-    packed = residual.boost(features, truth, 1, trees=42, leaves=12)
+    packed = residual.boost(features, truth, 1, Budget(42, 12, 8.0))
     out = np.log(residual.corrected(np.ones(500), features, residual.unpack(packed)))
     assert np.sqrt(np.mean((out - truth) ** 2)) < 0.02
     assert len(packed["feature"]) <= 42 * (2 * 12 - 1)
@@ -144,7 +186,7 @@ def test_files_keep_what_was_fitted(tmp_path):
     again = store.read("tpu_v6e", "torchxla", tmp_path)
     assert [one.parameters for one in again] == [one.parameters for one in fits]
     assert all(
-        np.array_equal(a.packed.get("value", 0), b.packed.get("value", 0)) for a, b in zip(again, fits, strict=True)
+        np.array_equal(a.packed.get("leaf", 0), b.packed.get("leaf", 0)) for a, b in zip(again, fits, strict=True)
     )
 
 

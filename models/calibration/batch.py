@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from models.attention import attention_decode_traits, attention_mixed_traits, attention_prefill_traits
 from models.compiled import kernel
-from models.operators import collective, gemm_traits, moe_traits, roofline_traits
+from models.operators import collective, exchange_traits, gemm_traits, moe_traits, roofline_traits
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,3 +74,13 @@ def collective_rows(columns, formats, machine, fit, out):
     for i in range(columns.shape[0]):
         c = columns[i]
         out[i, 0] = collective(c[0], c[1], c[2], c[3], c[4], fit)
+
+
+@kernel
+def exchange_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (tokens, hidden, topk, devices, nodes, processors, value_bytes)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        row = exchange_traits(c[0], c[1], c[2], c[3], c[4], c[5], c[6], fit)
+        for j in range(len(row)):
+            out[i, j] = row[j]

@@ -8,7 +8,7 @@ from math import log, log2
 from models import device as devices
 from models.calibration import store
 from models.calibration.forms import FORMS
-from models.calibration.shapes import RINGS
+from models.calibration.shapes import COLLECTIVES
 from models.calibration.store import Error, OperatorFit
 from models.device import Device
 from models.versions import distance
@@ -96,7 +96,7 @@ def _find(
         if not fits:
             continue
         best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op, near, version))
-        if op in RINGS:
+        if op in COLLECTIVES:
             best = _of_version(fits, best, version)
         if label == device.calibration:
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
@@ -122,7 +122,7 @@ def _by_kinship(device: Device, labels: tuple[str, ...], op: str) -> list[str]:
     """Return measured devices in the order to borrow from: the named kin first, then the nearest data sheet."""
     kin = devices.load(device.kin).calibration if device.kin else None
     others = [label for label in labels if label != device.calibration]
-    if op in RINGS:
+    if op in COLLECTIVES:
         return sorted(others, key=lambda label: (_link_distance(device, measured_devices()[label]), label))
     return sorted(others, key=lambda label: (label != kin, _distance(device, measured_devices()[label]), label))
 

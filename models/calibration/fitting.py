@@ -16,6 +16,8 @@ FINALISTS = 2
 SOFT_SCALE = 0.1  # log error beyond which a row pulls linearly, not quadratically
 PRIOR_WEIGHT = 0.03  # holds parameters that the rows do not determine near their guess
 TIMER_S = 1.5e-6  # rows not much longer than this are noise: their log error is scaled down
+FEW_SHOT_SCALARS = ("fixed_s", "compute_efficiency", "memory_efficiency")
+FEW_SHOT_PRIOR = 0.1  # pull of a kin's scalars against a few rows of the device itself
 WIDEST = 60.0  # how far from its guess a parameter may move, as a factor
 LIMITS = {"efficiency": (0.02, 1.0), "sharpness": (1.0, 12.0), "speedup": (1.0, 12.0)}
 
@@ -54,6 +56,35 @@ def refit_physics(
     codes = tuple(float(code) for code in start[count:])
     fit, _ = _least_squares(form, columns[chosen], seconds[chosen], formats, machine, start[:count], codes, 8)
     return np.append(fit, codes)
+
+
+def fit_few(
+    form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, kin: Floats, rounds: int = 12
+) -> Floats:
+    """Return a kin's parameters with only its scalars fitted to a few rows: efficiencies and fixed time.
+
+    Thirty rows tell how fast a device multiplies, reads and launches; how its kernels are cut they cannot tell.
+    """
+    from scipy.optimize import least_squares
+
+    free = [at for at, name in enumerate(form.guesses) if name in FEW_SHOT_SCALARS]
+    lowest, highest = limits(form)
+    weight = 1.0 / (1.0 + TIMER_S / seconds)
+
+    def with_scalars(logs: Floats) -> Floats:
+        fit = kin.copy()
+        fit[free] = np.exp(logs)
+        return fit
+
+    def errors(logs: Floats) -> Floats:
+        predicted = form.evaluate(columns, formats, machine, with_scalars(logs))[:, 0]
+        pull = FEW_SHOT_PRIOR * SOFT_SCALE * np.sqrt(len(seconds)) * (logs - np.log(kin[free]))
+        return np.append(weight * np.log(predicted / seconds), pull)
+
+    start = np.clip(np.log(kin[free]), lowest[free] + 1e-6, highest[free] - 1e-6)
+    bounds = (lowest[free], highest[free])
+    found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=SOFT_SCALE, max_nfev=rounds)
+    return with_scalars(found.x)
 
 
 def _least_squares(

@@ -100,8 +100,16 @@ _add(
 _add(
     "collective",
     operators.COLLECTIVE_PARAMETERS,
-    (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1e-5, 1e10, 3.0),
+    (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1.2e-5, 1e-6, 7e10, 0.05, 1e-5, 1e10, 0.5, 3.0),
     ((),),
     1,
     batch.collective_rows,
+)
+_add(
+    "exchange",
+    operators.EXCHANGE_PARAMETERS,
+    (2e-5, 5e-7, 1e-10, 2e11, 2e10, 1e-5, 4e10, 3.0),
+    ((),),
+    4,
+    batch.exchange_rows,
 )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models import device as devices
 from models import dtype as dtypes
-from models.calibration.shapes import RINGS, SHAPE_COLUMNS, kernel_columns, matrices_of
+from models.calibration.shapes import COLLECTIVES, EXCHANGES, SHAPE_COLUMNS, kernel_columns, matrices_of
 from models.operators import Formats, Machine
 from models.versions import parsed
 
@@ -140,25 +140,37 @@ def collective_groups(path: Path, only_device: str) -> Iterator[Group]:
     """Yield every group of one device of a collectives table: a (library, operation, kernel, fabric) each, and versions
     of the library that take the same time.
 
-    Rows without a size in bytes (DeepEP), with more devices than could be, and the fabric that the table's README
-    distrusts are left out.
+    Rows without a size, with more devices than could be, and the fabric that the table's README distrusts are left out.
     """
     frame = read_collectives(path)
-    believable = (frame["bytes"] > 0) & (frame["fabric"] != DISTRUSTED_FABRIC) & (frame["n_devices"] <= MOST_DEVICES)
-    frame = frame[believable & frame["op"].isin(RINGS) & (frame["device"] == only_device)]
+    sized = np.where(frame["op"].isin(EXCHANGES), frame["num_tokens"] > 0, frame["bytes"] > 0)
+    believable = sized & (frame["fabric"] != DISTRUSTED_FABRIC) & (frame["n_devices"] <= MOST_DEVICES)
+    frame = frame[believable & frame["op"].isin(COLLECTIVES) & (frame["device"] == only_device)]
     for (device, lib, op, kernel, fabric), every in frame.groupby(list(COLLECTIVE_KEY[:-1]), sort=True, observed=True):
         for versions in alike(every):
             part = every[every["lib_version"].isin(versions)]
-            shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
+            shape = collective_shape(op, part)
             source = ", ".join(sorted(part["source"].unique()))
             columns = kernel_columns(op, shape, 2.0, 2.0)
             seconds = collective_times_us(part) * 1e-6
             yield Group(device, lib, op, "", "", kernel, fabric, source, ", ".join(versions), shape, columns, seconds)
 
 
+def collective_shape(op: str, part: Any) -> dict[str, Floats]:
+    """Return the shape columns of a collective as floats; where a table names no nodes there is one."""
+    shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op] if name != "value_bytes"}
+    if op in EXCHANGES:
+        stored = {name: dtypes.bytes_per_value(name) if name else BYTES_UNNAMED for name in part["dtype"].unique()}
+        shape["value_bytes"] = part["dtype"].map(stored).to_numpy(np.float64)
+        shape["n_nodes"] = np.nan_to_num(shape["n_nodes"], nan=1.0)
+        shape["sms"] = np.nan_to_num(shape["sms"], nan=0.0)
+    return shape
+
+
 def alike(frame: Any) -> list[list[str]]:
     """Return a collective's versions in order, those together whose times at common shapes hardly differ."""
-    names = ["bytes", "n_devices", "n_nodes", "dtype"]
+    names = [name for name in SIZED_BY if name in frame]
+    frame = frame.fillna(dict.fromkeys(names, 0))
     timed = frame.assign(_log=np.log(collective_times_us(frame)), n_nodes=frame["n_nodes"].fillna(1))
     times = timed.pivot_table(index=names, columns="lib_version", values="_log", aggfunc="median")
     found: list[list[str]] = []
@@ -174,6 +186,8 @@ def alike(frame: Any) -> list[list[str]]:
 
 
 FEWEST_ALIKE, ALIKE, NEVER_ALIKE = 10, 0.03, 0.15  # shapes, and differences of log time, median and p90
+SIZED_BY = ("bytes", "num_tokens", "hidden", "topk", "experts", "sms", "n_devices", "n_nodes", "dtype")
+BYTES_UNNAMED = 2.0  # of a value whose format a table does not name
 MOST_DEVICES = 128
 DISTRUSTED_FABRIC = "a30_single_gpu (check)"
 
@@ -231,6 +245,7 @@ FAMILY = {
     "all_gather": ("n_devices", "n_nodes"),
     "reduce_scatter": ("n_devices", "n_nodes"),
     "alltoall": ("n_devices", "n_nodes"),
+    **dict.fromkeys(EXCHANGES, ("hidden", "topk", "n_devices")),
     "mla_prefill": ("heads",),
     "mla_decode": ("heads",),
     "mla_module_prefill": ("heads",),

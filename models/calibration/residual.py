@@ -1,7 +1,8 @@
 """The residual correction: small boosted trees on the log error of a physical form, over its features.
 
-Features are logs of a kernel's seconds, shape and traits, each coded in one byte, so that a tree is two bytes a node.
-Outside the range of the fit the correction fades, and what remains is the physical form.
+Features are logs of a kernel's seconds, shape, traits and products of shapes, each coded in one byte, so that a tree is
+about a byte a node in its file. Outside the range of the fit the correction fades, and what remains is the physical
+form.
 """
 
 from collections.abc import Mapping
@@ -10,19 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.calibration.boosting import LEAF, Budget, Forest, grow
 from models.compiled import kernel
 
 Floats = npt.NDArray[np.float64]
 
-LEAF = 255
 CODES = 255.0
-LEAF_STEPS = 127.0
 LARGEST = 4.0  # natural logs; beyond, a residual is taken for this much
-STAGES, CLIP_SIZES, LEARNING_RATE = 3, 3.0, 0.25
-TYPICAL_PER_MEDIAN = 1.4826  # standard deviations in a median absolute deviation, for normal residuals
 OFFSET = 1.0 / 64.0  # keeps the log of a fraction that may be zero
 MICROSECONDS_PER_SECOND = 1e6
-FADE_OCTAVES = 3.0  # outside the fitted range the correction halves every so many doublings
+FADE_OCTAVES = 8.0  # outside the fitted range the correction halves every so many doublings
 
 
 class Trees(NamedTuple):
@@ -44,10 +42,21 @@ class Trees(NamedTuple):
 
 
 def features_of(outputs: Floats, shape: Mapping[str, Floats], names: tuple[str, ...]) -> Floats:
-    """Return (rows, features): logs of the physical seconds, of the named shape columns and of the traits."""
+    """Return (rows, features): logs of the physical seconds, of shape columns, of the traits, of products of columns.
+
+    names are columns, or products as `batch*heads`.
+    """
     seconds = outputs[:, 0] * MICROSECONDS_PER_SECOND
-    columns = [seconds, *(np.broadcast_to(shape[name], seconds.shape) for name in names), *outputs.T[1:]]
+    parts = {name: [np.broadcast_to(shape[part], seconds.shape) for part in name.split("*")] for name in names}
+    plain = [factors[0] for factors in parts.values() if len(factors) == 1]
+    products = [np.prod(factors, axis=0) for factors in parts.values() if len(factors) > 1]
+    columns = [seconds, *plain, *outputs.T[1:], *products]
     return np.asarray(np.log2(np.maximum(np.stack(columns, axis=-1), 0.0) + OFFSET))
+
+
+def plain_columns(names: tuple[str, ...]) -> int:
+    """Return how many of the names are single columns."""
+    return sum("*" not in name for name in names)
 
 
 def coded(features: Floats, low: Floats, high: Floats) -> npt.NDArray[np.uint8]:
@@ -92,94 +101,57 @@ def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
     return seconds * np.exp(out)
 
 
-def boost(features: Floats, residuals: Floats, shape_features: int, trees: int, leaves: int) -> dict[str, Any]:
-    """Fit trees to log residuals (needs scikit-learn) and return them packed, as `unpack` reads them.
-
-    Trees are grown in stages; before each, what is still unexplained is clipped to a few of its own typical sizes, so
-    that odd rows pull linearly.
-    """
-    low, high = features.min(axis=0), features.max(axis=0)
-    low, high = low.astype(np.float32), np.nextafter(high.astype(np.float32), np.float32(np.inf))
+def boost(features: Floats, residuals: Floats, shape_features: int, budget: Budget) -> dict[str, Any]:
+    """Grow trees for log residuals within a budget and return them packed, as `unpack` reads them."""
+    low = features.min(axis=0).astype(np.float16)
+    high = features.max(axis=0).astype(np.float16)
     codes = coded(features, low.astype(float), high.astype(float))
-    left = np.clip(residuals, -LARGEST, LARGEST)
-    packed: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]] = []
-    baseline = 0.0
-    for _ in range(STAGES):
-        model = _grown(codes, _clipped(left), trees // STAGES, leaves)
-        left = left - model.predict(codes)
-        packed += [_packed_tree(predictors[0].nodes) for predictors in model._predictors]
-        baseline += float(np.ravel(model._baseline_prediction)[0])
+    forest = grow(codes, np.clip(residuals, -LARGEST, LARGEST), budget)
+    return pack(forest) | {"low": low, "high": high, "shape_features": shape_features}
+
+
+def pack(forest: Forest) -> dict[str, Any]:
+    """Return a forest in preorder, in three streams: features (255 for a leaf), thresholds by feature, leaf steps."""
+    order = [(tree, node) for tree in range(len(forest.step)) for node in _preorder(forest, tree)]
+    at = tuple(np.array(order).T)
+    feature, threshold = forest.feature[at], forest.threshold[at]
+    inner = feature != LEAF
     return {
-        "low": low,
-        "high": high,
-        "feature": np.concatenate([tree[0] for tree in packed]),
-        "value": np.concatenate([tree[1] for tree in packed]),
-        "scale": np.array([tree[2] for tree in packed], np.float32),
-        "baseline": baseline,
-        "shape_features": shape_features,
+        "feature": feature,
+        "threshold": threshold[inner][np.argsort(feature[inner], kind="stable")],
+        "leaf": forest.value[at][~inner].astype(np.int8),
+        "scale": forest.step.astype(np.float32),
+        "baseline": forest.baseline,
     }
 
 
-def _grown(codes: npt.NDArray[np.uint8], residuals: Floats, trees: int, leaves: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingRegressor
-    from threadpoolctl import threadpool_limits
-
-    model = HistGradientBoostingRegressor(
-        max_iter=trees,
-        max_leaf_nodes=leaves,
-        learning_rate=LEARNING_RATE,
-        min_samples_leaf=8,
-        l2_regularization=1.0,
-        early_stopping=False,
-    )
-    with threadpool_limits(1):
-        return model.fit(codes, residuals)
-
-
-def _clipped(residuals: Floats) -> Floats:
-    centre = np.median(residuals)
-    typical = max(1e-4, TYPICAL_PER_MEDIAN * float(np.median(np.abs(residuals - centre))))
-    return np.asarray(np.clip(residuals, centre - CLIP_SIZES * typical, centre + CLIP_SIZES * typical))
-
-
-def budget(op: str, rows: int) -> tuple[int, int]:
-    """Return (trees, leaves a tree) for a group: larger groups earn more; whole modules, less regular, earn half."""
-    trees = np.clip(rows / 40, 15, 60) + np.clip((rows - 4000) / 120, 0, 45)
-    return int(trees * (0.5 if "module" in op else 1.0)), int(np.clip(rows / 30, 6, 31))
-
-
-def _packed_tree(nodes: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]:
-    """Return a fitted tree in preorder: features (255 for a leaf), thresholds or leaf steps, and a leaf step's size."""
-    leaf_values = nodes["value"][nodes["is_leaf"].astype(bool)]
-    scale = max(float(np.abs(leaf_values).max()) / LEAF_STEPS, 1e-12)
-    features, values, stack = [], [], [0]
-    while stack:
-        node = nodes[stack.pop()]
-        if node["is_leaf"]:
-            features.append(LEAF)
-            values.append(round(float(node["value"]) / scale) % 256)
-        else:
-            features.append(int(node["feature_idx"]))
-            values.append(int(np.floor(node["num_threshold"])))
-            stack += [int(node["right"]), int(node["left"])]
-    return np.array(features, np.uint8), np.array(values, np.uint8), scale
+def _preorder(forest: Forest, tree: int) -> list[int]:
+    nodes, waiting = [], [0]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        if forest.feature[tree, node] != LEAF:
+            waiting += [int(forest.right[tree, node]), int(forest.left[tree, node])]
+    return nodes
 
 
 def unpack(packed: Mapping[str, Any]) -> Trees:
     """Return trees ready to evaluate from their packed form."""
     feature = packed["feature"].astype(np.int64)
-    value = packed["value"].astype(np.int64)
+    is_leaf = feature == LEAF
+    inner, by_feature = np.flatnonzero(~is_leaf), np.argsort(feature[~is_leaf], kind="stable")
+    threshold = np.zeros(len(feature), np.int64)
+    threshold[inner[by_feature]] = packed["threshold"]
     right, roots, tree_of = np.zeros(len(feature), np.int64), np.zeros(len(packed["scale"]), np.int64), feature * 0
     link_preorder(feature, right, roots, tree_of, np.empty(256, np.int64))
-    is_leaf = feature == LEAF
-    steps = np.where(value < 128, value, value - 256)
-    leaf = np.where(is_leaf, steps * packed["scale"].astype(np.float64)[tree_of], 0.0)
+    leaf = np.zeros(len(feature))
+    leaf[is_leaf] = packed["leaf"] * packed["scale"].astype(np.float64)[tree_of[is_leaf]]
     return Trees(
         packed["low"].astype(np.float64),
         packed["high"].astype(np.float64),
         int(packed["shape_features"]),
         feature,
-        value,
+        threshold,
         right,
         leaf,
         roots,

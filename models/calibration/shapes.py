@@ -18,9 +18,15 @@ BYTES_PER_STATE = 4.0
 BYTES_PER_LOGIT = 4.0
 BYTES_PER_QUANTISED = 1.0
 FLOPS_PER_MAC = 2.0
-FEW_FOR_TREES = 60  # with fewer rows the physical form stands alone
+FEW_FOR_TREES = 60  # with fewer shapes the physical form stands alone
 GATED_MATRICES = 3.0
 PLAIN_MATRICES = 2.0
+
+# Tokens sent to the ranks of their experts and back, by the names of measurement tables.
+EXCHANGES = (
+    *("deepep_normal_dispatch", "deepep_normal_combine", "deepep_ll_dispatch", "deepep_ll_combine"),
+    *("alltoall_prepare", "alltoall_dispatch", "alltoall_combine", "alltoall_combine_low_precision"),
+)
 
 # Which shape columns of a measurement table describe an operator; all are required.
 _ATTENTION = ("batch", "q_len", "past", "heads", "kv_heads", "head_dim", "window")
@@ -56,6 +62,7 @@ SHAPE_COLUMNS: dict[str, tuple[str, ...]] = {
     "reduce_scatter": ("bytes", "n_devices", "n_nodes"),
     "alltoall": ("bytes", "n_devices", "n_nodes"),
     "p2p_send_recv": ("bytes", "n_devices", "n_nodes"),
+    **dict.fromkeys(EXCHANGES, ("num_tokens", "hidden", "topk", "n_devices", "n_nodes", "sms", "value_bytes")),
 }
 
 # The kernel form of each operator: models/operators.py, models/attention.py.
@@ -74,7 +81,9 @@ FORM_OF_OP: dict[str, str] = {
     "alltoall": "collective",
     "p2p_send_recv": "collective",
 }
+FORM_OF_OP |= dict.fromkeys(EXCHANGES, "exchange")
 RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0, "p2p_send_recv": 1.0}
+COLLECTIVES = (*RINGS, *EXCHANGES)
 
 
 # Shape columns that the residual correction may see, where not all: it must not learn an architecture by heart.
@@ -88,9 +97,27 @@ _FEATURES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Products of shape columns that split work over processors, which trees would need many splits to find by themselves.
+_PRODUCTS: dict[str, tuple[str, ...]] = {
+    "attn_decode": (
+        *("batch*kv_heads", "batch*heads", "batch*past", "batch*heads*head_dim"),
+        *("batch*kv_heads*head_dim", "batch*kv_heads*head_dim*past"),
+    ),
+}
+
+
 def feature_columns(op: str) -> tuple[str, ...]:
-    """Return the shape columns that the residual correction of an operator may see."""
-    return _FEATURES.get(op, SHAPE_COLUMNS[op])
+    """Return the shape columns that the residual correction of an operator may see, then products of them."""
+    return (*_FEATURES.get(op, SHAPE_COLUMNS[op]), *_PRODUCTS.get(op, ()))
+
+
+def octaves_outside(shape: Shape, valid: Mapping[str, tuple[float, float]]) -> Floats:
+    """Return by how many doublings each row's shape lies outside the range of each column, at its worst column."""
+    worst = np.zeros(len(next(iter(shape.values()))))
+    for name, (low, high) in valid.items():
+        size = np.log2(np.maximum(shape[name], 0.0) + 1.0)
+        worst = np.maximum(worst, np.maximum(size - np.log2(high + 1.0), np.log2(low + 1.0) - size))
+    return worst
 
 
 def form_of(op: str) -> str:

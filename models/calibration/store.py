@@ -6,6 +6,7 @@
 import io
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,9 @@ Floats = npt.NDArray[np.float64]
 FOLDER = Path(__file__).parent.parent / "catalogue" / "calibrations"
 INDEX = "index.toml"
 PROVENANCES = ("measured", "calibrated", "modelled", "assumed")
-_FLAT = ("feature", "value", "scale", "low", "high")
+# What a fit is where its file does not say.
+DEFAULTS = {"kv_dtype": "", "kernel": "", "sub_op": "", "dtype": "", "provenance": "calibrated"}
+_FLAT = ("feature", "threshold", "leaf", "scale", "low", "high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class OperatorFit:
     """What was fitted for one operator, dtype and kernel.
 
     parameters are in the order of the form's kernel; interval is the factors on a prediction that held 90 % of the
-    held-out rows; valid is the range of each shape column in the fit; packed holds the residual trees or is empty.
+    held-out rows; valid is the range of each shape column in the fit; packed holds the residual trees or is empty;
+    drift is how much the log of the interval's factors grows per doubling of a shape outside that range.
     """
 
     op: str
@@ -57,6 +61,7 @@ class OperatorFit:
     source: str
     version: str
     packed: Mapping[str, Any] = field(hash=False, repr=False)
+    drift: float = 0.0
 
 
 def file_stem(device: str, engine: str) -> str:
@@ -76,10 +81,11 @@ def slug(name: str) -> str:
 def write(folder: Path, device: str, engine: str, fits: Sequence[OperatorFit]) -> None:
     """Write one device's and engine's fits to a folder."""
     stem = folder / file_stem(device, engine)
-    lines = [f"device = {_text(device)}", f"engine = {_text(engine)}", ""]
+    source = Counter(fit.source for fit in fits).most_common(1)[0][0]
+    lines = [f"device = {_text(device)}", f"engine = {_text(engine)}", f"source = {_text(source)}", ""]
     arrays: dict[str, list[Any]] = {name: [] for name in _FLAT}
     for fit in fits:
-        lines += _fit_lines(fit)
+        lines += _fit_lines(fit, source)
         for name in _FLAT if fit.packed else ():
             arrays[name].append(fit.packed[name])
     stem.with_name(stem.name + ".toml").write_text("\n".join(lines) + "\n")
@@ -99,18 +105,21 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             archive.writestr(member, content.getvalue())
 
 
-def _fit_lines(fit: OperatorFit) -> list[str]:
+def _fit_lines(fit: OperatorFit, source: str) -> list[str]:
     lines = ["[[fit]]"]
     for name in ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form", "provenance", "source", "version"):
-        lines.append(f"{name} = {_text(getattr(fit, name))}")
+        if getattr(fit, name) != {**DEFAULTS, "source": source}.get(name):
+            lines.append(f"{name} = {_text(getattr(fit, name))}")
     lines.append(f"rows = {fit.rows}")
     lines.append(f"parameters = {_numbers(fit.parameters)}")
     lines.append(f"interval = {_numbers(fit.interval)}")
-    ranges = ", ".join(f"{name} = {_numbers(bounds)}" for name, bounds in fit.valid.items())
+    if fit.drift:
+        lines.append(f"drift = {_number(fit.drift)}")
+    ranges = ", ".join(f"{name} = [{low:.5g}, {high:.5g}]" for name, (low, high) in fit.valid.items())
     lines.append(f"valid = {{ {ranges} }}")
     for split, error in fit.errors.items():
         values = (error.median, error.mean, error.p90, error.bias)
-        lines.append(f"errors.{split} = [{error.rows}, {', '.join(f'{value:.4g}' for value in values)}]")
+        lines.append(f"errors.{split} = [{error.rows}, {', '.join(f'{value:.3g}' for value in values)}]")
     if fit.packed:
         counts = (len(fit.packed["scale"]), len(fit.packed["feature"]), len(fit.packed["low"]))
         lines.append(f"trees = [{', '.join(map(str, counts))}, {fit.packed['shape_features']}]")
@@ -127,7 +136,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _number(value: float) -> str:
-    text = f"{value:.5g}"
+    text = f"{value:.4g}"
     return text if any(mark in text for mark in ".e") else text + ".0"
 
 
@@ -166,30 +175,34 @@ def read(device: str, engine: str, folder: Path = FOLDER) -> tuple[OperatorFit, 
     arrays_path = stem.with_name(stem.name + ".npz")
     arrays = dict(np.load(arrays_path)) if arrays_path.is_file() else {}
     fits, at = [], dict.fromkeys(_FLAT, 0)
-    for row in tomllib.loads(path.read_text())["fit"]:
+    table = tomllib.loads(path.read_text())
+    for row in table["fit"]:
         packed: dict[str, Any] = {}
         if "trees" in row:
             trees, nodes, features, shape_features = row["trees"]
-            sizes = {"feature": nodes, "value": nodes, "scale": trees, "low": features, "high": features}
+            leaves = (nodes + trees) // 2
+            sizes = {"feature": nodes, "threshold": nodes - leaves, "leaf": leaves, "scale": trees}
+            sizes |= {"low": features, "high": features}
             for name, size in sizes.items():
                 packed[name] = arrays[name][at[name] : at[name] + size]
                 at[name] += size
             packed |= {"shape_features": shape_features, "baseline": row["baseline"]}
-        fits.append(_fit_of(row, packed))
+        fits.append(_fit_of(row, packed, table.get("source", "")))
     return tuple(fits)
 
 
-def _fit_of(row: dict[str, Any], packed: dict[str, Any]) -> OperatorFit:
+def _fit_of(row: dict[str, Any], packed: dict[str, Any], source: str) -> OperatorFit:
     names = ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form")
     return OperatorFit(
-        **{name: row[name] for name in names},
+        **{name: row.get(name, DEFAULTS.get(name, "")) for name in names},
         parameters=tuple(row["parameters"]),
-        provenance=row["provenance"],
+        provenance=row.get("provenance", DEFAULTS["provenance"]),
         rows=row["rows"],
         errors={split: Error(int(values[0]), *values[1:]) for split, values in row.get("errors", {}).items()},
         interval=(row["interval"][0], row["interval"][1]),
-        valid={name: (bounds[0], bounds[1]) for name, bounds in row["valid"].items()},
-        source=row["source"],
+        valid={name: (float(bounds[0]), float(bounds[1])) for name, bounds in row["valid"].items()},
+        source=row.get("source", source),
         version=row["version"],
         packed=packed,
+        drift=row.get("drift", 0.0),
     )

@@ -13,7 +13,7 @@ from models.calibration import measured
 from models.calibration.calibration import Calibration
 from models.calibration.plausible import reasons
 from models.calibration.predict import seconds_of
-from models.calibration.shapes import RINGS, SHAPE_COLUMNS
+from models.calibration.shapes import COLLECTIVES, SHAPE_COLUMNS, octaves_outside
 from models.device import Device
 
 Floats = npt.NDArray[np.float64]
@@ -73,11 +73,11 @@ def _operator_group(found: Predictions, rows: npt.NDArray[np.int64], key: Mappin
 
 def _collective_group(found: Predictions, rows: npt.NDArray[np.int64], key: Mapping[str, str], part: Any) -> None:
     op = key["op"]
-    if op not in RINGS:
+    if op not in COLLECTIVES:
         raise ValueError(f"no kernel form for collective {op!r}")
     calibration = Calibration(devices.find(key["device"]), key["lib"], key["lib_version"])
     fit = calibration.find(op, "", "", (key["kernel"],), key["fabric"])
-    shape = {name: part[name].astype("float64").to_numpy() for name in SHAPE_COLUMNS[op]}
+    shape = measured.collective_shape(op, part)
     _fill(found, rows, fit, calibration.device, shape, "", "")
 
 
@@ -98,10 +98,12 @@ def _fill(
     kept = rows[~empty]
     if not len(kept):
         return
-    seconds = seconds_of(fit, device, {name: values[~empty] for name, values in shape.items()}, dtype, kv_dtype)
+    whole = {name: values[~empty] for name, values in shape.items()}
+    seconds = seconds_of(fit, device, whole, dtype, kv_dtype)
+    wider = np.exp(fit.drift * octaves_outside(whole, fit.valid))
     found.value["time"][kept] = seconds
-    found.low["time"][kept] = seconds * fit.interval[0]
-    found.high["time"][kept] = seconds * fit.interval[1]
+    found.low["time"][kept] = seconds * fit.interval[0] / wider
+    found.high["time"][kept] = seconds * fit.interval[1] * wider
     found.provenance[kept] = fit.provenance
 
 
