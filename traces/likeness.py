@@ -12,7 +12,17 @@ from traces.candidates import FITS, SEEDS, Candidate, candidates_of, told
 from traces.distances import fit_windows_s, gap_distance, ks_distance, log_errors, made_by, wasserstein_distance
 from traces.generate import CLOCK_NS, build, generate
 from traces.length_laws import fit_lengths
-from traces.statistics import FEWEST_WINDOWS, counts, iat_cv, idc, quantum_s, rank_correlation
+from traces.statistics import (
+    FEWEST_WINDOWS,
+    counts,
+    iat_cv,
+    idc,
+    lru_token_hit,
+    prefix_reuse,
+    quantum_s,
+    rank_correlation,
+    turns_of,
+)
 from traces.trace import NS_PER_S, Array, Trace
 from traces.transform import dequantise, slice_time
 
@@ -42,7 +52,8 @@ class Likeness:
     same law fitted on all of it, for making more. poisson has the test of a constant rate: the smallest p-value, and
     whether it is rejected. held_out compares the law with time it was not fitted to. drift compares the dispersion of
     tokens in thirtieths of the span with what law and shuffled lengths give; where it is more, profile has the slow
-    rate to follow. verdict is good, doubtful or bad by the thresholds beside it.
+    rate to follow. reuse has what a prefix cache finds and the turns of sessions, fitted and held out. verdict is good,
+    doubtful or bad by the thresholds beside it.
     """
 
     law: str
@@ -58,6 +69,7 @@ class Likeness:
     profile: "Profile | None"
     verdict: str
     reasons: tuple[str, ...] = ()
+    reuse: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(GOOD))
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def fit_trace(trace: Trace, seed: int = 0) -> Likeness:
         law=best.law, parameters=whole, judged_parameters=best.parameters, intervals=intervals,
         candidates=tuple(candidates), poisson=poisson, fitted_on=about, held_out=found, lengths=lengths, drift=drift,
         profile=_profile(smooth, seed) if drift["drifts"] else None, verdict=verdict, reasons=reasons,
+        reuse=_reuse(fitted, held),
     )  # fmt: skip
 
 
@@ -303,6 +316,26 @@ def _lengths(fitted: Trace, held: Trace) -> dict[str, Any]:
     found["law"] = "pairs drawn from the trace; a table of quantiles with a copula where it must not be shown"
     found["quantiles"] = asdict(fit_lengths(fitted))
     return found
+
+
+def _reuse(fitted: Trace, held: Trace) -> dict[str, Any]:
+    """What a prefix cache finds and how many turns sessions have, [fitted, held-out]; a law makes neither.
+
+    Both stretches begin with a cold cache; sessions that the cut parts count as two.
+    """
+    found: dict[str, Any] = {}
+    hits = [prefix_reuse(each) for each in (fitted, held)]
+    if all(hits):
+        found["token_hit_infinite"] = [each["token_hit_infinite"] for each in hits if each]
+        found["token_hit_lru"] = {f"{size:g}": [lru_token_hit(each, size) for each in (fitted, held)] for size in LRU}
+    turns = [turns_of(each) for each in (fitted, held)]
+    if all(len(each) for each in turns):
+        found["turns_mean"] = [float(each.mean()) for each in turns]
+        found["turns_ks"] = ks_distance(*turns)
+    return found
+
+
+LRU = (0.01, 0.1, 0.25)  # room for so much of the different blocks
 
 
 def _intervals(name: str, trace: Trace, seed: int, resamples: int = 20) -> dict[str, Any]:

@@ -190,13 +190,20 @@ def lru_token_hit(trace: Trace, fraction: float) -> float:
 
 def session_turns(trace: Trace) -> dict[str, float] | None:
     """Return the number of sessions and the mean, median and largest number of turns; None without sessions."""
-    sessions = trace.columns.get("session_id")
-    if not isinstance(sessions, Labels) or not (sessions.codes >= 0).any():
+    turns = turns_of(trace)
+    if not len(turns):
         return None
-    turns = np.bincount(sessions.codes[sessions.codes >= 0])
-    turns = turns[turns > 0]
     mean, p50, most = float(turns.mean()), float(np.median(turns)), float(turns.max())
     return {"count": len(turns), "turns_mean": mean, "turns_p50": p50, "turns_max": most}
+
+
+def turns_of(trace: Trace) -> Array:
+    """Return the number of requests of each session, int64[sessions]; none without sessions."""
+    sessions = trace.columns.get("session_id")
+    if not isinstance(sessions, Labels) or not (sessions.codes >= 0).any():
+        return np.zeros(0, np.int64)
+    turns = np.bincount(sessions.codes[sessions.codes >= 0])
+    return turns[turns > 0]
 
 
 def block_ids(trace: Trace, blocks: Ragged) -> Array:
