@@ -164,6 +164,15 @@ def begun_steps(state, here, now_ps):
 
 
 @inner_kernel
+def look_again(state, here, now_ps):
+    """Let a lane whose blocks have come free between its steps see at the next whether what waits can begin."""
+    if here.waiting > 0:
+        cut_run(state, here, now_ps)
+    else:
+        wake(state, here, now_ps)
+
+
+@inner_kernel
 def release_source(state, row, now_ps):
     """Give back a request's blocks on the lane that prefilled it, which may let that lane go on."""
     source = state.lanes[row.source_lane]
@@ -172,7 +181,7 @@ def release_source(state, row, now_ps):
         leave_content(state, row, source)
     row.contents = 0
     row.source_lane = NONE
-    wake(state, source, now_ps)
+    look_again(state, source, now_ps)
 
 
 @inner_kernel
@@ -185,7 +194,7 @@ def unlease(state, slot, now_ps):
         here.loading -= 1
         row.leased_lane = NONE
         row.leased_blocks = 0
-        wake(state, here, now_ps)
+        look_again(state, here, now_ps)
 
 
 @inner_kernel

@@ -179,3 +179,22 @@ def test_a_lease_of_more_than_lands_is_given_back():
 
     run = operate(toys.trace([0], 10, 60), toys.fleet(2), controllers=[moving]).run
     assert run.lanes["free_blocks"].tolist() == run.lanes["total_blocks"].tolist()
+
+
+def test_what_waits_for_blocks_begins_when_a_move_has_freed_them_and_not_when_all_decodes_have_ended():
+    def moving(plane):
+        yield plane.wait(20.5 * MS)
+        plane.act(LEASE, 1, 1, 80)
+        plane.act(DEPART, 1)
+        yield plane.happens(TELL_DEPARTED, 1)
+        yield plane.wait(3 * MS)
+        plane.act(LAND, 1)
+
+    def chosen(plane):
+        return lambda request, view: 0
+
+    trace = toys.trace([0, 0, 10 * MS], [60, 60, 130], [100, 100, 5])  # of 256 tokens, a step a millisecond
+    run = operate(
+        trace, toys.fleet(2, bounds=toys.limits(max_batched_tokens=140)), routing=chosen, controllers=[moving]
+    ).run
+    assert run.queue_s[2] == pytest.approx(15 * MS)  # departed at 21, landed at 24, seen at 25
