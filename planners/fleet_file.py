@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from planners import marked_yaml, plan_file
+from planners import fleet_control, marked_yaml, plan_file
 from planners.slo import Slo
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from models.engine import Settings
     from models.llm import Llm
     from simulator.fleet import Fleet, Link, Pool
+    from simulator.run import Run
+    from traces import Trace
 
 T = TypeVar("T")
 
@@ -75,7 +77,8 @@ class LinkLine:
 class FleetFile:
     """A fleet as written: one model, one router, pools, and perhaps the promises it is held against.
 
-    A client gives up a request that is not finished after patience_s.
+    A client gives up a request that is not finished after patience_s. With control, routing, scaling, migration and
+    failures are played as well.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -86,15 +89,24 @@ class FleetFile:
     slo: tuple[str, ...] = ()
     link: LinkLine = field(default_factory=LinkLine)
     patience_s: float | None = None
+    control: fleet_control.ControlLines | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFleet:
-    """A fleet ready to run, the promises that its file states, and what to be wary of."""
+    """A fleet ready to run, the promises that its file states, what to be wary of, and what decides in it."""
 
     fleet: "Fleet"
     slos: tuple[Slo, ...]
     warnings: tuple[str, ...] = ()
+    control: fleet_control.Control | None = None
+
+    def play(self, trace: "Trace", fleet: "Fleet | None" = None) -> "Run":
+        """Replay a trace on the fleet, or one made of it, under its control if it has any."""
+        from simulator.replay import replay
+
+        chosen = fleet or self.fleet
+        return replay(trace, chosen) if self.control is None else self.control.play(trace, chosen)
 
 
 def read(path: str | Path) -> ReadFleet:
@@ -126,9 +138,21 @@ def _from_lines(path: str | Path, text: str) -> ReadFleet:
     if mistakes or link is None:
         raise ValueError("\n".join(mistakes))
     try:
-        return ReadFleet(_fleet(written, tuple(pools), link, slos or ()), slos or ())
+        fleet = _fleet(written, tuple(pools), link, slos or ())
     except ValueError as error:
         raise ValueError(f"{marked_yaml.place_of(str(path), text, ('pools',))}: pools: {error}") from None
+    return ReadFleet(fleet, slos or (), control=_control(written, fleet, str(path), text))
+
+
+def _control(written: FleetFile, fleet: "Fleet", file: str, text: str) -> fleet_control.Control | None:
+    if written.control is None:
+        return None
+    try:
+        return fleet_control.control_of(written.control, fleet)
+    except fleet_control.Wrong as wrong:
+        keys = ("control", *wrong.keys)
+        place = marked_yaml.place_of(file, text, keys)
+        raise ValueError(f"{place}: {'.'.join(map(str, keys))}: {wrong}") from None
 
 
 def _fleet(written: FleetFile, pools: "tuple[Pool, ...]", link: "Link", slos: tuple[Slo, ...]) -> "Fleet":

@@ -61,14 +61,13 @@ def simulate(
     from planners.plan_file import trace_facts
     from planners.slo import broken, parse_all
     from simulator.fleet import drafting
-    from simulator.replay import replay
 
     read = fleet_file.read(fleet)
     slos = parse_all(slo) if slo else read.slos
     requests = read_trace(trace)
     chosen = drafting(read.fleet, parse(speculative)) if speculative else read.fleet
     started_s = process_time()
-    run = replay(requests, chosen)
+    run = read.play(requests, chosen)
     timings = {"simulate_cpu_s": process_time() - started_s}
     if folder:
         write_requests(run, Path(folder))
@@ -78,6 +77,8 @@ def simulate(
     missed = broken(run, slos)
     warnings = (*read.warnings, *(f"{each} is broken" for each in missed))
     result = result_of(run, slos)
+    if siblings and read.control is not None:
+        raise ValueError(f"{fleet}: --siblings does not go with a fleet under control; leave out one of them")
     if siblings:
         inputs = {**inputs, "siblings": siblings, "seed": seed}
         result["intervals"] = intervals(requests, chosen, slos, siblings, seed, workers)
