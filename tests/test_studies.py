@@ -164,6 +164,12 @@ def test_studies_are_listed_by_group(toy):
     assert "known: toys" in plan("list", "--group", "boats", exit_code=2).stderr
 
 
+def test_all_is_short_for_run_all(toy):
+    told = [json.loads(plan(*words, "--json", "--seeds", "3").stdout) for words in (["run", "all"], ["all"])]
+    verdicts = [[(each["name"], each["verdict"]) for each in one["result"]["studies"]] for one in told]
+    assert verdicts[0] == verdicts[1]
+
+
 def test_an_unknown_study_is_bad_input_and_answered_with_the_nearest(toy):
     assert "unknown study 'toy-agian'; did you mean toy_again?" in plan("run", "toy-agian", exit_code=2).stderr
     assert "known: toy, toy_again" in plan("run", "xyzzy", exit_code=2).stderr

@@ -1,6 +1,6 @@
 """`plan study`: published serving systems put to the test, each with its claim, control, ablation and sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,27 +52,38 @@ def list_studies(group: str | None, as_json: bool) -> None:
     give(Answer("study list", {"group": group}, result), as_json, table(rows))
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a run."""
+    for add in reversed(
+        (
+            group_option,
+            click.option("--quick", is_flag=True, help="Shorter runs: some 30 CPU seconds a study."),
+            click.option(
+                "--seeds",
+                type=click.IntRange(min=FEWEST_SEEDS),
+                default=SEEDS,
+                show_default=True,
+                metavar="N",
+                help="Repeat with so many seeds; intervals are over them.",
+            ),
+            click.option(
+                "--processes",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                metavar="N",
+                help="Run so many studies at once; the answer is the same.",
+            ),
+            json_flag,
+        )
+    ):
+        command = add(command)
+    return command
+
+
 @study.command("run")
 @click.argument("name")
-@group_option
-@click.option("--quick", is_flag=True, help="Shorter runs: some 30 CPU seconds a study.")
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=FEWEST_SEEDS),
-    default=SEEDS,
-    show_default=True,
-    metavar="N",
-    help="Repeat with so many seeds; intervals are over them.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Run so many studies at once; the answer is the same.",
-)
-@json_flag
+@run_options
 def run(name: str, group: str | None, quick: bool, seeds: int, processes: int, as_json: bool) -> None:
     """Run the study NAME, or all of them, and give a verdict on each claim."""
     from simulator.studies.registry import names, run_studies
@@ -83,6 +94,13 @@ def run(name: str, group: str | None, quick: bool, seeds: int, processes: int, a
     timings = {"cpu_s": sum(outcome.seconds for outcome in outcomes)}
     words = _summary(outcomes) if len(outcomes) != 1 else f"{_summary(outcomes)}\n\n{_details(outcomes[0])}"
     give(Answer("study run", inputs, result, (), timings), as_json, words)
+
+
+@study.command("all")
+@run_options
+def run_all(**options: Any) -> None:
+    """Run all studies: the same as `plan study run all`."""
+    click.get_current_context().invoke(run, name="all", **options)
 
 
 def _card(card: "Card") -> dict[str, Any]:
