@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simpy
 
+from models.compiled import bound
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.advance import advance
 from simulator.fleet import Fleet
@@ -166,6 +167,7 @@ class Course:
         state.clock["coming"] = 0
         arrivals_ps = coming["arrival_ps"].tolist()
         rows = zip(slots.tolist(), coming["number"].tolist(), arrivals_ps, coming["input_tokens"].tolist(), strict=True)
+        go_on = bound(advance, state, plan, 0, 0, 0, 0)
         shown, front_lanes, reached_ps = live(state.lanes), int(state.clock["front_lanes"][0]), -1
         for (slot, number, arrival_ps, input_tokens), next_ps in zip(rows, [*arrivals_ps[1:], -1], strict=True):
             if reached_ps < arrival_ps:
@@ -176,7 +178,7 @@ class Course:
                     f"the router named lane {lane!r} for request {number}; the fleet has 0 to {front_lanes - 1}"
                 )
             reached_ps = next_ps if next_ps < environment.peek() else arrival_ps
-            advance(state, plan, arrival_ps, max(reached_ps, arrival_ps), slot, lane)
+            go_on(state, plan, arrival_ps, max(reached_ps, arrival_ps), slot, lane)
 
 
 def live(lanes: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 import traces
 import traces.parquet
+from models.compiled import bound
 from models.engine import reserve_of
 from models.speculation import Speculation
+from simulator.advance import advance
 from simulator.fleet import Fleet, Link, Pool
 from simulator.layout import CANCELLED, FAR, FINISHED
-from simulator.replay import replay
+from simulator.replay import NO_CONTENTS, Course, replay
 from simulator.routing import ROUTERS
 from simulator.stream import replay_blocks
 from traces.trace import take
@@ -212,6 +214,15 @@ def test_a_python_shortest_queue_equals_the_built_in_one():
     trace, _ = random_case(7)
     run = replay(trace, toys.fleet(3), router=lambda request, view: int(np.argmin(view.outstanding)))
     assert (outcome(run) == outcome(replay(trace, toys.fleet(3)))).all()
+
+
+def test_a_bound_kernel_is_the_kernel():
+    run = Course(toys.fleet(2), NO_CONTENTS)
+    arguments = (run.state, run.plan, 0, -1, -1, -1)
+    entry = bound(advance, *arguments)
+    assert entry(*arguments) is None
+    assert entry is not advance
+    assert bound(len, []) is len
 
 
 def test_a_python_router_that_names_no_lane_is_told_so():
