@@ -25,7 +25,7 @@ from simulator.control.migration import (
     rebalancing_queues,
 )
 from simulator.control.plane import operate
-from simulator.control.scaling import Spot, autoscale
+from simulator.control.scaling import METRICS, Spot, autoscale, band
 from simulator.fleet import Fleet, Pool
 from simulator.fleet import Link as FleetLink
 from simulator.replay import replay
@@ -254,6 +254,18 @@ def test_a_lane_is_drained_by_moving_what_decodes():
     run = operated(toys.trace([0, 0, 0], 8, 150), [draining]).run
     assert run.outcome.lane.tolist() == [1, 1, 1]
     assert done_s[0] < 20 * MS
+
+
+def test_a_band_of_freeness_scales_up_when_queues_wait_and_down_by_moving_when_lanes_are_idle():
+    trace = toys.trace([*np.arange(40) * 1 * MS, 0.25], [8] * 41, [60] * 40 + [150])
+    control = autoscale(
+        *(0, band(10.0, 60.0), METRICS["freeness"]), every_s=5 * MS, drain=draining_by_moving(one_mover(link(10e9)))
+    )
+    operation = operate(trace, fleet(4), controllers=[control])
+    nothing_leaks(operation.run)
+    assert operation.run.counts()["finished"] == 41
+    assert max(lanes for _, lanes in operation.ledger.paid[2:]) >= 3
+    assert operation.ledger.paid[-1][1] == 1
 
 
 def test_a_spot_replica_with_a_short_notice_moves_what_it_can():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simulator.control.actions import Close, Fail, Open, Withdraw
+from simulator.control.freeness import freeness
 from simulator.control.plane import Controller, Plane, Process
 from simulator.layout import COMING, TELL_CANCELLED, TELL_FINISHED, TELL_HELD, TELL_PREEMPTED
 
@@ -219,6 +220,11 @@ def kv_in_use(plane: Plane, lanes: Sequence[int]) -> float:
     return float((view.kv_tokens[list(lanes)] / view.kv_capacity_tokens[list(lanes)]).sum())
 
 
+def free_steps(plane: Plane, lanes: Sequence[int]) -> float:
+    """Return the lanes' freeness: the decode steps that each has memory for, queues counted."""
+    return float(freeness(plane)[list(lanes)].sum())
+
+
 def arrivals(window_s: float = 60.0) -> Metric:
     """Return the metric of requests that came per second, over a window before now."""
 
@@ -234,6 +240,7 @@ METRICS: dict[str, Metric] = {
     "concurrency": concurrency,
     "waiting": waiting,
     "kv-in-use": kv_in_use,
+    "freeness": free_steps,
     "arrivals": arrivals(),
 }
 
