@@ -32,18 +32,20 @@ CARD = Card(
     study_pass="P99 TTFT ratio INFaaS++/Llumnix at the knee of M-M and L-L >= 2 (paper up to 15); preemption loss -50 "
     "% or better below the knee; fragmentation >= 5x lower; downtime independent of length (slope < 1 ms per 1 k "
     "tokens)",
-    control="S-S at a fifth of its knee: P99 TTFT of load-aware dispatch over Llumnix, and mean end-to-end latency",
+    control="S-S at a fifth of M-M's knee: P99 TTFT of load-aware dispatch over Llumnix, and mean end-to-end latency",
     control_margin=0.05,
     hidden_knob="how far past the knee; freeness threshold; arrivals' variation; how stale the view of dispatch is",
 )
 
 # The knee is the greatest rate at which half of the requests do not queue under load-aware dispatch: the paper's own
-# rule for its rates. Below the knee is nine tenths of it.
+# rule for its rates. Below the knee is nine tenths of it. S-S goes by the knee of M-M since a first run: its own is not
+# met before so many requests have all come, so that a fifth of it is no low load.
 FACTS = Path(__file__).with_suffix(".toml")
 UNQUEUED_S = 1.0
 RATES_PER_S = (0.25, 16.0)  # of an instance, between which the knee is sought
 BELOW = 0.9
 LOW = 0.2
+LONG_TOKENS = 512  # more than the last stage copies, whatever came meanwhile
 PAST = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the knee
 VARIATIONS = (2.0, 4.0)
 LATE_S = (0.25, 1.0)
@@ -58,10 +60,10 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
     """Find each workload's knee, and what dispatch by freeness and migration change there, below it and past it."""
     machines, count, halvings = SIZES[quick]
     bench = Bench(_facts(), tuple(seeds), machines, count)
-    knees = {name: bench.knee(name, halvings) for name in ("MM", "LL", "SS")}
+    knees = {name: bench.knee(name, halvings) for name in ("MM", "LL")}
     at_knee = {name: bench.pair(name, knees[name]) for name in ("MM", "LL")}
     below = bench.pair("MM", BELOW * knees["MM"])
-    low = bench.pair("SS", LOW * knees["SS"])
+    low = bench.pair("SS", LOW * knees["MM"])
     moves = [[each for each in found.moves if not each.why] for found in at_knee["MM"][FULL]]
     small = bench if quick else Bench(bench.facts, bench.seeds, *SIZES[True][:2])
     part = knees["MM"] * small.instances / bench.instances
@@ -319,9 +321,12 @@ def _note(moves: Sequence[Sequence[Any]], knees: Mapping[str, float], full: "Seq
     downtimes_s = [one.downtime_s for each in moves for one in each]
     kept = sum(len(each) for each in moves)
     given_up = sum(len(each.moves) for each in full) - kept
+    long = [one.rounds for each in moves for one in each if one.tokens > LONG_TOKENS]
     mean_ms = 1e3 * sum(downtimes_s) / max(1, kept)
     rates = ", ".join(f"{name} {knee:.1f}/s" for name, knee in knees.items())
     return (
         f"knees {rates}; {kept} moves, {given_up} given up, "
-        f"{mean_ms:.0f} ms out, of which the hand-shake is an input; a 7B model of today stands for the paper's"
+        f"{mean_ms:.0f} ms out, of which the hand-shake is an input; what fits the last stage goes in one, moves of "
+        f"more than {LONG_TOKENS} tokens in {sum(long) / max(1, len(long)):.2f}; at the knee most lanes are full, and "
+        "moves can but spread what is left"
     )
