@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
+from models.compiled import bound
 from models.step import PICOSECONDS_PER_SECOND
 from simulator.actions import DROP, HOLD, REJECT, SUBMIT, act
 from simulator.advance import advance
@@ -163,6 +164,8 @@ class Plane:
         for chunk in chunks_of(trace, contents, max(1, len(trace))):
             take_in(self.state, chunk, np.asarray(fleet.input_edges, np.int64))
         self.clock, self.lanes, self.requests = self.state.clock, self.state.lanes, self.state.requests
+        self._act = bound(act, self.state, 0, 0, 0, 0, 0)
+        self._go_on = bound(advance, self.state, self.plan, 0, 0, 0, 0)
         self.costs, self.first_variants = self.lanes["cost"].copy(), self.lanes["next_variant"].copy()
         self.is_open = np.ones(self.lanes.size, bool)
         self.router: Router | None = None
@@ -252,7 +255,7 @@ class Plane:
 
     def act(self, action: int, slot: int = NONE, lane: int = NONE, amount: int = 0) -> bool:
         """Let the data plane do something at once; return whether it could."""
-        return bool(act(self.state, int(self.environment.now), action, slot, lane, amount))
+        return bool(self._act(self.state, int(self.environment.now), action, slot, lane, amount))
 
     def wait(self, seconds: float) -> simpy.Event:
         """Return the event of so much time having passed."""
@@ -404,7 +407,7 @@ class Plane:
             if environment.now >= end_ps or (end_ps == FOREVER_PS and self._is_over()):
                 return
             horizon_ps = min(environment.peek(), end_ps)
-            advance(self.state, self.plan, int(environment.now), int(horizon_ps), NONE, NONE)
+            self._go_on(self.state, self.plan, int(environment.now), int(horizon_ps), NONE, NONE)
             if self.clock["notices"][0]:
                 horizon_ps = int(self.clock["now_ps"][0])
             if horizon_ps == FOREVER_PS:
