@@ -44,6 +44,8 @@ INVOCATIONS: tuple[tuple[str, ...], ...] = (
     ("fleet", *CHAT, "-o", "out"),
     ("simulate", "chat.csv", "--fleet", "out/plan.json"),
     ("whatif", *CHAT, "--vary", "price=1x,2x"),
+    ("regret", *CHAT, "--scenario", "rate=2x"),
+    ("schedule", *CHAT, "--profile", "hours.csv"),
     ("compare", "out/plan.json", "out/plan.json"),
     ("export", "vllm-bench", "out/plan.json", "-o", "bench"),
     ("calibrate", "bench/vllm-bench.json", "--model", "llama-3.1-8b", "--device", "l40s"),
@@ -78,6 +80,7 @@ def folder(tmp_path_factory):
     rows = "".join(f"{number / 4},{100 + 10 * (number % 7)},{20 + number % 5}\n" for number in range(80))
     (folder / "chat.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
     (folder / "vms.csv").write_text("InstanceType,AcceleratorName,AcceleratorCount,Price,Region\nx,L4,1,0.7,eu\n")
+    (folder / "hours.csv").write_text("requests\n400\n900\n600\n")
     row = {
         "device": "h100_sxm",
         "source": "ours",
