@@ -98,6 +98,13 @@ def test_the_study_runs_small_and_again_the_same(monkeypatch):
     assert {each.claim.figure for each in outcome.judgements} == set(first.figures)
 
 
+def test_a_capacity_below_all_rates_tried_is_no_number():
+    from simulator.studies import dualmap
+
+    trials = dualmap.Trials(dualmap._facts(), dualmap.TALK, 0, most=20, halvings=2, slo_s=1e-6)
+    assert np.isnan(trials.capacity("least loaded", dualmap._systems(1.0)["least loaded"]))
+
+
 def test_the_made_traces_have_about_the_published_statistics():
     from simulator.studies import dualmap
     from traces.statistics import prefix_hit_tokens

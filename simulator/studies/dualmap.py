@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,10 @@ class Trials:
         return self._known[key]
 
     def capacity(self, name: str, build: Build, age_s: float = 0.0) -> float:
-        """Return the greatest rate, to within the halvings, at which enough first tokens are in time."""
+        """Return the greatest rate, to within the halvings, at which enough first tokens are in time.
+
+        No number where that is below all rates tried.
+        """
         low, high = RATES_PER_S
         for _ in range(self.halvings):
             middle = (low * high) ** 0.5
@@ -132,7 +136,7 @@ class Trials:
                 low = middle
             else:
                 high = middle
-        return low
+        return low if low > RATES_PER_S[0] else nan
 
     def _figures(self, run: "Run") -> dict[str, float]:
         return {
@@ -289,7 +293,8 @@ def _s_per_token() -> float:
 def _row(name: str, capacities: Sequence[float], base: Sequence[float]) -> Row:
     ratio = over_seeds([mine / other for mine, other in zip(capacities, base, strict=True)])
     mean = sum(capacities) / len(capacities)
-    return {"system": name, "capacity_per_s": mean, "over_least": ratio.value, "low": ratio.low, "high": ratio.high}
+    figures = {"capacity_per_s": mean, "over_least": ratio.value, "low": ratio.low, "high": ratio.high}
+    return {"system": name, **{key: value if isfinite(value) else None for key, value in figures.items()}}
 
 
 def _ratio(capacity: Mapping[str, Sequence[float]], over: str) -> Measured:
