@@ -202,3 +202,18 @@ def test_the_first_guess_is_arithmetic_on_the_data_sheet():
     fp8_seconds = device_seconds(trace, model, h100, "fp8")
     assert guess.usd_per_hour_floor == pytest.approx(fp8_seconds / 10 * guess.usd_per_hour)
     assert first_guess(trace, llm.load("llama-3.1-405b"), [device.load("l4")]) is None
+
+
+def test_a_scaled_trace_has_more_requests_and_the_reasons_are_told(few_requests, tmp_path):
+    outcome = fleet(
+        str(few_requests), "--devices", "l40s", "--analytic", "--scale", "3x", "--json", "-o", str(tmp_path)
+    )
+    inputs = json.loads(outcome.stdout)["inputs"]
+    assert inputs["scale"] == "3x"
+    assert 200 < inputs["trace"]["requests"] < 300  # about three times 80
+    told = fleet(str(few_requests), "--devices", "l40s", "--explain", "-o", str(tmp_path))
+    assert "Shadow prices" in told.stdout
+    assert "Rivals" in told.stdout
+    refused = fleet(str(few_requests), "--scale", "much")
+    assert refused.exit_code == 2
+    assert "--scale much: expected a factor above 0, as 5x" in refused.stderr

@@ -1,7 +1,7 @@
 """`plan explain`: what a word of an answer means, or why a plan is as it is."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,9 @@ from planners.answer import Answer
 from planners.commands.envelope import give
 from planners.commands.options import json_flag
 from planners.commands.tables import table
+
+if TYPE_CHECKING:
+    from planners.plan import Plan
 
 GLOSSARY = Path(__file__).parent / "glossary.toml"
 
@@ -44,18 +47,22 @@ def glossary() -> dict[str, str]:
     return words | MEANINGS
 
 
-def _explain_plan(path: str, as_json: bool) -> None:
-    from planners import plan_file
+def reasons(plan: "Plan") -> str:
+    """Return in words why a plan is as it is."""
     from planners.report.verdict import fleet_name
 
-    plan = plan_file.read(path).plan
     lines = [f"{fleet_name(plan.pools)} costs {plan.usd_per_hour:.2f} USD/h; {plan.usd_per_hour_bound:.2f} are needed."]
     lines += [plan.bottleneck, *plan.notes]
     for name, rows in plan.explain.items():
         lines += ["", name.replace("_", " ").capitalize(), _table(rows)]
-    give(
-        Answer("explain", {"what": path}, plan.explain), as_json, "\n".join(line for line in lines if line is not None)
-    )
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _explain_plan(path: str, as_json: bool) -> None:
+    from planners import plan_file
+
+    plan = plan_file.read(path).plan
+    give(Answer("explain", {"what": path}, plan.explain), as_json, reasons(plan))
 
 
 def _table(rows: Any) -> str:

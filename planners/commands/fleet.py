@@ -23,6 +23,8 @@ PLAN_FILE = "plan.json"
 @study_options
 @click.option("--analytic", is_flag=True, help="Stop at the first estimate, before the rehearsal.")
 @click.option("--split", is_flag=True, help="Also try pools that only prefill beside pools that only decode.")
+@click.option("--scale", metavar="X", help="Scale the rate, as 5x; the structure of its bursts stays.")
+@click.option("--explain", "is_explained", is_flag=True, help="Also print the reasons for the plan.")
 @click.option("--siblings", default=0, metavar="N", help="Also try the plan on N resampled traces it never saw.")
 @folder_option
 @json_flag
@@ -38,6 +40,8 @@ def fleet(
     settings: tuple[str, ...],
     analytic: bool,
     split: bool,
+    scale: str | None,
+    is_explained: bool,
     siblings: int,
     folder: str | None,
     as_json: bool,
@@ -60,9 +64,11 @@ def fleet(
     study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
     slos = parse_all(study.slo)
     chosen = llm.load(study.model)
-    requests = read_trace(study.trace)
+    requests = _scaled(read_trace(study.trace), scale, study.seed)
     _guess(requests, chosen, study.devices)
     inputs = plan_file.inputs_of(study, requests, analytic, siblings)
+    inputs |= {"split": True} if split else {}
+    inputs |= {"scale": scale} if scale else {}
     options: dict[str, Any] = {
         "seed": study.seed,
         "analytic": analytic,
@@ -93,7 +99,27 @@ def fleet(
 
     timings = {"total_cpu_s": process_time() - started_s}
     answer = Answer("fleet", inputs, plan.result(), plan.notes, timings)
-    give(answer, as_json, verdict(plan, requests, chosen, slos, written))
+    words = verdict(plan, requests, chosen, slos, written)
+    if is_explained:
+        from planners.commands.explain import reasons
+
+        words += "\n\n" + reasons(plan)
+    give(answer, as_json, words)
+
+
+def _scaled(requests: "Trace", scale: str | None, seed: int) -> "Trace":
+    """Return a trace at so many times its rate; ValueError where the factor cannot be read."""
+    if scale is None:
+        return requests
+    from traces.transform import scale_rate
+
+    try:
+        factor = float(scale.removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"--scale {scale}: expected a factor above 0, as 5x")
+    return scale_rate(requests, factor, seed)
 
 
 def _write(folder: Path, text: str) -> Path:
