@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import planner_toys
 import pytest
@@ -101,3 +105,25 @@ def test_a_split_plan_comes_back_from_its_json_and_replays_the_same():
     again = plans.from_result(json.loads(text), model)
     assert json.dumps(again.result()) == text
     assert plain(replay(trace, again.fleet()).latency_s()) == json.loads(text)["slo"]
+
+
+FRESH = """
+import json, sys
+sys.path.insert(0, "tests")
+from test_planner_disaggregated import plan_of
+print(json.dumps(plan_of(0, True)[1].result()))
+"""
+
+
+def test_a_fresh_process_with_another_hash_seed_gives_the_same_bytes():
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
+    fresh = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FRESH],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert fresh.stdout.strip() == json.dumps(plan_of(0, True)[1].result())
