@@ -111,7 +111,7 @@ def test_idle_lanes_cost_what_is_not_busy():
 
 def test_energy_lies_between_idle_and_the_limit_and_a_busy_fleet_draws_more(busy_run):
     card = device.load("h100-sxm")
-    assert card.idle_w * busy_run.span_s < energy_j(busy_run) < card.tdp_w * busy_run.span_s
+    assert card.idle_w * busy_run.span_s < energy_j(busy_run) <= card.tdp_w * busy_run.span_s
     idle = replay(toys.trace([0.0, 100.0], 10, 2), hopper())
     assert energy_j(idle) == pytest.approx(card.idle_w * idle.span_s, rel=0.01)
 
