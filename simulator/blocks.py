@@ -29,7 +29,9 @@ def most_blocks(row, here):
 
 @inner_kernel
 def steps_to(tokens, here):
-    """Return the decode steps that it takes a sequence to emit so many tokens."""
+    """Return the decode steps in which a sequence emits so many tokens; division is slow, so only drafts pay it."""
+    if here.growth_parts == 1:
+        return tokens << here.part_shift
     return ((tokens << here.part_shift) + here.growth_parts - 1) // here.growth_parts
 
 
