@@ -187,12 +187,17 @@ class Bench:
         )
 
     def _offered(self, seed: int, load: float) -> "Trace":
-        """Return prompts at a part of the rate that prefill instances can compute one by one."""
+        """Return prompts at a part of the rate that prefill instances can compute one by one; they end with that.
+
+        So since a first long run: with their answers, decode instances filled up and held prefill back at any load, as
+        the control showed.
+        """
         from simulator.systems.pd_serve import prompts_per_s
 
         plain = self._trace(seed, "assistant", 1.0, self.count)
         rate_per_s = 8 * prompts_per_s(_engine(self.assumed), plain.input_tokens.tolist())
-        return self._trace(seed, "assistant", load * rate_per_s, self.count)
+        trace = self._trace(seed, "assistant", load * rate_per_s, self.count)
+        return replace(trace, output_tokens=trace.output_tokens * 0 + 1)
 
     def _in_time(self, found: "Run") -> float:
         return found.attainment({"ttft": self.assumed["ttft_promise_s"]})
