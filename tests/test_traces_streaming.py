@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_traces_formats import LENGTHS_ONLY, ROWS, mutated
 
@@ -52,6 +52,7 @@ def test_every_real_file_is_the_same_in_blocks(shared: Path, tmp_path: Path, fil
     assert set(about_rows) <= set(made.metadata["warnings"])  # type: ignore[call-overload]
 
 
+@example(b"arrival_s,input_tokens,output_tokens\n0,5,5\n1,5,5\n2,5\x00,5\n", False, 40)
 @given(mutated(), st.booleans(), st.sampled_from([40, 200, 10_000]))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_reading_takes_or_refuses_importing_does_too(
@@ -60,6 +61,7 @@ def test_what_reading_takes_or_refuses_importing_does_too(
     monkeypatch.setattr(streaming, "BLOCK_BYTES", block)
     path = tmp_path / "trace"
     path.write_bytes(content)
+    (tmp_path / "made.parquet").unlink(missing_ok=True)
     options: dict[str, Any] = {"strict": strict, "max_bad_fraction": 1.0}
     try:
         whole = traces.read(path, **options)

@@ -17,7 +17,7 @@ from traces.nested import is_nested
 from traces.reading import Options
 from traces.selection import chosen
 from traces.servegen import refuse_servegen
-from traces.source import PARQUET_MAGIC, refuse_what_is_no_data
+from traces.source import PARQUET_MAGIC, refuse_binary, refuse_what_is_no_data
 from traces.table import Problem, Table, csv_table, decode, json_lines, looks_like_json, normal, renamed_columns
 from traces.trace import Array, Column, take_column
 
@@ -54,6 +54,7 @@ class BlockReader:
         self.file, self.options = file, options
         self.rows_read, self.kept, self.dropped, self.left_out = 0, 0, Counter[str](), Counter[str]()
         self._since_ns: int | None = None
+        self._seen_bytes = 0
         self.examples: dict[str, list[str]] = {}
         self._first_problem: tuple[Table, Problem] | None = None
         if first.startswith(PARQUET_MAGIC):
@@ -75,6 +76,8 @@ class BlockReader:
 
     def rows(self, before: int, block: bytes) -> Rows:
         """Return the good rows of a block, the bad ones counted; raises BadTrace where strict."""
+        refuse_binary(self.file, block, before_bytes=self._seen_bytes)
+        self._seen_bytes += len(block)
         if before == 0 and not self.is_json:
             skipped = self._lines_to_header(block)
             lines = block.split(b"\n", skipped)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from traces.errors import BadTrace
 
+HEAD_BYTES = 4096  # in which a zero byte tells that a file is no text
 PARQUET_MAGIC = b"PAR1"
 _LFS_SIZE = re.compile(rb"size (\d+)")
 
@@ -61,8 +62,13 @@ def refuse_what_is_no_data(file: str, content: bytes) -> None:
         raise BadTrace(file, 1, 1, "a web page, not data: download the raw file")
     if content[257:262] == b"ustar":
         raise BadTrace(file, 1, 1, "a tar archive, not a trace: unpack it and name one file of it")
-    binary = start.startswith((b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4096]
-    if binary and not content.startswith(PARQUET_MAGIC):
+    if not content.startswith(PARQUET_MAGIC):
+        refuse_binary(file, content, start.startswith((b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")))
+
+
+def refuse_binary(file: str, content: bytes, is_binary: bool = False, before_bytes: int = 0) -> None:
+    """Raise BadTrace where a file's beginning, of which this content is what follows so many bytes, is no text."""
+    if is_binary or b"\0" in content[: max(0, HEAD_BYTES - before_bytes)]:
         raise BadTrace(file, 1, 1, "binary or UTF-16 data: expected UTF-8 text (CSV, JSON) or Parquet")
 
 
