@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import simpy
 import toys
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.control.estimators import OutputLengths, RunningMean, factors, fit, with_error
@@ -318,6 +318,7 @@ def reached(thing, depth=6):
     return set().union(*(reached(part, depth - 1) for part in parts))
 
 
+@example(268, "s-edf")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**9), st.sampled_from(sorted(SCHEDULERS)))
 def test_every_scheduler_serves_all_and_gives_all_kv_back(seed, name):

@@ -291,9 +291,14 @@ def _standing(view: LaneView) -> list[Paused]:
 
 
 def _decodes(view: LaneView) -> Step | None:
-    """Return a run of all that decodes; None where nothing does."""
-    slices = tuple(Slice(each.number, 1) for each in view.running if each.is_decoding)
-    return Step(slices, repeat=UNTIL_SOMETHING_HAPPENS) if slices else None
+    """Return a run of all that decodes; None where nothing does. Where KV runs out, the last admitted is evicted."""
+    decoding, evicted, free_tokens = [each for each in view.running if each.is_decoding], [], view.free_tokens
+    while len(decoding) > 1 and len(decoding) > free_tokens:
+        last = decoding.pop()
+        evicted.append(last.number)
+        free_tokens += last.computed_tokens
+    slices = tuple(Slice(each.number, 1) for each in decoding)
+    return Step(slices, repeat=UNTIL_SOMETHING_HAPPENS, evict=tuple(evicted)) if slices else None
 
 
 def _used_and_remaining(cursor: Cursor) -> tuple[int, int]:
