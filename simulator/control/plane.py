@@ -264,7 +264,6 @@ class Plane:
     def listen(self, kinds: int, function: Callable[[int], None]) -> None:
         """Call a function with the request's number whenever one of these notices comes."""
         self.clock["told"] |= kinds
-        self.state = with_room(self.state, 0)
         for bit in range(kinds.bit_length()):
             if kinds >> bit & 1:
                 self._listeners.setdefault(1 << bit, []).append(function)

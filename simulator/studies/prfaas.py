@@ -122,7 +122,9 @@ def _far_s(tokens: Floats) -> Floats:
 
 
 def _kv_bytes(tokens: Floats) -> Floats:
-    return (172 + 0.01635 * tokens) * 2**20  # fit of the published sizes, within 1.1 %
+    from simulator.systems.prfaas import STATE_BYTES
+
+    return STATE_BYTES + 0.01635 * 2**20 * tokens  # fit of the published sizes, within 1.1 %
 
 
 def _service(ratio: tuple[Sequence[float], Sequence[float]]) -> "Service":
@@ -183,8 +185,7 @@ def _replayed(service: "Service", split: "Split", expected: "Rates", seed: int, 
     engines = _engines(service)
     trace = _trace(seed, count, LOAD * expected.whole)
     wan = Link("far", "decode", LINK_BYTES_PER_S)
-    layered_bytes_per_s = LINK_BYTES_PER_S
-    controller, fabrics = prfaas.over_the_link(split, wan, layered_bytes_per_s)
+    controller, fabrics = prfaas.over_the_link(split, wan, LINK_BYTES_PER_S)
     fleet, routing = prfaas.fleet(*engines, split), prfaas.by_length(split)
     run = operate(trace, fleet, routing=routing, controllers=[controller], hands_over=False).run
     span_s = float(trace.arrival_ns[-1]) / 1e9
