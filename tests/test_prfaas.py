@@ -48,8 +48,23 @@ def test_the_law_of_lengths_has_the_published_mean_and_bounds():
 
 
 def test_a_replay_uses_its_scarcest_part_as_the_closed_form_says():
-    near_as_fast = study._service(((1.0, 1e6), (2.0, 2.0)))
+    half_as_fast = study._service(study._slower(2.0))
     split = Split(4, 3, 5, 19_400.0)
-    expected = rates(near_as_fast, split, study._law())
-    found = study._replayed(near_as_fast, split, expected, seed=0, count=4000)
+    expected = rates(half_as_fast, split, study._law())
+    found = study._replayed(half_as_fast, split, expected, seed=0, count=4000)
     assert found["per_s"] == pytest.approx(expected.whole, rel=0.06)
+
+
+def test_an_h20_takes_the_published_time_and_what_its_own_steps_take_longer():
+    prompts = np.array([8192.0])
+    longer_s = study._own_prefill_s("h20")[3] - study._own_prefill_s("h200-sxm")[3]
+    assert study._own_near()(prompts)[0] == pytest.approx(study._far_s(prompts)[0] + longer_s)
+    assert longer_s > 0.0
+
+
+def test_the_kin_of_the_published_model_keeps_what_the_published_caches_hold():
+    from models import llm
+
+    per_token = study.FULL_LAYERS / llm.load(study.KIN).layers * llm.load(study.KIN).kv_bytes_per_token()
+    published = float(np.diff(study._kv_bytes(np.array([0.0, 1.0])))[0])
+    assert per_token == pytest.approx(published, rel=0.02)
