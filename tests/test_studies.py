@@ -213,6 +213,16 @@ def test_s_lora_runs_small_and_again_the_same(monkeypatch):
     assert first.sweep[0]["loads"] < first.sweep[1]["loads"]
 
 
+def test_s_loras_time_on_the_host_is_told_by_its_latency_far_below_the_knee():
+    from simulator.studies import s_lora
+
+    facts = s_lora._facts()
+    told = facts["calibrated"]
+    assert told["at_rate_per_s"] <= 0.6 * facts["measured"]["a10g_s1_by_rate"]["2.5"]
+    found = s_lora.Bench(facts, (0,)).published_draw("a10g", "S1", s_lora.MANY, told["at_rate_per_s"])
+    assert found[0].latency_s == pytest.approx(told["a10g_s1_latency_s"], rel=0.03)
+
+
 def test_the_claims_of_s_lora_are_its_own_measurements():
     """The claimed numbers are arithmetic on the published logs."""
     from simulator.studies import s_lora

@@ -74,6 +74,8 @@ def test_adapters_cost_kv_loads_and_time(small):
     base, one, many = (s_lora.serve(*small, setting, each) for each in (asked(60, 1, 0), asked(60, 1), asked(60, 30)))
     assert (base.loads, many.loads > 30) == (0, True)
     assert base.requests_per_s > one.requests_per_s > many.requests_per_s
+    slow = s_lora.serve(*small, setting._replace(step_host_s=0.01), asked(60, 1))
+    assert slow.latency_s > one.latency_s + 0.01 * 20  # each request waits for some twenty steps
     kept = s_lora.serve(*small, setting._replace(keeps_unused=True), asked(60, 30))
     assert kept.loads < many.loads
 

@@ -16,7 +16,10 @@ LONGEST_REQUEST_TOKENS = 1024
 
 
 class Setting(NamedTuple):
-    """How a server is run; the pool holds KV and adapters unless adapters have a room of their own."""
+    """How a server is run; the pool holds KV and adapters unless adapters have a room of their own.
+
+    step_host_s is what each step takes on the host while the device waits; a load copies an adapter so many times.
+    """
 
     pool_tokens: int
     batch_tokens: int
@@ -28,6 +31,8 @@ class Setting(NamedTuple):
     keeps_unused: bool = False
     prefetches: bool = False
     computes_adapters: bool = True
+    step_host_s: float = 0.0
+    copies: int = 1
 
 
 class Asked(NamedTuple):
@@ -41,13 +46,14 @@ class Asked(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Requests per second until the last has ended, mean time to the first token [s], adapters loaded."""
+    """Requests per second until the last has ended, mean times to the first token and the last [s], adapters loaded."""
 
     requests_per_s: float
     first_token_s: float
     in_time: float
     loads: int
     busy: float
+    latency_s: float
 
 
 def serve(
@@ -66,6 +72,7 @@ def serve(
     environment.process(arrive())
     environment.run()
     waits_s = [(each.first_token_ps - each.request.arrival_ps) / PICOSECONDS_PER_SECOND for each in lane.served]
+    latencies_s = [(each.finish_ps - each.request.arrival_ps) / PICOSECONDS_PER_SECOND for each in lane.served]
     span_s = max(each.finish_ps for each in lane.served) / PICOSECONDS_PER_SECOND
     assert isinstance(lane.pool, AdapterPool)
     return Outcome(
@@ -74,13 +81,15 @@ def serve(
         sum(wait_s <= promise_s for wait_s in waits_s) / len(asked),
         lane.pool.loads,
         lane.busy_ps / PICOSECONDS_PER_SECOND / span_s,
+        sum(latencies_s) / len(latencies_s),
     )
 
 
 def server(environment: simpy.Environment, engine: Engine, prices: StepPrices, setting: Setting) -> ScheduledLane:
     """Compose the server: a pool of KV and adapters, admission without preemption, and what adapters cost a step."""
     room_tokens = setting.adapter_room_tokens
-    link = host_link(engine, setting.adapter_copy_s)
+    once = host_link(engine, setting.adapter_copy_s)
+    link = replace(once, bytes_per_token=setting.copies * once.bytes_per_token)
     pool = AdapterPool(setting.pool_tokens, link, room_tokens, setting.keeps_unused)
     scheduler = no_preempt(
         setting.batch_tokens,
@@ -90,8 +99,9 @@ def server(environment: simpy.Environment, engine: Engine, prices: StepPrices, s
         room_tokens or setting.pool_tokens,
         setting.prefetches,
     )
-    cost = lora_cost(engine, setting.kernel_launch_s) if setting.computes_adapters else None
-    return ScheduledLane(environment, prices, scheduler, pool, extra_ps=cost)
+    cost = lora_cost(engine, setting.kernel_launch_s) if setting.computes_adapters else lambda parts: 0
+    host_ps = round(setting.step_host_s * PICOSECONDS_PER_SECOND)
+    return ScheduledLane(environment, prices, scheduler, pool, extra_ps=lambda parts: host_ps + cost(parts))
 
 
 def _request(number: int, asked: Asked) -> Request:
