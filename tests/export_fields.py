@@ -22,7 +22,7 @@ CONTAINER: dict[str, Any] = {
     "startupProbe": {"httpGet!": {"path": str, "port!": int}, "periodSeconds": int, "failureThreshold": int},
     "resources": {"limits": TEXTS, "requests": TEXTS},
     "volumeMounts": [{"name!": str, "mountPath!": str}],
-    "env": [{"name!": str, "value": str}],
+    "env": [{"name!": str, "value": str, "valueFrom": {"fieldRef": {"fieldPath!": str}}}],
     "envFrom": [{"secretRef": {"name!": str}}],
 }
 VOLUME = {"name!": str, "emptyDir": {"medium": str, "sizeLimit": str}}

@@ -167,7 +167,7 @@ def parted() -> Plan:
 
 
 def test_pools_that_hand_over_are_written_so_where_the_target_knows_how():
-    for target in ("kserve", "dynamo", "dynamo-v1alpha1"):
+    for target in ("k8s", "lws", "kserve", "dynamo", "dynamo-v1alpha1"):
         for each in documents(target, parted()):
             assert misfits(KINDS[f"{each['apiVersion']} {each['kind']}"], each) == []
     (service,) = documents("kserve", parted())
@@ -186,14 +186,27 @@ def test_pools_that_hand_over_are_written_so_where_the_target_knows_how():
     assert "--disaggregation-mode decode" in second
 
 
+def test_kubernetes_sends_all_requests_of_a_split_plan_through_the_router_that_hands_them_over():
+    found = documents("k8s", parted())
+    (route,) = of_kind("HTTPRoute", found)
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    router = next(each for each in of_kind("Deployment", found) if each["metadata"]["name"] == backend["name"])
+    command = router["spec"]["template"]["spec"]["containers"][0]["command"]
+    asked = {(flag, url.split("//")[1].split(":")[0]) for flag, url in pairwise(command) if "//" in url}
+    roles = {each["metadata"]["name"]: each for each in of_kind("Service", found)}
+    assert asked == {(f"--{name.rsplit('-', 1)[1]}", name) for name in roles if not name.endswith("-router")}
+    pods = [each["spec"]["template"]["spec"]["containers"][0] for each in of_kind("Deployment", found)]
+    assert [each["env"][0]["name"] for each in pods if "env" in each] == ["VLLM_NIXL_SIDE_CHANNEL_HOST"] * 2
+
+
 def test_a_decode_pool_is_sent_no_request():
     assert [pool.weight for pool in of_plan(parted(), "m").pools] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("target", ["k8s", "aibrix", "melange"])
+@pytest.mark.parametrize("target", ["aibrix", "melange"])
 def test_targets_that_cannot_hand_over_say_which_can(target):
     exports.check_roles(target, ["both"])
-    with pytest.raises(ValueError, match=f"{target} cannot hand requests over .* these can: kserve"):
+    with pytest.raises(ValueError, match=f"{target} cannot hand requests over .* these can: k8s"):
         exports.check_roles(target, ["prefill", "decode"])
 
 

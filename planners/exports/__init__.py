@@ -32,6 +32,8 @@ RUN_TARGETS = {
 
 # Targets whose objects know how a pool that prefills hands requests over to one that decodes.
 PARTING = (
+    "k8s",
+    "lws",
     "kserve",
     "llm-d",
     "dynamo",

@@ -129,6 +129,12 @@ def accelerator(vendor: str, device: str) -> dict[str, str]:
     return {**known["vendors"]["other"], **known["vendors"].get(vendor, {}), **known["devices"].get(device, {})}
 
 
+def router_image() -> str:
+    """Return the image of the router that hands requests over between pools."""
+    image: str = _accelerators()["router"]["image"]
+    return image
+
+
 def _suffix(role: str) -> str:
     return "" if role == "both" else f"-{role}"
 

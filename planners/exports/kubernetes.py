@@ -1,14 +1,19 @@
-"""Kubernetes: a Deployment and a Service per pool, LeaderWorkerSets where a replica spans nodes, and the routing."""
+"""Kubernetes: a Deployment and a Service per pool, LeaderWorkerSets where a replica spans nodes, and the routing.
+
+Pools that prefill or decode alone stand behind a vLLM router of their own, which takes each request from the one to the
+other; NIXL carries the KV between pods.
+"""
 
 import json
 from typing import Any
 
 from planners.exports import arguments, yaml_text
-from planners.exports.deployment import POOL_LABEL, DeployedPool, Deployment
+from planners.exports.deployment import POOL_LABEL, DeployedPool, Deployment, router_image
 
 PORT = 8000
 SHARED_MEMORY = "16Gi"
 WEIGHT_SCALE = 1000
+NIXL_HOST = {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 USD_ANNOTATION = "fleetplan.dev/usd-per-replica-hour"
 
 
@@ -94,11 +99,15 @@ def routing(deployment: Deployment) -> list[dict[str, Any]]:
     plan = deployment.plan
     exact = {"router": plan.router, "input_edges": plan.input_edges, "shares": plan.shares}
     exact["pools"] = [full_name(deployment, pool) for pool in deployment.pools]
+    weights = {full_name(deployment, pool): pool.weight for pool in deployment.pools if pool.role == "both"}
+    handing_over = sum(pool.weight for pool in deployment.pools if pool.role == "prefill")
+    hand_over = hand_over_router(deployment) if handing_over else []
+    weights |= {_router_name(deployment): handing_over} if handing_over else {}
     backends = [
-        {"name": full_name(deployment, pool), "port": PORT, "weight": max(1, round(pool.weight * WEIGHT_SCALE))}
-        for pool in deployment.pools
+        {"name": name, "port": PORT, "weight": max(1, round(weight * WEIGHT_SCALE))} for name, weight in weights.items()
     ]
     return [
+        *hand_over,
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -114,6 +123,43 @@ def routing(deployment: Deployment) -> list[dict[str, Any]]:
     ]
 
 
+def hand_over_router(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the router, and its Service, that sends a request to a prefill pool first and then to a decode pool.
+
+    It knows pools by their Services, so that the pod of a pool is Kubernetes' choice.
+    """
+    urls = [
+        word
+        for pool in deployment.pools
+        if pool.role != "both"
+        for word in (f"--{pool.role}", f"http://{full_name(deployment, pool)}:{PORT}")
+    ]
+    labels = {"app.kubernetes.io/name": deployment.name, POOL_LABEL: "router"}
+    about = {"name": _router_name(deployment), "labels": labels}
+    listening = ["--host", "0.0.0.0", "--port", str(PORT)]
+    container = {
+        "name": "router",
+        "image": router_image(),
+        "command": ["vllm-router", "--vllm-pd-disaggregation", "--policy", "round_robin", *urls, *listening],
+        "ports": [{"containerPort": PORT, "name": "http"}],
+    }
+    pods = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    ports = [{"name": "http", "port": PORT, "targetPort": PORT}]
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": about,
+            "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": pods},
+        },
+        {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": {"selector": labels, "ports": ports}},
+    ]
+
+
+def _router_name(deployment: Deployment) -> str:
+    return f"{deployment.name}-router"
+
+
 def pod_spec(pool: DeployedPool, starts: list[str], serves: bool = True) -> dict[str, Any]:
     """Return a pod on the nodes of the pool's device, with as many devices as a replica takes on a node."""
     container: dict[str, Any] = {"name": "main", "image": pool.image, "command": starts}
@@ -125,6 +171,8 @@ def pod_spec(pool: DeployedPool, starts: list[str], serves: bool = True) -> dict
             "periodSeconds": 10,
             "failureThreshold": 180,
         }
+    if pool.role != "both":
+        container["env"] = [NIXL_HOST]
     container["resources"] = resources(pool)
     container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
     memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}}
@@ -141,7 +189,7 @@ def resources(pool: DeployedPool) -> dict[str, Any]:
 
 def command(deployment: Deployment, pool: DeployedPool) -> list[str]:
     """Return the command that serves the model as planned."""
-    return ["vllm", "serve", deployment.model, "--port", str(PORT), *arguments.vllm(pool.engine)]
+    return ["vllm", "serve", deployment.model, "--port", str(PORT), *arguments.vllm(pool.engine, pool.role)]
 
 
 def metadata(deployment: Deployment, pool: DeployedPool) -> dict[str, Any]:
