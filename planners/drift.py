@@ -101,7 +101,7 @@ def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
         usd_per_device_hour=used,
     )
     try:
-        plan = question.plan(siblings=locked.inputs["siblings"])
+        plan = question.plan(siblings=locked.inputs["siblings"], split=locked.inputs.get("split", False))
     except Infeasible as error:
         return Today(hashes, prices, facts, usd_per_hour, None, error.reasons)
     return Today(hashes, prices, facts, usd_per_hour, plan)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from planners.answer import plain
 from planners.plan import Plan, from_result
-from planners.plan_file import SavedPlan, find_beside
+from planners.plan_file import SavedPlan, find_beside, trace_at
 from planners.slo import Slo, parse_all
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     own = dict(saved.inputs["prices"])
     prices = {device.name: price_of(device.name) for device in devices} | own
     inputs = {key: saved.inputs[key] for key in ("model", "slo", "devices", "kinds", "limits", "siblings", "seed")}
+    inputs |= {key: saved.inputs[key] for key in ("split", "scale") if key in saved.inputs}
     inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices, "own_prices": own}
     result = saved.plan.result()
     fleet = {key: result[key] for key in ("pools", "routing")}
@@ -97,18 +98,13 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
 
 def scenario_of_study(path: str | Path) -> Scenario:
     """Return the decision that is taken today for a plan.yaml; raises Infeasible."""
-    import traces
-    from models import llm
     from planners import plan_file, study
-    from planners.whatif import Question
+    from planners.whatif import question_of
 
     asked = study.read(path)
-    trace = traces.sample() if asked.trace is None else traces.read(asked.trace)
-    model, slos = llm.load(asked.model), parse_all(asked.slo)
-    limits = study.limits_of(asked.limits) if asked.limits else None
-    own = asked.usd_per_device_hour
-    question = Question(trace, model, slos, asked.devices, asked.seed, limits, asked.kinds, usd_per_device_hour=own)
-    return scenario_of(SavedPlan(question.plan(), model, slos, plan_file.inputs_of(asked, trace)), trace)
+    question = question_of(asked)
+    inputs = plan_file.inputs_of(asked, question.trace)
+    return scenario_of(SavedPlan(question.plan(), question.llm, question.slos, inputs), question.trace)
 
 
 def facts_of(plan: Plan) -> dict[str, float]:
@@ -186,10 +182,8 @@ def text_of(scenarios: Mapping[str, Scenario]) -> str:
 
 def read_trace(scenario: Scenario, beside: str | Path) -> "Trace":
     """Return the trace of a scenario, looked for from here and from the lock file's folder."""
-    import traces
-
-    path = scenario.inputs["trace"]
-    return traces.sample() if path is None else traces.read(find_beside(beside, path))
+    inputs = scenario.inputs
+    return trace_at(inputs["trace"], beside, inputs.get("scale"), inputs["seed"])
 
 
 def read_model(scenario: Scenario, beside: str | Path) -> "Llm":

@@ -115,11 +115,30 @@ def without_empty_pools(plan: "Plan") -> tuple["Plan", tuple[str, ...]]:
 
 
 def read_trace(inputs: Mapping[str, Any], beside: str | Path) -> "Trace":
-    """Return the trace that a plan.json names, looked for from here and from the file's own folder."""
+    """Return the trace that a plan.json was made for, looked for from here and from the file's own folder."""
+    return trace_at(inputs["trace"]["path"], beside, inputs.get("scale"), inputs["seed"])
+
+
+def trace_at(path: str | None, beside: str | Path, scale: str | None, seed: int) -> "Trace":
+    """Return the trace in a file, looked for from here and from another file's folder, at so many times its rate."""
     import traces
 
-    path = inputs["trace"]["path"]
-    return traces.sample() if path is None else traces.read(find_beside(beside, path))
+    return scaled(traces.sample() if path is None else traces.read(find_beside(beside, path)), scale, seed)
+
+
+def scaled(requests: "Trace", scale: str | None, seed: int) -> "Trace":
+    """Return a trace at so many times its rate, as "5x"; ValueError where the factor cannot be read."""
+    if scale is None:
+        return requests
+    from traces.transform import scale_rate
+
+    try:
+        factor = float(scale.removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"--scale {scale}: expected a factor above 0, as 5x")
+    return scale_rate(requests, factor, seed)
 
 
 def find_beside(file: str | Path, name: str) -> str:

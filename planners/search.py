@@ -62,6 +62,7 @@ def find_plan(
     limits: Limits | None = None,
     kinds: Sequence[str] = ("on-demand",),
     split: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
@@ -69,17 +70,18 @@ def find_plan(
     analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
     trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
     prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
-    tried too; the bound then holds for those as well. Raises Infeasible with the reasons that bind, ValueError for bad
+    tried too; the bound then holds for those as well. notes
+    are what else to be wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad
     input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
     tell = progress or _say_nothing
-    notes: tuple[str, ...] = ()
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
-        offers, notes = _offers(llm, devices, slos, kinds)
+        offers, more = _offers(llm, devices, slos, kinds)
+        notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
         offers = (*offers, *role_offers(trace, offers, limit_s(slos, "tpot")))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from planners.infeasible import Infeasible, nothing_fits
 from planners.limits import Limits
 from planners.plan import Plan
 from planners.search import find_plan
-from planners.slo import Slo, holds, limit_s, parse
+from planners.slo import Slo, holds, limit_s, parse, parse_all
 from simulator.fleet import PricedEngine
 from traces import Trace
+
+if TYPE_CHECKING:
+    from planners.study import Study
 
 EXAMPLE = "rate=0.5x,1x,2x"
 UNCHANGED = ("1x", "fitted")
@@ -55,10 +58,11 @@ class Question:
     def plan(self, **options: Any) -> Plan:
         """Return the plan; options are further keywords of find_plan. Raises Infeasible."""
         offers = self.offers()
+        named, notes = devices_named(self.devices)
         if not offers:
-            named, _ = devices_named(self.devices)
             raise nothing_fits(self.llm, named)
-        return find_plan(self.trace, None, self.slos, offers=offers, seed=self.seed, limits=self.limits, **options)
+        options |= {"offers": offers, "seed": self.seed, "limits": self.limits, "notes": notes}
+        return find_plan(self.trace, None, self.slos, **options)
 
     def _changed(self, offer: Offer) -> Offer:
         device = offer.device_name
@@ -71,6 +75,24 @@ class Question:
         if end != FITTED and offer.priced.engine is not None:
             speed /= step_time_factors(offer.priced.engine)[ENDS.index(end)]
         return replace(offer, usd_per_hour=usd_per_hour, priced=faster(offer.priced, speed))
+
+
+def question_of(study: "Study") -> Question:
+    """Return the question that a study asks, its trace and model read."""
+    import traces
+    from models import llm
+    from planners.study import limits_of
+
+    return Question(
+        traces.sample() if study.trace is None else traces.read(study.trace),
+        llm.load(study.model),
+        parse_all(study.slo),
+        study.devices,
+        study.seed,
+        limits_of(study.limits) if study.limits else None,
+        study.kinds,
+        usd_per_device_hour=study.usd_per_device_hour,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +176,10 @@ def losses(plan: Plan, trace: Trace, slos: Sequence[Slo]) -> Iterator[Loss]:
     fleet = plan.fleet()
     for index, pool in enumerate(fleet.pools):
         left = tuple(replace(each, replicas=each.replicas - (place == index)) for place, each in enumerate(fleet.pools))
-        if not any(each.replicas for each in left):
-            yield Loss(plan.pools[index].name, False, {})
-            continue
         kept = [place for place, each in enumerate(left) if each.replicas]
+        if {fleet.pools[place].role for place in kept} != {each.role for each in fleet.pools}:
+            yield Loss(plan.pools[index].name, False, {})  # nobody is left to prefill, or to decode
+            continue
         shares = tuple(_spread([row[place] for place in kept]) for row in fleet.shares)
         run = replay(trace, replace(fleet, pools=tuple(left[place] for place in kept), shares=shares))
         yield Loss(pool.engine.name, holds(run, slos), run.latency_s())

@@ -260,6 +260,46 @@ def test_each_class_produced_on_purpose_is_caught_with_its_exit_code(folder, kin
     assert set(check(folder, exit_code=exit_code)) == found
 
 
+def split(content: dict) -> None:
+    """Let the plan be of a prefill pool beside a decode pool of the same engines, as if found with --split."""
+    result = content["result"]
+    (pool,) = result["pools"]
+    roles = ("prefill", "decode")
+    result["pools"] = [pool | {"name": f"{pool['name']}/{role}", "role": role} for role in roles]
+    result["usd_per_hour"] *= 2
+    result["routing"] |= {"router": "join-shortest-queue", "shares": [[1.0, 0.0]], "input_edges": [0]}
+    content["inputs"]["split"] = True
+
+
+def test_a_split_plan_is_replayed_locked_checked_and_exported(folder):
+    content = json.loads((folder / "plan.json").read_text())
+    split(content)
+    (folder / "plan.json").write_text(json.dumps(content))
+    replayed = run("simulate", folder / "chat.csv", "--fleet", folder / "plan.json")["result"]
+    assert replayed["requests"]["finished"] == len(ROWS)
+    for key in ("slo", "attainment", "requests"):
+        content["result"][key] = replayed[key]
+    content["result"]["promises"][0]["value_s"] = replayed["slo"]["ttft"]["p99"]
+    (folder / "plan.json").write_text(json.dumps(content))
+    run("lock", folder / "plan.json", "-f", folder / "plan.lock.json", "--name", "chat", "--update", "--force")
+    scenario = lock.read(folder / "plan.lock.json")["chat"]
+    assert scenario.inputs["split"] is True
+    assert [pool["role"] for pool in scenario.fleet["pools"]] == ["prefill", "decode"]
+    found = check(folder, exit_code=3)  # one pool of both is cheaper for so few requests; the lock's own figures hold
+    assert set(found) == {"DECISION", "IMPROVED"}
+    for target in ("k8s", "llm-d", "dynamo"):
+        assert run("export", target, folder / "plan.json")["result"]["files"]
+
+
+def test_a_plan_for_a_scaled_trace_is_checked_against_the_scaled_trace(folder):
+    arguments = ("--model", "llama-3.1-8b", "--devices", "l40s", "--slo", PROMISE, "--scale", "2x", "-o", folder)
+    run("fleet", folder / "chat.csv", *arguments)
+    run("lock", folder / "plan.json", "-f", folder / "plan.lock.json", "--name", "chat", "--update", "--force")
+    assert check(folder) == []
+    edit(folder, lambda scenario: scenario["inputs"].update(scale="3x"))
+    assert check(folder)[0] == "INPUT"
+
+
 def test_which_classes_fail_can_be_chosen(folder):
     edit(folder, lambda scenario: scenario["facts"]["usd_per_hour"].update(value=0.5))
     assert check(folder, "--fail-on", "broken") == ["COST", "DRIFT"]

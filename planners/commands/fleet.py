@@ -1,5 +1,6 @@
 """`plan fleet`: the cheapest fleet that keeps its promises on a trace."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +9,12 @@ import click
 from planners.answer import Answer
 from planners.cli import FAILED, Failure
 from planners.commands.envelope import give, note
-from planners.commands.inputs import study_of
 from planners.commands.options import folder_option, json_flag, study_options
 
 if TYPE_CHECKING:
     from models.llm import Llm
     from planners.search import Progress
+    from planners.study import Study
     from traces import Trace
 
 PLAN_FILE = "plan.json"
@@ -29,15 +30,7 @@ PLAN_FILE = "plan.json"
 @folder_option
 @json_flag
 def fleet(
-    trace: str | None,
-    model: str | None,
-    slo: tuple[str, ...],
-    devices: str | None,
-    kinds: str | None,
-    limits: tuple[str, ...],
-    seed: int | None,
-    file: str | None,
-    settings: tuple[str, ...],
+    study: "Study",
     analytic: bool,
     split: bool,
     scale: str | None,
@@ -52,38 +45,19 @@ def fleet(
     """
     from time import process_time
 
-    from models import llm
     from planners import plan_file
-    from planners.commands.simulate import read_trace
-    from planners.search import Infeasible, find_plan
-    from planners.slo import parse_all
-    from planners.study import limits_of
-    from planners.whatif import Question
+    from planners.infeasible import Infeasible
+    from planners.whatif import question_of
 
     started_s = process_time()
-    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
-    slos = parse_all(study.slo)
-    chosen = llm.load(study.model)
-    requests = _scaled(read_trace(study.trace), scale, study.seed)
+    question = question_of(study)
+    requests, chosen, slos = plan_file.scaled(question.trace, scale, study.seed), question.llm, question.slos
     _guess(requests, chosen, study.devices)
     inputs = plan_file.inputs_of(study, requests, analytic, siblings)
     inputs |= {"split": True} if split else {}
     inputs |= {"scale": scale} if scale else {}
-    options: dict[str, Any] = {
-        "seed": study.seed,
-        "analytic": analytic,
-        "split": split,
-        "siblings": siblings,
-        "limits": limits_of(study.limits) if study.limits else None,
-        "kinds": study.kinds,
-        "progress": _tell,
-    }
-    if study.prices:
-        own = study.usd_per_device_hour
-        priced = Question(requests, chosen, slos, study.devices, kinds=study.kinds, usd_per_device_hour=own)
-        options["offers"] = priced.offers()
     try:
-        plan = find_plan(requests, chosen, slos, study.devices, **options)
+        plan = replace(question, trace=requests).plan(analytic=analytic, split=split, siblings=siblings, progress=_tell)
     except Infeasible as error:
         if as_json:
             timings = {"total_cpu_s": process_time() - started_s}
@@ -105,21 +79,6 @@ def fleet(
 
         words += "\n\n" + reasons(plan)
     give(answer, as_json, words)
-
-
-def _scaled(requests: "Trace", scale: str | None, seed: int) -> "Trace":
-    """Return a trace at so many times its rate; ValueError where the factor cannot be read."""
-    if scale is None:
-        return requests
-    from traces.transform import scale_rate
-
-    try:
-        factor = float(scale.removesuffix("x"))
-    except ValueError:
-        factor = 0.0
-    if not 0 < factor < float("inf"):
-        raise ValueError(f"--scale {scale}: expected a factor above 0, as 5x")
-    return scale_rate(requests, factor, seed)
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -1,5 +1,6 @@
 """What a command is to plan: the flags, over a plan.yaml where there is one."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,33 +10,38 @@ if TYPE_CHECKING:
     from planners.study import Study
 
 
-def study_of(
-    trace: str | None,
-    model: str | None,
-    slo: tuple[str, ...],
-    devices: str | None,
-    kinds: str | None,
-    limits: tuple[str, ...],
-    seed: int | None,
-    file: str | None,
-    settings: tuple[str, ...],
-) -> "Study":
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The flags that say what is to be planned, as they were written; None and () where they were not."""
+
+    trace: str | None
+    model: str | None
+    slo: tuple[str, ...]
+    devices: str | None
+    kinds: str | None
+    limits: tuple[str, ...]
+    seed: int | None
+    file: str | None
+    settings: tuple[str, ...]
+
+
+def study_of(flags: Flags) -> "Study":
     """Return the study of -f FILE, or of plan.yaml in the working folder where no --model is given; flags win."""
     from planners import study as studies
 
-    path = file or (studies.FILE if model is None and Path(studies.FILE).exists() else None)
-    given: dict[str, Any] = {"trace": trace, "model": model, "seed": seed, "slo": slo or None}
-    given["devices"] = None if devices is None else split_names(devices)
-    given["kinds"] = None if kinds is None else split_names(kinds)
-    settings = (*(f"limits.{limit}" for limit in limits), *settings)
+    path = flags.file or (studies.FILE if flags.model is None and Path(studies.FILE).exists() else None)
+    given: dict[str, Any] = {"trace": flags.trace, "model": flags.model, "seed": flags.seed, "slo": flags.slo or None}
+    given["devices"] = None if flags.devices is None else split_names(flags.devices)
+    given["kinds"] = None if flags.kinds is None else split_names(flags.kinds)
+    settings = (*(f"limits.{limit}" for limit in flags.limits), *flags.settings)
     given = {name: value for name, value in given.items() if value is not None}
     if path is not None:
         return studies.with_settings(studies.changed(studies.read(path), given), settings)
-    if model is None:
+    if flags.model is None:
         raise click.UsageError("no --model given, and no plan.yaml here (plan init writes one)")
-    if not slo:
+    if not flags.slo:
         raise ValueError('no promise given; expected at least one, as in --slo "ttft:p99<=2s"')
-    return studies.with_settings(studies.Study(**{"slo": slo, **given}), settings)
+    return studies.with_settings(studies.Study(**given), settings)
 
 
 def split_names(text: str) -> tuple[str, ...]:

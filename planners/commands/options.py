@@ -1,6 +1,7 @@
 """The flags that commands share, each defined once."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -34,8 +35,15 @@ def folder_option(function: Function) -> Function:
     )(function)
 
 
-def study_options(function: Function) -> Function:
-    """Add TRACE, --model, --slo, --devices, --kinds, --limit, --seed, -f FILE and --set: what is to be planned."""
+def study_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add TRACE, --model, --slo, --devices, --kinds, --limit, --seed, -f FILE and --set, and hand over their Study."""
+    from planners.commands.inputs import Flags, study_of
+
+    @wraps(function)
+    def on_study(**given: Any) -> None:
+        flags = Flags(**{name: given.pop(name) for name in Flags.__slots__})
+        function(study_of(flags), **given)
+
     decorators = (
         click.argument("trace", required=False),
         click.option("--model", type=Name("model"), metavar="NAME", help="Catalogue name, or a local config.json."),
@@ -49,9 +57,10 @@ def study_options(function: Function) -> Function:
         click.option("-f", "--file", "file", metavar="FILE", help="A plan.yaml; the one in this folder by default."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of it."),
     )
+    decorated: Callable[..., None] = on_study
     for decorate in reversed(decorators):
-        function = decorate(function)
-    return function
+        decorated = decorate(decorated)
+    return decorated
 
 
 def slo_option(function: Function) -> Function:

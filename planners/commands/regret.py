@@ -1,16 +1,18 @@
 """`plan regret`: which plan to choose when the future is one of several."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planners.answer import Answer
 from planners.cli import FAILED, Failure
 from planners.commands.envelope import give
-from planners.commands.inputs import study_of
 from planners.commands.options import json_flag, study_options
 from planners.commands.tables import table
+
+if TYPE_CHECKING:
+    from planners.study import Study
 
 FUTURES = ("rate=1.25x", "calibration=high")
 
@@ -22,15 +24,7 @@ FUTURES = ("rate=1.25x", "calibration=high")
 )
 @json_flag
 def regret(
-    trace: str | None,
-    model: str | None,
-    slo: tuple[str, ...],
-    devices: str | None,
-    kinds: str | None,
-    limits: tuple[str, ...],
-    seed: int | None,
-    file: str | None,
-    settings: tuple[str, ...],
+    study: "Study",
     scenarios: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -39,26 +33,12 @@ def regret(
     Changes are those of `plan whatif`. By default the futures are a quarter more requests, and steps as slow as one in
     twenty measurements has them.
     """
-    from models import llm
     from planners import regret as futures
-    from planners.commands.simulate import read_trace
     from planners.infeasible import Infeasible
     from planners.report.verdict import fleet_name
-    from planners.slo import parse_all
-    from planners.study import limits_of
-    from planners.whatif import Question
+    from planners.whatif import question_of
 
-    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
-    question = Question(
-        read_trace(study.trace),
-        llm.load(study.model),
-        parse_all(study.slo),
-        study.devices,
-        study.seed,
-        limits_of(study.limits) if study.limits else None,
-        study.kinds,
-        usd_per_device_hour=study.usd_per_device_hour,
-    )
+    question = question_of(study)
     try:
         found = futures.regrets(question, [futures.parse_scenario(text) for text in scenarios or FUTURES])
     except Infeasible as error:

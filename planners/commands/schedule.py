@@ -1,14 +1,16 @@
 """`plan schedule`: what to reserve for a week, and what to add from hour to hour."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give, note
-from planners.commands.inputs import study_of
 from planners.commands.options import json_flag, study_options
 from planners.commands.tables import table
+
+if TYPE_CHECKING:
+    from planners.study import Study
 
 
 @click.command()
@@ -20,15 +22,7 @@ from planners.commands.tables import table
 @click.option("--start", "start_s", default=300.0, metavar="S", help="Seconds that a replica takes to start; 300.")
 @json_flag
 def schedule(
-    trace: str | None,
-    model: str | None,
-    slo: tuple[str, ...],
-    devices: str | None,
-    kinds: str | None,
-    limits: tuple[str, ...],
-    seed: int | None,
-    file: str | None,
-    settings: tuple[str, ...],
+    study: "Study",
     profile: str,
     service: str | None,
     reserved: float,
@@ -42,24 +36,18 @@ def schedule(
     """
     from time import process_time
 
-    from models import llm
     from planners import profile as profiles
-    from planners.commands.simulate import read_trace
-    from planners.slo import parse_all
     from planners.week import Terms, plan_week
-    from planners.whatif import Question
+    from planners.whatif import question_of
 
     started_s = process_time()
     for name, value in (("--reserved", reserved), ("--spot-share", spot_share)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} {value:g} is not between 0 and 1")
-    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
-    slos = parse_all(study.slo)
     requests = profiles.read(profile, service)
-    own = study.usd_per_device_hour
-    question = Question(read_trace(study.trace), llm.load(study.model), slos, study.devices, usd_per_device_hour=own)
+    question = question_of(study)
     terms = Terms(reserved, spot_share, start_s)
-    week = plan_week(question.trace, requests, slos, question.offers(), terms, study.seed, note)
+    week = plan_week(question.trace, requests, question.slos, question.offers(), terms, study.seed, note)
     names = [one.short_name for one in week.offers]
     rows = [["Hour", "Requests", *names]]
     for hour, count in enumerate(requests):

@@ -6,11 +6,11 @@ import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give, note
-from planners.commands.inputs import study_of
 from planners.commands.options import json_flag, study_options
 from planners.commands.tables import seconds, table
 
 if TYPE_CHECKING:
+    from planners.study import Study
     from planners.whatif import Case
 
 
@@ -21,15 +21,7 @@ if TYPE_CHECKING:
 @click.option("--losses", is_flag=True, help="Also replay with one replica of each pool lost.")
 @json_flag
 def whatif(
-    trace: str | None,
-    model: str | None,
-    slo: tuple[str, ...],
-    devices: str | None,
-    kinds: str | None,
-    limits: tuple[str, ...],
-    seed: int | None,
-    file: str | None,
-    settings: tuple[str, ...],
+    study: "Study",
     vary: tuple[str, ...],
     tornado: bool,
     losses: bool,
@@ -42,23 +34,9 @@ def whatif(
     the 90 % interval of fitted step times (low, fitted, high), the fraction of prompt tokens that a prefix cache finds
     (0.5), how many replicas may fail together (1), a limit as 500ms, or names as h100-sxm+l4.
     """
-    from models import llm
     from planners import whatif as changes
-    from planners.commands.simulate import read_trace
-    from planners.slo import parse_all
-    from planners.study import limits_of
 
-    study = study_of(trace, model, slo, devices, kinds, limits, seed, file, settings)
-    question = changes.Question(
-        read_trace(study.trace),
-        llm.load(study.model),
-        parse_all(study.slo),
-        study.devices,
-        study.seed,
-        limits_of(study.limits) if study.limits else None,
-        study.kinds,
-        usd_per_device_hour=study.usd_per_device_hour,
-    )
+    question = changes.question_of(study)
     axes = [changes.parse_axis(text) for text in vary]
     cases = []
     for case in (changes.tornado if tornado else changes.grid)(question, axes):
