@@ -11,6 +11,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
+from models import framework
 from models.engine import Engine
 from models.llm import Llm
 
@@ -189,7 +190,9 @@ def _dense(label: str, engine: Engine, layers: int, tokens: Floats, width: int) 
 def _elementwise(engine: Engine, tokens: Floats) -> Iterator[Call]:
     llm = engine.llm
     hidden = _rows(tokens, m=tokens, n=llm.hidden)
-    yield Call("norm", "norms", WIDE, _mixers(llm) + llm.ffn_layers + 1, hidden)
+    # An all-reduce that has the whole row in its registers adds the residual and normalises it at once.
+    fused = _mixers(llm) + llm.ffn_layers if engine.tp > 1 and framework.of_engine(engine).fuses_norms else 0
+    yield Call("norm", "norms", WIDE, _mixers(llm) + llm.ffn_layers + 1 - fused, hidden)
     yield Call("embed", "embedding", WIDE, 1, hidden)
     for layers, heads, kv_heads, width, _ in _attention_kinds(engine):
         rotated = llm.rope_dim or width

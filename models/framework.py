@@ -27,7 +27,9 @@ class Framework:
     front_request_s and front_token_s a prompt token in the front end, one request at a time, joins steps_ahead steps
     after it is noticed, and its first token takes first_token_s to its client.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
-    `graph_coarse_from_tokens` and of twice that above. interval holds the factors on a step's time between which 90 %
+    `graph_coarse_from_tokens` and of twice that above. fuses_norms means that the kernel of an all-reduce also adds the
+    residual and normalises, fuses_quantise that norms, activations and attention write numbers quantised by the
+    checkpoint's scales for the matrix that reads them. interval holds the factors on a step's time between which 90 %
     of the measurements lay that the scalars were not fitted to, ttft_interval those on a time to a first token.
     """
 
@@ -47,6 +49,8 @@ class Framework:
     front_token_s: float = 0.0
     steps_ahead: int = 0
     prefill_first: bool = False
+    fuses_norms: bool = False
+    fuses_quantise: bool = False
     interval: tuple[float, float] = (0.75, 1.35)
     ttft_interval: tuple[float, float] = (0.5, 2.0)
 

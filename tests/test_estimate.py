@@ -143,6 +143,24 @@ def test_four_bit_mixtures_of_experts_keep_attention_wide():
         assert dtypes.get("experts", "nvfp4") == "nvfp4"
 
 
+def test_scales_that_come_with_the_checkpoint_are_not_sought_again():
+    engine = Engine(llm.load("llama-3.1-70b"), device.load("b200-sxm"), tp=8, dtype="fp8", framework="tensorrt-llm")
+    (out,) = [call for call in forward.token_calls(engine, np.full(1, 4.0)) if call.label == "attention out"]
+    measured = load("b200-sxm", "trtllm")
+    shape = {"m": 4.0, "n": 8192.0, "k": 1024.0}
+    whole = float(predict.operator_s(measured, "gemm", "fp8", shape))
+    sought, written = (float(predict.operator_s(measured, op, "fp8", shape)) for op in predict.QUANTISATIONS)
+    assert predict.call_s(engine, out)[0] == pytest.approx(whole - sought - written)
+    streamed = 8192 * 1024 / engine.device.bandwidth_bytes_per_s
+    assert predict.call_s(engine, out)[0] >= streamed
+    vllm = replace(engine, framework="vllm")
+    whole, sought = (
+        float(predict.operator_s(load("b200-sxm", "vllm"), op, "fp8", shape))
+        for op in ("gemm", predict.QUANTISATIONS[0])
+    )
+    assert predict.call_s(vllm, out)[0] == pytest.approx(whole - sought)
+
+
 def test_frameworks_say_on_which_device_their_scalars_were_fitted():
     assert framework.load("vllm", "h100_sxm").provenance == "calibrated"
     assert framework.load("vllm", "no_such_device").provenance == "modelled"

@@ -59,3 +59,16 @@ def test_kv_heads_are_copied_where_ranks_outnumber_them():
     calls = forward.decode_calls(Engine(llm.load("llama-3.1-8b"), H100, tp=16), ONE, ONE * 100)
     assert calls[0].shape["kv_heads"][0] == 1
     assert calls[0].shape["heads"][0] == 2
+
+
+def test_a_reduction_that_normalises_spares_the_norms_after_it():
+    model = llm.load("llama-3.1-8b")
+    norms = [
+        sum(
+            call.times
+            for call in forward.token_calls(Engine(model, H100, tp=tp, framework=name), ONE)
+            if call.op == "norm"
+        )
+        for name, tp in (("tensorrt-llm", 1), ("tensorrt-llm", 2), ("llama.cpp", 2))
+    ]
+    assert norms == [65, 1, 65]

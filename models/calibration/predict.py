@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from models import framework
 from models.calibration import residual
 from models.calibration.calibration import Calibration, OperatorFit, Place
 from models.calibration.forms import FORMS
@@ -118,7 +119,30 @@ def call_s(engine: Engine, call: Call) -> Floats:
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
-    return operator_s(calibration, call.op, dtype, call.shape, kv_dtype, in_graph=True)
+    seconds = operator_s(calibration, call.op, dtype, call.shape, kv_dtype, in_graph=True)
+    spared = _spared_of(engine, call.op, dtype)
+    return _without(spared, engine, calibration, call, seconds) if spared else seconds
+
+
+def _spared_of(engine: Engine, op: str, dtype: str) -> tuple[str, ...]:
+    """Return what a matrix product was measured with and a step does not run.
+
+    Tables time it with the quantisation of its input by a scale found on the spot. Checkpoints with one scale a tensor
+    bring the scale along; where the framework fuses, the kernel before writes its result quantised by it.
+    """
+    if op != "gemm" or dtype not in SCALED_BEFORE or engine.framework not in SCALED_APART:
+        return ()
+    seeking, writing = QUANTISATIONS
+    found = (seeking,) if dtype == "fp8" else ()
+    return (*found, writing) if framework.of_engine(engine).fuses_quantise else found
+
+
+def _without(spared: tuple[str, ...], engine: Engine, calibration: Calibration, call: Call, seconds: Floats) -> Floats:
+    """Return the time of a matrix product alone, at least that of streaming its weights."""
+    shape = {"m": call.shape["m"], "k": call.shape["k"]}
+    left = seconds - sum(operator_s(calibration, op, "fp8", shape) for op in spared)
+    weight_bytes = call.shape["n"] * call.shape["k"] * formats_of("gemm", table_dtype(engine, call), "").weight_bytes
+    return np.asarray(np.maximum(left, weight_bytes / engine.device.bandwidth_bytes_per_s))
 
 
 def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
@@ -157,6 +181,9 @@ def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
 
 
 FOUR_BIT = ("nvfp4", "fp4")
+QUANTISATIONS = ("quantize_computescale", "quantize_scale")  # finding a scale, and writing by it
+SCALED_APART = ("vllm", "tensorrt-llm")  # whose quantisation was measured by itself, too
+SCALED_BEFORE = ("fp8", "nvfp4")  # dtypes whose checkpoints hold a scale of each matrix's input
 ATTENTION_MATRICES = ("qkv", "qkv down", "q up", "kv up", "indexer", "attention out")
 
 
