@@ -112,6 +112,13 @@ def test_least_requests_in_python_is_the_compiled_shortest_queue():
     assert (lanes_of(trace, on, "least-requests") == replay(trace, on).outcome.lane).all()
 
 
+def test_by_an_old_view_the_first_of_equals_has_all_and_any_of_them_their_share():
+    trace, on, old = families(gap_s=1 * MS, evenly=True), fleet(4), Sight(age_s=0.1)
+    first, drawn = (lanes_of(trace, on, "least-requests", sight=old, seed=seed)[:99] for seed in (None, 1))
+    assert set(first.tolist()) == {0}
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
+
+
 def test_least_pending_tokens_looks_at_tokens_where_least_requests_counts_heads():
     # lane 0 works on a short prompt with two short ones behind it, lane 1 on one with a long one behind it
     trace = toys.trace(np.arange(7) * 1e-6, [20, 20, 4, 60, 4, 4, 4], 1)

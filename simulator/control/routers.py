@@ -77,9 +77,21 @@ def random(seed: int = 0) -> Routing:
     return over_open_lanes(make)
 
 
-def least_requests() -> Routing:
-    """Name the lane with the fewest requests."""
-    return over_open_lanes(lambda plane: lambda request, view, lanes: least(lanes, view.outstanding))
+def least_requests(seed: int | None = None) -> Routing:
+    """Name the lane with the fewest requests: the first of equals, or any of them where there is a seed to draw by.
+
+    By a view that is old, equals stay equal, and the first would have all that comes meanwhile.
+    """
+
+    def make(plane: Plane) -> Rule:
+        rng = None if seed is None else np.random.default_rng(seed)
+
+        def rule(request: RequestView, view: FleetView, lanes: Lanes) -> int:
+            return least(lanes if rng is None else rng.permutation(lanes), view.outstanding)
+
+        return rule
+
+    return over_open_lanes(make)
 
 
 def least_kv() -> Routing:

@@ -36,8 +36,8 @@ def forwarded(trace: Trace, on: Fleet, budget_s: float, prompts: int = 1) -> Run
 
 
 def queued(trace: Trace, on: Fleet, sight: Sight = CLEAR) -> Run:
-    """Serve a trace with a queue at each prefill instance, the one with the fewest requests chosen on arrival."""
-    return operate(trace, on, routing=least_requests(), sight=sight).run
+    """Serve a trace with a queue at each prefill instance, any with the fewest requests chosen on arrival."""
+    return operate(trace, on, routing=least_requests(sight.seed), sight=sight).run
 
 
 def backlog_per_s(trace: Trace, on: Fleet) -> float:
