@@ -18,7 +18,7 @@ every prompt that is kept waits no longer than patience; `fewest_misses` says ho
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,11 @@ class Windows:
 
     rows: tuple[Row, ...]
     is_hopeless: bool
+
+    def only(self, engines: Sequence[int]) -> "Windows":
+        """Return the same windows in the replicas of some of the engines."""
+        rows = tuple(replace(row, power=row.power[list(engines)]) for row in self.rows)
+        return Windows(rows, self.is_hopeless)
 
     def may_survive(self, replicas: npt.ArrayLike) -> bool:
         """Say whether replicas [engine] have the power that every window takes, but for the misses allowed."""

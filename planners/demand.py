@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,20 @@ class Market:
     demand: Demand
     alone_s: Array
     late: npt.NDArray[np.bool_]
+
+    def only(self, engines: Sequence[int]) -> "Market":
+        """Return the market with some of its engines."""
+        chosen = list(engines)
+        demand = Demand(self.demand.load[chosen], self.demand.lost[:, chosen], self.demand.allowed)
+        return replace(
+            self,
+            offers=tuple(self.offers[engine] for engine in chosen),
+            usd_per_hour=self.usd_per_hour[chosen],
+            prices=tuple(self.prices[engine] for engine in chosen),
+            demand=demand,
+            alone_s=self.alone_s[:, chosen],
+            late=self.late[:, chosen],
+        )
 
     @property
     def load(self) -> Array:

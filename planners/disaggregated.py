@@ -13,7 +13,7 @@ import numpy as np
 from models.engine import Settings
 from planners.bound import Row
 from planners.demand import Market, sizes
-from planners.engines import Offer, offer
+from planners.engines import Offer, name_of, offer
 from planners.hunt import CHEAPER_BY, Hunt
 from planners.rehearsal import Candidate
 from planners.work import decode_work_s, prompt_prices, token_prices, worth_of
@@ -33,7 +33,8 @@ DECODE = Settings(max_num_batched_tokens=DECODE_TOKENS, max_num_seqs=DECODE_SEQU
 def role_offers(trace: Trace, offers: Sequence[Offer], tpot_limit_s: float) -> tuple[Offer, ...]:
     """Return the engines that prefill, and those that decode, at the lowest prices: at most one of a device each.
 
-    offers are those for both; where they are toy hardware, made of no catalogue device, there are none.
+    offers are those for both; where they are toy hardware, made of no catalogue device, there are none. Engines
+    that draft take no role of their own.
     """
     inputs, outputs = sizes(trace)
     answers = (0.0, *worth_of(inputs, outputs)[1:])
@@ -41,7 +42,7 @@ def role_offers(trace: Trace, offers: Sequence[Offer], tpot_limit_s: float) -> t
         return ()
     prompt_usd, answer_usd = [], []
     for one in offers:
-        if one.priced.engine is not None and not one.is_cautious:
+        if one.priced.engine is not None and not one.is_cautious and one.priced.limits.verified_tokens == 1:
             prompt_usd.append((one.usd_per_hour * prompt_prices(one.priced).prefill_s, one))
             prices = token_prices(one.priced, answers, tpot_limit_s)
             answer_usd.append((one.usd_per_hour * float(decode_work_s(prices, inputs, outputs).sum()), one))
@@ -85,8 +86,9 @@ def _best(priced: list[tuple[float, Offer]]) -> list[Offer]:
 def _in_role(one: Offer, role: str, settings: Settings) -> Offer:
     engine = one.priced.engine
     assert engine is not None, "only catalogue devices take roles"
-    made = offer(replace(engine, settings=settings))
-    name = f"{engine.name}/{role}" + ("/spot" if one.is_spot else "")
+    alone = replace(engine, settings=settings)
+    name = f"{name_of(alone)}/{role}" + ("/spot" if one.is_spot else "")
+    made = offer(alone)
     return replace(one, priced=replace(made.priced, name=name), role=role)
 
 
@@ -101,9 +103,16 @@ def _pairs(hunt: Hunt) -> list[tuple[int, int]]:
         for decode in engines["decode"]:
             least = _least_prefill(hunt, prefill), _mean_decodes(market, decode)
             usd = float(np.dot(least, market.usd_per_hour[[prefill, decode]]))
-            pairs.append((usd, prefill, decode))
+            if _keep_kv_alike(market.offers[prefill], market.offers[decode]):
+                pairs.append((usd, prefill, decode))
     pairs.sort()
     return [(prefill, decode) for _, prefill, decode in pairs[:MOST_PAIRS]]
+
+
+def _keep_kv_alike(prefill: Offer, decode: Offer) -> bool:
+    """Say whether one engine's KV is what the other reads."""
+    one, other = prefill.priced.engine, decode.priced.engine
+    return one is None or other is None or one.kv_dtype == other.kv_dtype
 
 
 def _least_prefill(hunt: Hunt, prefill: int) -> float:

@@ -75,8 +75,8 @@ def check(locked: Scenario, beside: "str | Path", *, fresh_prices: bool = False)
 def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
     from planners import lock
     from planners.infeasible import Infeasible
-    from planners.study import limits_of
-    from planners.whatif import Question
+    from planners.plan_file import study_of
+    from planners.whatif import question_of
     from simulator.replay import replay
 
     try:
@@ -90,16 +90,8 @@ def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
     facts = lock.facts_of_run(replay(trace, was.fleet()), locked.slos)
     used = prices if fresh_prices else locked.prices
     usd_per_hour = sum(pool.replicas * pool.engine.devices * used[pool.device] for pool in was.pools if pool.engine)
-    question = Question(
-        trace,
-        llm,
-        locked.slos,
-        tuple(locked.prices),
-        locked.inputs["seed"],
-        limits_of(locked.inputs["limits"]),
-        tuple(locked.inputs["kinds"]),
-        usd_per_device_hour=used,
-    )
+    asked = study_of(locked.inputs, devices=list(locked.prices), prices=dict(used))
+    question = question_of(asked, trace, llm)
     try:
         plan = question.plan(siblings=locked.inputs["siblings"], split=locked.inputs.get("split", False))
     except Infeasible as error:

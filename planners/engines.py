@@ -1,5 +1,6 @@
-"""Which engines there are to choose from: every legal cut of a model over every device, in every dtype it computes."""
+"""Which engines there are to choose from: every legal cut of a model over every device, in every variant asked for."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,9 @@ from models.device import Device
 from models.engine import Engine, Settings
 from models.llm import Llm
 from models.price import Price
+from models.speculation import Speculation
 from models.step import PICOSECONDS_PER_SECOND
+from planners.dominance import undominated
 from simulator.fleet import PricedEngine
 
 DEFAULT_DEVICES = (
@@ -17,7 +20,24 @@ DEFAULT_DEVICES = (
     *("a10g", "l4", "mi300x", "rtx-4090", "gaudi3"),
 )
 DTYPES = ("bf16", "fp8")
+PLAIN_KV = "bf16"
 FEWEST_TOKENS = 256  # a step budget below this wastes most of a device
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """What of an engine may vary beside its cut: dtypes of weights and of KV, data-parallel ranks, drafts.
+
+    dp counts ranks that share one set of experts, so that it says nothing to a dense model; None drafts nothing.
+    """
+
+    dtypes: tuple[str, ...] = DTYPES
+    kv_dtypes: tuple[str, ...] = (PLAIN_KV,)
+    dp: tuple[int, ...] = (1,)
+    drafts: tuple[Speculation | None, ...] = (None,)
+
+
+AS_USUAL = Variants()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +90,29 @@ def legal_engines(
     devices: Sequence[Device],
     *,
     context_tokens: int,
-    dtypes: Sequence[str] = DTYPES,
+    variants: Variants = AS_USUAL,
     settings: Settings | None = None,
 ) -> Iterator[Engine]:
     """Yield the engines that hold at least a context of so many tokens, device by device.
 
     tp and pp are powers of two whose product fits a node; tp divides the heads, pp the layers. A pipeline is offered
     only where the same devices cannot hold the model with fewer stages, or where only the host link joins them.
-    Experts spread over all tp ranks. fp8 is offered where the device multiplies it natively.
+    Experts spread over all tp ranks, and over the ranks of dp where those share them: within one node, and evenly. fp8,
+    of weights or KV, is offered where the device multiplies it natively; drafts where a full batch fits into a step.
     """
-    settings = settings or Settings()
+    usual = settings or Settings()
     for one in devices:
-        for dtype in dtypes:
-            if dtype != "bf16" and dtype not in one.flops_per_s:
-                continue
-            for tp, pp in _cuts(llm, one):
-                ep = tp if llm.experts else 1
-                engine = Engine(llm, one, tp=tp, pp=pp, ep=ep, dtype=dtype, settings=settings)
+        known = ("bf16", *one.flops_per_s)
+        kinds = itertools.product(
+            [dtype for dtype in variants.dtypes if dtype in known],
+            [dtype for dtype in variants.kv_dtypes if dtype in known],
+            [drafts for drafts in variants.drafts if drafts is None or _fit_in_a_step(usual, drafts)],
+        )
+        for dtype, kv_dtype, drafts in kinds:
+            for tp, pp, dp in _cuts(llm, one, variants.dp):
+                ep = tp * dp if llm.experts else 1
+                cut = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "dtype": dtype, "kv_dtype": kv_dtype}
+                engine = Engine(llm, one, **cut, settings=replace(usual, speculation=drafts))  # type: ignore[arg-type]
                 if engine.kv_tokens and engine.limits.max_context_tokens >= context_tokens:
                     yield engine
 
@@ -98,20 +124,23 @@ def offers_for(
     context_tokens: int = 1,
     tpot_limit_s: float = math.inf,
     kinds: Sequence[str] = ("on-demand",),
+    variants: Variants = AS_USUAL,
 ) -> tuple[Offer, ...]:
     """Return every legal engine at its prices, and a cautious twin where its largest steps are over the limit.
 
-    A cautious engine takes the largest power of two of tokens a step that alone stays within the limit.
+    A cautious engine takes the largest power of two of tokens a step that alone stays within the limit. Of several
+    variants of a cut, those that another is no slower than in any step, and holds no less than, are left out.
     """
-    offers: list[Offer] = []
-    for engine in legal_engines(llm, devices, context_tokens=context_tokens):
+    made: list[Offer] = []
+    for engine in legal_engines(llm, devices, context_tokens=context_tokens, variants=variants):
         bold = offer(engine)
-        offers += _at_prices(bold, kinds)
+        made.append(bold)
         cautious = _cautious_tokens(bold, tpot_limit_s)
-        if cautious is not None:
+        if cautious is not None and _fit_in_a_step(replace(engine.settings, max_num_batched_tokens=cautious)):
             settings = replace(engine.settings, max_num_batched_tokens=cautious)
-            offers += _at_prices(replace(offer(replace(engine, settings=settings)), is_cautious=True), kinds)
-    return tuple(offers)
+            made.append(replace(offer(replace(engine, settings=settings)), is_cautious=True))
+    kept = made if variants == AS_USUAL else undominated(made)
+    return tuple(priced for one in kept for priced in _at_prices(one, kinds))
 
 
 def offer(engine: Engine) -> Offer:
@@ -123,8 +152,32 @@ def offer(engine: Engine) -> Offer:
         raise ValueError(f"device {engine.device.name!r} has no on-demand price")
     default = Settings().max_num_batched_tokens
     tokens = engine.settings.max_num_batched_tokens
-    name = engine.name if tokens == default else f"{engine.name}/{tokens}"
+    name = name_of(engine) if tokens == default else f"{name_of(engine)}/{tokens}"
     return Offer(replace(priced(engine), name=name), listed.usd_per_hour * engine.devices, listed)
+
+
+def name_of(engine: Engine) -> str:
+    """Return an engine's name with what sets it apart from others of its cut and dtype.
+
+    >>> from models import device, llm
+    >>> name_of(Engine(llm.load("llama-3.1-8b"), device.load("l4"), kv_dtype="fp8"))
+    'llama-3.1-8b/l4/tp1pp1ep1dp1/bf16/kv-fp8'
+    """
+    return "/".join([engine.name, *variant_words(engine)])
+
+
+def variant_words(engine: Engine) -> tuple[str, ...]:
+    """Return what is not as usual of an engine's KV and decoding: kv-fp8, drafts3."""
+    drafts = engine.settings.speculation
+    kv = () if engine.kv_dtype == PLAIN_KV else (f"kv-{engine.kv_dtype}",)
+    return kv if drafts is None else (*kv, f"drafts{drafts.draft_tokens}")
+
+
+def _fit_in_a_step(settings: Settings, drafts: Speculation | None = None) -> bool:
+    """Say whether a full batch with its drafts fits into one step."""
+    chosen = drafts or settings.speculation
+    verified = 1 if chosen is None else chosen.verified_tokens
+    return chosen is None or settings.max_num_seqs * verified <= settings.max_num_batched_tokens
 
 
 def _at_prices(one: Offer, kinds: Sequence[str]) -> list[Offer]:
@@ -142,6 +195,7 @@ def _at_prices(one: Offer, kinds: Sequence[str]) -> list[Offer]:
 
 def _cautious_tokens(bold: Offer, tpot_limit_s: float) -> int | None:
     """Return the tokens a step that stay within the TPOT limit, or None where all do or even FEWEST_TOKENS do not."""
+    tpot_limit_s *= bold.priced.limits.growth_parts / (1 << bold.priced.limits.part_shift)
     step_s = bold.priced.table.token_ps[0] / PICOSECONDS_PER_SECOND
     tokens = bold.priced.limits.max_batched_tokens
     if step_s[tokens] <= tpot_limit_s:
@@ -151,15 +205,20 @@ def _cautious_tokens(bold: Offer, tpot_limit_s: float) -> int | None:
     return tokens if step_s[tokens] <= tpot_limit_s else None
 
 
-def _cuts(llm: Llm, one: Device) -> Iterator[tuple[int, int]]:
-    """Yield (tp, pp) that a node of the device can hold."""
+def _cuts(llm: Llm, one: Device, ranks: Sequence[int] = (1,)) -> Iterator[tuple[int, int, int]]:
+    """Yield (tp, pp, dp) that a node of the device can hold."""
     for tp in _powers_of_two(one.node_size):
         if llm.heads % tp or (llm.kv_heads % tp and tp % llm.kv_heads):
             continue
         for pp in _powers_of_two(one.node_size // tp):
             slow_link = one.link_bytes_per_s is None
             if llm.layers % pp == 0 and (pp == 1 or slow_link):
-                yield tp, pp
+                yield from ((tp, pp, dp) for dp in ranks if dp == 1 or _share_experts(llm, one, tp, pp, dp))
+
+
+def _share_experts(llm: Llm, one: Device, tp: int, pp: int, dp: int) -> bool:
+    """Say whether so many data-parallel ranks of one stage spread the experts evenly over a node's devices."""
+    return llm.experts > 0 and pp == 1 and tp * dp <= one.node_size and llm.experts % (tp * dp) == 0
 
 
 def _powers_of_two(most: int) -> list[int]:

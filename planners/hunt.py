@@ -433,12 +433,13 @@ class Hunt:
 
 
 def undominated(market: Market) -> list[int]:
-    """Return the engines that no other, cautious like it or not, beats in price, every load and idle latency."""
+    """Return the engines that no other, cautious and drafting like it, beats in price, every load and idle latency."""
     usd, demand, offers = market.usd_per_hour, market.demand, market.offers
 
     def beats(one: int, other: int) -> bool:
         no_worse = (
             offers[one].is_cautious == offers[other].is_cautious
+            and offers[one].priced.limits.verified_tokens == offers[other].priced.limits.verified_tokens
             and usd[one] <= usd[other]
             and bool((demand.load[one] <= demand.load[other]).all())
             and bool((demand.lost[:, one] <= demand.lost[:, other]).all())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from planners.answer import plain
 from planners.plan import Plan, from_result
-from planners.plan_file import SavedPlan, find_beside, trace_at
+from planners.plan_file import RARE, SavedPlan, find_beside, trace_at
 from planners.slo import Slo, parse_all
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     own = dict(saved.inputs["prices"])
     prices = {device.name: price_of(device.name) for device in devices} | own
     inputs = {key: saved.inputs[key] for key in ("model", "slo", "devices", "kinds", "limits", "siblings", "seed")}
-    inputs |= {key: saved.inputs[key] for key in ("split", "scale") if key in saved.inputs}
+    inputs |= {key: saved.inputs[key] for key in ("split", "scale", *RARE) if key in saved.inputs}
     inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices, "own_prices": own}
     result = saved.plan.result()
     fleet = {key: result[key] for key in ("pools", "routing")}

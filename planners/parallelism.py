@@ -11,7 +11,7 @@ from models.device import Device
 from models.engine import Engine, Settings
 from models.estimate import StepCosts, estimate
 from models.llm import Llm
-from planners.engines import legal_engines
+from planners.engines import Variants, legal_engines
 
 MOST_CONCURRENCY = 512
 BUDGETS = (2048, 8192)  # tokens a step
@@ -67,7 +67,9 @@ def ranking(
     context = load.input_tokens + load.output_tokens
     for budget in BUDGETS:
         settings = Settings(max_num_batched_tokens=budget, max_num_seqs=MOST_CONCURRENCY)
-        for engine in legal_engines(llm, [device], context_tokens=context, dtypes=dtypes, settings=settings):
+        for engine in legal_engines(
+            llm, [device], context_tokens=context, variants=Variants(tuple(dtypes)), settings=settings
+        ):
             point = best_point(engine, load, ttft_limit_s, tpot_limit_s)
             if point is not None:
                 found.append(point)

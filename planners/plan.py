@@ -8,7 +8,9 @@ from typing import Any
 from models import device
 from models.engine import Engine, Settings
 from models.llm import Llm
+from models.speculation import Speculation
 from planners.answer import plain
+from planners.engines import variant_words
 from simulator.fleet import Fleet, Pool, PricedEngine
 
 Latency = Mapping[str, Mapping[str, float]]
@@ -185,7 +187,7 @@ def cut_name(pool: PlannedPool) -> str:
     special = [f"{budget} tokens a step"] if budget != Settings().max_num_batched_tokens else []
     if pool.role != "both":
         special = [pool.role]
-    return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype, *special])
+    return " ".join([pool.device, *(cuts or ["tp1"]), engine.dtype, *variant_words(engine), *special])
 
 
 def _pool_result(pool: PlannedPool) -> dict[str, Any]:
@@ -217,9 +219,14 @@ def _outcome_result(outcome: Outcome) -> dict[str, Any]:
 
 def _planned_pool(pool: Mapping[str, Any], llm: Llm) -> PlannedPool:
     cut = {key: pool[key] for key in ("tp", "pp", "dp", "ep", "dtype", "kv_dtype", "framework")}
-    engine = Engine(llm, device.load(pool["device"]), settings=Settings(**pool["settings"]), **cut)
+    engine = Engine(llm, device.load(pool["device"]), settings=_settings(pool["settings"]), **cut)
     kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy", "role")}
     return PlannedPool(**kept, engine=engine)
+
+
+def _settings(written: Mapping[str, Any]) -> Settings:
+    drafts = written["speculation"]
+    return Settings(**{**written, "speculation": drafts and Speculation(**drafts)})
 
 
 def _outcome(outcome: Mapping[str, Any] | None, llm: Llm) -> Outcome | None:

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planners import marked_yaml
 from planners.answer import SCHEMA, Answer
 from planners.slo import Slo, parse_all
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from traces import Trace
 
 COMMAND = "fleet"
+RARE = ("engines",)  # keys of a study that are written down where they are not as by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,9 @@ class SavedPlan:
 
 def inputs_of(study: "Study", trace: "Trace", analytic: bool = False, siblings: int = 0) -> dict[str, Any]:
     """Return what a plan is made from; a trace path of None means the bundled sample."""
-    return {
+    from planners.study import Study
+
+    written = {
         "trace": {"path": study.trace, **trace_facts(trace)},
         "model": study.model,
         "slo": [str(slo) for slo in parse_all(study.slo)],
@@ -42,6 +46,17 @@ def inputs_of(study: "Study", trace: "Trace", analytic: bool = False, siblings: 
         "analytic": analytic,
         "siblings": siblings,
     }
+    usual = asdict(Study(study.model, study.slo))
+    return written | {key: value for key, value in asdict(study).items() if key in RARE and value != usual[key]}
+
+
+def study_of(inputs: Mapping[str, Any], **changes: Any) -> "Study":
+    """Return the study that inputs were written down of, its trace and what is changed as given."""
+    from planners.study import Study
+
+    kept = {key: inputs[key] for key in ("model", "slo", "devices", "prices", "kinds", "limits", "seed")}
+    kept |= {key: inputs[key] for key in RARE if key in inputs}
+    return marked_yaml.parse("inputs", json.dumps(kept | changes), Study)
 
 
 def trace_facts(trace: "Trace") -> dict[str, Any]:

@@ -13,7 +13,8 @@ from planners.answer import plain
 from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import Market, survey
 from planners.disaggregated import role_offers
-from planners.engines import Offer, devices_named, offers_for
+from planners.dominance import shortlist
+from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.explain import explain
 from planners.fluid import least_relaxation
 from planners.hunt import Hunt, describe, undominated
@@ -63,6 +64,7 @@ def find_plan(
     kinds: Sequence[str] = ("on-demand",),
     split: bool = False,
     notes: tuple[str, ...] = (),
+    variants: Variants = AS_USUAL,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
@@ -70,9 +72,9 @@ def find_plan(
     analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
     trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
     prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
-    tried too; the bound then holds for those as well. notes
-    are what else to be wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad
-    input.
+    tried too; the bound then holds for those as well. variants are those of engines to choose from; of many the search
+    looks at those that no other is as good as for this trace, and the bound holds for all. notes are what else to be
+    wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
@@ -80,7 +82,7 @@ def find_plan(
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
-        offers, more = _offers(llm, devices, slos, kinds)
+        offers, more = _offers(llm, devices, slos, kinds, variants)
         notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
@@ -96,11 +98,20 @@ def find_plan(
     if analytic:
         return sketch
     training = siblings_of(trace, range(1, TRAINING + 1), seed) if siblings else ()
-    hunt = Hunt(market, windows, lambda words: tell(Progress("rehearsal", words)), training, limits)
+    looked_at = list(range(len(market.offers))) if variants == AS_USUAL else shortlist(market)
+    hunt = Hunt(
+        market.only(looked_at),
+        windows.only(looked_at),
+        lambda words: tell(Progress("rehearsal", words)),
+        training,
+        limits,
+    )
     _search(hunt)
     if hunt.best is None and hunt.rows:
         raise _too_limited(hunt)
-    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, hunt.fails_alone()))
+    fails_alone = np.zeros(len(market.offers), bool)
+    fails_alone[looked_at] = hunt.fails_alone()
+    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, fails_alone))
     fresh = siblings_of(trace, range(TRAINING + 1, TRAINING + 1 + siblings), seed)
     return _plan(hunt, bound_usd, notes, fresh)
 
@@ -165,10 +176,10 @@ def fluid_mix(market: Market) -> mix.Mix | None:
 
 
 def _offers(
-    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], kinds: Sequence[str] = ("on-demand",)
+    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], kinds: Sequence[str], variants: Variants
 ) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     chosen, notes = devices_named(devices)
-    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"), kinds=kinds)
+    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"), kinds=kinds, variants=variants)
     if not offers:
         raise nothing_fits(llm, chosen)
     return offers, notes

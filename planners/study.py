@@ -13,6 +13,7 @@ from models.toml_file import unknown_name
 from planners import marked_yaml
 
 if TYPE_CHECKING:
+    from planners.engines import Variants
     from planners.limits import Limits
 
 FILE = "plan.yaml"
@@ -22,12 +23,43 @@ _USD_PER_HOUR = re.compile(r"\$?\s*(?P<usd>[0-9]+(\.[0-9]+)?)\s*(USD)?\s*(/\s*h(
 
 
 @dataclass(frozen=True, slots=True)
+class Engines:
+    """What of the engines on offer may vary: dtypes of weights and of KV, ranks that share experts, drafts as 3:0.7.
+
+    "none" among speculative ones drafts nothing.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    dtypes: tuple[str, ...] = ("bf16", "fp8")
+    kv_dtypes: tuple[str, ...] = ("bf16",)
+    dp: tuple[int, ...] = (1,)
+    speculative: tuple[str, ...] = ("none",)
+
+    @property
+    def variants(self) -> "Variants":
+        """Return them as the planner takes them; ValueError names one that cannot be read."""
+        from models import dtype, speculation
+        from planners.engines import Variants
+
+        for ranks in self.dp:
+            if ranks < 1:
+                raise ValueError(f"dp must be at least 1, not {ranks}")
+        if not (self.dtypes and self.kv_dtypes and self.dp and self.speculative):
+            raise ValueError("of dtypes, kv_dtypes, dp and speculative, each needs at least one")
+        drafts = tuple(None if text == "none" else speculation.parse(text) for text in self.speculative)
+        known = tuple(map(dtype.canonical, self.dtypes)), tuple(map(dtype.canonical, self.kv_dtypes))
+        return Variants(*known, self.dp, drafts)
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
 
     prices are per device and hour, as 2.99 or "$2.99/h"; a device without one is taken from the price list, at the
     kinds of price named (on-demand, spot). limits are on the whole fleet: usd_per_hour, power_w, spot_share, spare
-    (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost).
+    (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost). engines says
+    in what engines may vary beside their cut.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -40,6 +72,7 @@ class Study:
     kinds: tuple[str, ...] = ("on-demand",)
     limits: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    engines: Engines = field(default_factory=Engines)
 
     @property
     def usd_per_device_hour(self) -> dict[str, float]:
@@ -190,7 +223,12 @@ def _check_limits(study: Study) -> None:
     limits_of(study.limits)
 
 
+def _check_engines(study: Study) -> None:
+    _ = study.engines.variants
+
+
 _CHECKS = {
+    "engines": _check_engines,
     "model": _check_model,
     "slo": _check_slo,
     "devices": _check_devices,

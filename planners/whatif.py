@@ -12,7 +12,7 @@ import numpy as np
 from models.engine import Engine
 from models.llm import Llm
 from models.toml_file import unknown_name
-from planners.engines import Offer, devices_named, offers_for
+from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.infeasible import Infeasible, nothing_fits
 from planners.limits import Limits
 from planners.plan import Plan
@@ -42,6 +42,7 @@ class Question:
     limits: Limits | None = None
     kinds: tuple[str, ...] = ("on-demand",)
     price_factors: Mapping[str, float] = field(default_factory=dict)
+    variants: Variants = AS_USUAL
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
     calibration_ends: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +53,9 @@ class Question:
         tpot_limit_s = limit_s(self.slos, "tpot")
         if tpot_limit_s not in self.known:
             named, _ = devices_named(self.devices)
-            self.known[tpot_limit_s] = offers_for(self.llm, named, tpot_limit_s=tpot_limit_s, kinds=self.kinds)
+            self.known[tpot_limit_s] = offers_for(
+                self.llm, named, tpot_limit_s=tpot_limit_s, kinds=self.kinds, variants=self.variants
+            )
         return tuple(self._changed(offer) for offer in self.known[tpot_limit_s])
 
     def plan(self, **options: Any) -> Plan:
@@ -61,7 +64,13 @@ class Question:
         named, notes = devices_named(self.devices)
         if not offers:
             raise nothing_fits(self.llm, named)
-        options |= {"offers": offers, "seed": self.seed, "limits": self.limits, "notes": notes}
+        options |= {
+            "offers": offers,
+            "seed": self.seed,
+            "limits": self.limits,
+            "notes": notes,
+            "variants": self.variants,
+        }
         return find_plan(self.trace, None, self.slos, **options)
 
     def _changed(self, offer: Offer) -> Offer:
@@ -77,20 +86,23 @@ class Question:
         return replace(offer, usd_per_hour=usd_per_hour, priced=faster(offer.priced, speed))
 
 
-def question_of(study: "Study") -> Question:
-    """Return the question that a study asks, its trace and model read."""
+def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = None) -> Question:
+    """Return the question that a study asks; its trace and model are read where they are not given."""
     import traces
     from models import llm
     from planners.study import limits_of
 
+    if trace is None:
+        trace = traces.sample() if study.trace is None else traces.read(study.trace)
     return Question(
-        traces.sample() if study.trace is None else traces.read(study.trace),
-        llm.load(study.model),
+        trace,
+        model or llm.load(study.model),
         parse_all(study.slo),
         study.devices,
         study.seed,
         limits_of(study.limits) if study.limits else None,
         study.kinds,
+        variants=study.engines.variants,
         usd_per_device_hour=study.usd_per_device_hour,
     )
 

@@ -31,6 +31,9 @@ slo:
 # What you pay per device and hour, where it is not the cheapest listed offer of `plan prices`.
 # prices:
 #   h100-sxm: $2.10/h
+
+# In what engines may vary beside their cut: KV in fp8, ranks that share experts, drafts of 3 tokens taken at 70 %.
+# engines: {{kv_dtypes: [bf16, fp8], dp: [1, 8], speculative: [none, "3:0.7"]}}
 """
 
 

@@ -8,6 +8,7 @@ from models.engine import UNLIMITED_TOKENS, Engine
 
 VLLM_DTYPES = {"bf16": ("--dtype", "bfloat16"), "fp16": ("--dtype", "float16"), "fp32": ("--dtype", "float32")}
 HANDING_OVER = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
+DRAFT_MODEL = "DRAFT-MODEL"  # to be filled in: plans know how many tokens are drafted and accepted, not by which model
 SGLANG_KV_DTYPES = {"fp8": "fp8_e4m3"}
 TENSORRT_KV_DTYPES = {"bf16": "auto", "fp16": "auto"}
 
@@ -35,6 +36,9 @@ def vllm(engine: Engine, role: str = "both") -> list[str]:
         flags += ["--no-enable-chunked-prefill"]
     if settings.long_prefill_tokens != UNLIMITED_TOKENS:
         flags += ["--long-prefill-token-threshold", str(settings.long_prefill_tokens)]
+    if settings.speculation is not None:
+        drafted = {"model": DRAFT_MODEL, "num_speculative_tokens": settings.speculation.draft_tokens}
+        flags += ["--speculative-config", json.dumps(drafted)]
     if role != "both":
         flags += ["--kv-transfer-config", HANDING_OVER]
     return flags
