@@ -232,7 +232,7 @@ class State(NamedTuple):
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
 
 
-DONE_PS, PS_PER_TOKEN, PATIENCE_PS = 0, 1, 2
+PS_PER_STEP, PS_PER_PAIR, PATIENCE_PS = 0, 1, 2
 
 
 class Plan(NamedTuple):
@@ -241,4 +241,6 @@ class Plan(NamedTuple):
     trees: npt.NDArray[np.int64]  # [pool]
     shares: npt.NDArray[np.float64]  # [bucket, pool]: planned fraction of requests
     credits: npt.NDArray[np.float64]  # [bucket, pool]: fraction owed so far
-    prompts: npt.NDArray[np.int64]  # [DONE_PS, PS_PER_TOKEN or PATIENCE_PS, lane], for a router that foresees prompts
+    prompts: npt.NDArray[
+        np.int64
+    ]  # [PS_PER_STEP, PS_PER_PAIR or PATIENCE_PS, lane], for a router that foresees prompts

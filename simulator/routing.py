@@ -6,7 +6,8 @@ from models.compiled import inner_kernel
 from models.step import decode_run_ps
 from simulator.blocks import context
 from simulator.cache import look_up
-from simulator.layout import DECODE, DONE_PS, NONE, PATIENCE_PS, PS_PER_TOKEN
+from simulator.layout import DECODE, FAR, IDLE, NONE, PATIENCE_PS, PS_PER_PAIR, PS_PER_STEP
+from simulator.queues import insert_waiting, remove_waiting
 
 ROUND_ROBIN, JOIN_SHORTEST_QUEUE, LEAST_KV, PLANNED, IN_TIME, PREFIX_AWARE = 0, 1, 2, 3, 4, 5
 LATE = 1 << 20  # added to the priority of a request that cannot be in time
@@ -63,30 +64,90 @@ def least_kv(state, now_ps):
 
 @inner_kernel
 def in_time(state, prompts, row):
-    """Return the lane that should be done with the prompt first, by a reckoning of the prompts sent to each so far.
+    """Return the lane that should be done with the prompt first, by a reckoning of the prompts that each still has.
 
-    A prompt that no lane should have done within its patience is late anyway. Where that lane goes by priority, it
-    gives way to all others there; elsewhere it goes where it keeps fewest waiting, the lane that is behind the most.
+    Where no lane should be done with it within its patience, some prompt is late. Where lanes go by priority, that is
+    the longest of those that wait, and it gives way to all others of its lane: so few are late, whatever comes later.
+    Elsewhere the prompt itself is, and goes where it keeps fewest waiting, the lane that is behind the most.
     """
-    now_ps = row.arrival_ps
-    first, last = 0, 0
+    first, soonest_ps, last, latest_ps = 0, FAR, 0, -FAR
     for lane in range(state.clock[0].front_lanes):
-        if state.lanes[lane].outstanding == 0:
-            prompts[DONE_PS, lane] = now_ps
-        prompts[DONE_PS, lane] = max(prompts[DONE_PS, lane], now_ps)
-        done_ps = prompts[DONE_PS, lane] + prompts[PS_PER_TOKEN, lane] * row.input_tokens
-        if done_ps < prompts[DONE_PS, first] + prompts[PS_PER_TOKEN, first] * row.input_tokens:
-            first = lane
-        if prompts[DONE_PS, lane] > prompts[DONE_PS, last]:
-            last = lane
-    done_ps = prompts[DONE_PS, first] + prompts[PS_PER_TOKEN, first] * row.input_tokens
-    if done_ps - now_ps > prompts[PATIENCE_PS, first]:
-        if state.lanes[first].by_priority:
-            row.priority += LATE
-            return first
-        first = last
-    prompts[DONE_PS, first] += prompts[PS_PER_TOKEN, first] * row.input_tokens
-    return first
+        done_ps = _done_ps(state, prompts, state.lanes[lane], row)
+        if done_ps < soonest_ps:
+            first, soonest_ps = lane, done_ps
+        if done_ps > latest_ps:
+            last, latest_ps = lane, done_ps
+    if soonest_ps - row.arrival_ps <= prompts[PATIENCE_PS, first]:
+        return first
+    if not state.lanes[first].by_priority:
+        return last
+    slot = _longest_in_time(state, row.input_tokens)
+    if slot == NONE:
+        row.priority += LATE
+        return first
+    longest = state.requests[slot]
+    here = state.lanes[longest.lane]
+    remove_waiting(state.requests, here, slot)
+    longest.priority += LATE
+    insert_waiting(state.requests, here, slot)
+    return longest.lane
+
+
+@inner_kernel
+def _done_ps(state, prompts, here, row):
+    """Return when a lane should be done with a prompt if only what must go before it does: full steps, and attention.
+
+    A late prompt that the lane has begun goes before it, too, but not those that wait.
+    """
+    tokens, pairs = row.input_tokens, _pairs(row.input_tokens, here)
+    slot = here.first_prefill
+    while slot != NONE:
+        other = state.requests[slot]
+        computed = other.computed_tokens + other.chunk_tokens
+        tokens += other.input_tokens - computed
+        pairs += _pairs(other.input_tokens, here) - _pairs(computed, here)
+        slot = other.next_prefill
+    slot = here.first_waiting if here.waiting > 0 else NONE
+    while slot != NONE and state.requests[slot].priority < LATE:
+        tokens += state.requests[slot].input_tokens
+        pairs += _pairs(state.requests[slot].input_tokens, here)
+        slot = state.requests[slot].next_waiting
+    room = max(1, here.max_batched_tokens - here.decoding)
+    steps_ps = (tokens + room - 1) // room * prompts[PS_PER_STEP, here.number]
+    return _step_end_ps(state.prices, here, row.arrival_ps) + steps_ps + pairs * prompts[PS_PER_PAIR, here.number]
+
+
+@inner_kernel
+def _step_end_ps(prices, here, now_ps):
+    """Return when the step that a lane is in ends; now where it is idle."""
+    if here.activity == IDLE:
+        return now_ps
+    if here.run_steps <= 1:
+        return here.end_ps
+    return (
+        here.start_ps
+        + decode_run_ps(prices, here, here.decoding, context(here), here.run_steps, now_ps - here.start_ps)[1]
+    )
+
+
+@inner_kernel
+def _pairs(tokens, here):
+    """Return the pairs of a query and a key of an earlier step in the prefill of so many tokens."""
+    return tokens * max(0, tokens - here.max_batched_tokens) // 2
+
+
+@inner_kernel
+def _longest_in_time(state, tokens):
+    """Return the longest prompt that waits and is not late, NONE where none is longer than so many tokens."""
+    longest = NONE
+    for lane in range(state.clock[0].front_lanes):
+        here = state.lanes[lane]
+        slot = here.first_waiting if here.waiting > 0 else NONE
+        while slot != NONE and state.requests[slot].priority < LATE:
+            if state.requests[slot].input_tokens > tokens:
+                longest, tokens = slot, state.requests[slot].input_tokens
+            slot = state.requests[slot].next_waiting
+    return longest
 
 
 @inner_kernel

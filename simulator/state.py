@@ -16,7 +16,7 @@ from simulator.layout import (
     NODE,
     NONE,
     PATIENCE_PS,
-    PS_PER_TOKEN,
+    PS_PER_STEP,
     REQUEST,
     Plan,
     State,
@@ -94,18 +94,19 @@ def _nodes(lanes: Rows, contents: int) -> Rows:
 
 
 def _prompts(fleet: Fleet) -> npt.NDArray[np.int64]:
-    """Return what a router that foresees prompts knows of each lane they arrive at: full steps are as good as any.
+    """Return what a router that foresees prompts knows of each lane they arrive at: a full step's price, and a pair's.
 
-    A prompt may find such a step under way, so that much less than the limit is its patience.
+    A pair is one query and one key of an earlier step.
     """
     columns = []
     for pool in fleet.pools:
         table, most = pool.engine.table, pool.engine.limits.max_batched_tokens
+        slope_ps = int(table.prefill_slope_ps[0, most])
         step_ps = int(table.token_ps[0, most] + table.sequence_ps[0, 1] + table.prefill_ps[0, most])
-        patience_ps = int(min(fleet.ttft_limit_s * PICOSECONDS_PER_SECOND, float(FAR))) - step_ps
-        columns += [[0, -(-step_ps // most), patience_ps]] * (pool.replicas * pool.engine.lanes)
+        patience_ps = int(min(fleet.ttft_limit_s * PICOSECONDS_PER_SECOND, float(FAR)))
+        columns += [[step_ps, slope_ps // most, patience_ps]] * (pool.replicas * pool.engine.lanes)
     prompts = np.array(columns, np.int64).T.copy()
-    assert prompts[PS_PER_TOKEN].min() >= 0
+    assert prompts[PS_PER_STEP].min() >= 0
     assert prompts[PATIENCE_PS].max() <= FAR
     return prompts
 

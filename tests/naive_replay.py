@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 FAR = 1 << 62
+LATE = 1 << 20  # added to the priority of a prompt that cannot be in time
 
 
 class NaiveRequest:
@@ -98,14 +99,19 @@ class NaiveLane:
         self.end_ps, self.woken_ps, self.start_ps = None, None, None
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool, self.reserve = NaivePool(limits.total_blocks), limits.reserve
-        self.prompts_done_ps = 0  # as a router reckons
 
-    def full_step_ps(self):
-        most = self.limits.max_batched_tokens
-        return int(self.table.token_ps[0, most] + self.table.sequence_ps[0, 1] + self.table.prefill_ps[0, most])
-
-    def prompt_ps(self, request):
-        return -(-self.full_step_ps() // self.limits.max_batched_tokens) * request.input_tokens
+    def prompts_done_ps(self, request):
+        """Return when a router should think that the lane is done with a prompt, by full steps."""
+        before = [one for one in self.running if not one.is_decoding()]
+        before += [one for one in self.waiting if one.priority < LATE]
+        done = [(one, one.computed + one.chunk if one in self.running else 0) for one in before] + [(request, 0)]
+        most, decoding = self.limits.max_batched_tokens, sum(one.is_decoding() for one in self.running)
+        tokens = sum(one.input_tokens - computed for one, computed in done)
+        pairs = sum(past_pairs(one.input_tokens, most) - past_pairs(computed, most) for one, computed in done)
+        step_ps = int(self.table.token_ps[0, most] + self.table.sequence_ps[0, 1] + self.table.prefill_ps[0, most])
+        pair_ps = int(self.table.prefill_slope_ps[0, most]) // most
+        begin_ps = request.arrival_ps if self.end_ps is None else self.end_ps
+        return begin_ps + -(-tokens // max(1, most - decoding)) * step_ps + pairs * pair_ps
 
     def outstanding(self):
         return len(self.waiting) + len(self.running) + len(self.loading) + len(self.ready)
@@ -508,21 +514,24 @@ class NaiveFleet:
         return min(fit, key=lambda i: (-self.lanes[i].matched_tokens(request), queues[i], i))
 
     def in_time(self, request):
-        now_ps = request.arrival_ps
-        for i in self.front:
-            lane = self.lanes[i]
-            lane.prompts_done_ps = max(lane.prompts_done_ps if lane.outstanding() else 0, now_ps)
-        first = min(self.front, key=lambda i: (self.lanes[i].prompts_done_ps + self.lanes[i].prompt_ps(request), i))
-        lane = self.lanes[first]
-        if (
-            lane.prompts_done_ps + lane.prompt_ps(request)
-            > now_ps + self.fleet.ttft_limit_s * 1e12 - lane.full_step_ps()
-        ):
-            if lane.limits.by_priority:
-                request.priority += 1 << 20
-                return first
-            first = max(self.front, key=lambda i: (self.lanes[i].prompts_done_ps, -i))
-        self.lanes[first].prompts_done_ps += self.lanes[first].prompt_ps(request)
+        done_ps = {i: self.lanes[i].prompts_done_ps(request) for i in self.front}
+        first = min(self.front, key=done_ps.get)
+        if done_ps[first] - request.arrival_ps <= self.fleet.ttft_limit_s * 1e12:
+            return first
+        if not self.lanes[first].limits.by_priority:
+            return max(self.front, key=done_ps.get)
+        longer = [
+            (-one.input_tokens, i, place)
+            for i in self.front
+            for place, one in enumerate(self.lanes[i].waiting)
+            if one.priority < LATE and one.input_tokens > request.input_tokens
+        ]
+        if not longer:
+            request.priority += LATE
+            return first
+        _, first, place = min(longer)
+        self.lanes[first].waiting[place].priority += LATE
+        self.lanes[first].sort_waiting()
         return first
 
     def arrive(self, request):
@@ -577,6 +586,10 @@ def decode_ps(table, engine, beside, sequences, context):
     cell = min(context // 2**shift, table.decode_ps.shape[-1] - 1)
     low = int(table.decode_ps[engine, beside, sequences, cell])
     return low + int(table.decode_slope_ps[engine, beside, sequences, cell]) * (context - cell * 2**shift)
+
+
+def past_pairs(tokens, most):
+    return tokens * max(0, tokens - most) // 2
 
 
 def prefill_ps(table, engine, chunk, past):

@@ -339,3 +339,13 @@ def test_planned_fractions_are_kept_size_by_size():
     lanes = lanes_of(toys.trace(np.arange(160) * MS, inputs, 4), planned, "weighted")
     assert Counter((lanes[inputs == 20] // 2).tolist()) == {0: 60, 1: 20}
     assert set((lanes[inputs == 60] // 2).tolist()) == {1}
+
+
+def test_the_longest_prompt_that_waits_gives_way_where_some_prompt_must_be_late():
+    # Steps of 64 tokens take 7.4 ms. A prompt of 192 would be done after the fourth of them, and each of three short
+    # ones that come then too late, after 4.5; if it waits, only it is late.
+    bounds = toys.limits(by_priority=True, max_context_tokens=250)
+    lane = toys.fleet(1, "in-time", bounds=bounds, token_ps=100_000_000)
+    trace = toys.trace([0.0, 0.001, 0.002, 0.002, 0.002], [64, 192, 64, 64, 64], 1)
+    run = replay(trace, replace(lane, ttft_limit_s=4.5 * 7.4 * MS))
+    assert (run.ttft_s * 1e3).tolist() == pytest.approx([7.4, 7 * 7.4 - 1, 12.8, 20.2, 27.6])
