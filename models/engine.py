@@ -33,6 +33,7 @@ class Settings:
     reserve_ratio: float = 0.0  # of answers to come that admission leaves room for at first, as SGLang's 0.7; 0 is none
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
     prefix_caching: bool = True
+    fuse_allreduce_rms: bool = False  # reductions also add the residual and normalise, by kernels as TensorRT-LLM's
     max_model_tokens: int | None = None
     speculation: Speculation | None = None
 

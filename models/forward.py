@@ -18,6 +18,7 @@ from models.llm import Llm
 Floats = npt.NDArray[np.float64]
 
 BYTES_PER_ACTIVATION = 2
+BYTES_PER_SUM = 4
 WIDE = "bf16"  # what embeddings, head, router, norms and activations are kept in
 
 
@@ -166,7 +167,7 @@ def _feed_forward(engine: Engine, tokens: Floats) -> Iterator[Call]:
         inter=llm.expert_ffn,
         experts=llm.experts,
         topk=llm.experts_per_token,
-        tp=1 if engine.ep > 1 else tp,
+        tp=max(1.0, tp / engine.ep),  # the ranks that share an expert
         ep=engine.ep,
         uneven=UNEVEN_EXPERTS,
         matrices=llm.ffn_matrices,
@@ -191,12 +192,15 @@ def _elementwise(engine: Engine, tokens: Floats) -> Iterator[Call]:
     llm = engine.llm
     hidden = _rows(tokens, m=tokens, n=llm.hidden)
     # An all-reduce that has the whole row in its registers adds the residual and normalises it at once.
-    fused = _mixers(llm) + llm.ffn_layers if engine.tp > 1 and framework.of_engine(engine).fuses_norms else 0
+    fuses = engine.settings.fuse_allreduce_rms or framework.of_engine(engine).fuses_norms
+    fused = _mixers(llm) + llm.ffn_layers if engine.tp > 1 and fuses else 0
     yield Call("norm", "norms", WIDE, _mixers(llm) + llm.ffn_layers + 1 - fused, hidden)
     yield Call("embed", "embedding", WIDE, 1, hidden)
     for layers, heads, kv_heads, width, _ in _attention_kinds(engine):
         rotated = llm.rope_dim or width
         yield Call("rope", "rope", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * rotated))
+        if llm.norms_all_heads:
+            yield Call("norm", "norms", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * width))
     yield from _small_kernels(engine, tokens)
 
 
@@ -219,6 +223,16 @@ def _collectives(engine: Engine, tokens: Floats) -> Iterator[Call]:
         nodes = ceil(engine.tp / engine.device.node_size)
         shape = _rows(tokens, bytes=moved, n_devices=engine.tp, n_nodes=nodes)
         yield Call("all_reduce", "all-reduce", WIDE, _mixers(llm) + llm.ffn_layers, shape)
+        if llm.norms_all_heads:  # ranks sum the squares of their heads' queries and keys
+            squares = _rows(tokens, bytes=2 * BYTES_PER_SUM * tokens, n_devices=engine.tp, n_nodes=nodes)
+            yield Call("all_reduce", "all-reduce", WIDE, _mixers(llm), squares)
+    if engine.dp > 1 and llm.moe_layers and engine.ep > engine.tp:
+        # Ranks that share experts but not tokens gather all ranks' tokens before them and sum the parts after.
+        ranks = engine.tp * engine.dp
+        nodes = ceil(ranks / engine.device.node_size)
+        shape = _rows(tokens, bytes=moved * engine.dp, n_devices=ranks, n_nodes=nodes)
+        yield Call("all_gather", "experts' tokens", WIDE, llm.moe_layers, shape)
+        yield Call("reduce_scatter", "experts' tokens", WIDE, llm.moe_layers, shape)
     if engine.pp > 1:
         nodes = 2 if engine.tp * engine.pp > engine.device.node_size else 1
         shape = _rows(tokens, bytes=moved / engine.tp, n_devices=2, n_nodes=nodes)
@@ -228,9 +242,7 @@ def _collectives(engine: Engine, tokens: Floats) -> Iterator[Call]:
 def _attention(engine: Engine, phase: str, batch: Floats, q_len: Floats, past: Floats) -> Iterator[Call]:
     llm = engine.llm
     if llm.kv_lora:
-        heads = max(1, llm.heads // engine.tp)
-        shape = _rows(batch, batch=batch, q_len=q_len, past=past, heads=heads)
-        yield Call(f"mla_{phase}", "attention", WIDE, llm.full_attention_layers, shape)
+        yield from _latent_attention(engine, phase, batch, q_len, past)
     else:
         for layers, heads, kv_heads, width, window in _attention_kinds(engine):
             shape = _rows(
@@ -245,6 +257,24 @@ def _attention(engine: Engine, phase: str, batch: Floats, q_len: Floats, past: F
             )
             yield Call(f"attn_{phase}", "attention", WIDE, layers, shape)
     yield from _linear_attention(engine, batch, q_len)
+
+
+def _latent_attention(engine: Engine, phase: str, batch: Floats, q_len: Floats, past: Floats) -> Iterator[Call]:
+    """Yield latent attention; sparse ones (DeepSeek-V3.2, 2025) score all keys by an indexer and attend to the best.
+
+    Rows that would attend to more than index_topk tokens are priced as causal blocks whose mean context is that.
+    """
+    llm, heads = engine.llm, max(1, engine.llm.heads // engine.tp)
+    if llm.index_topk:
+        # Keys of the indexer are one head of fp8 that all its query heads share; there are no values to read.
+        halved = _rows(batch, batch=batch, q_len=q_len, past=0.5 * past, heads=llm.index_heads, kv_heads=1)
+        indexer = halved | _rows(batch, head_dim=llm.index_dim, window=0)
+        yield Call(f"attn_{phase}", "indexer", WIDE, llm.full_attention_layers, indexer)
+        block = np.minimum(q_len, 2.0 * llm.index_topk)
+        batch, q_len = batch * q_len / block, block
+        past = np.minimum(past, np.maximum(llm.index_topk - 0.5 * block, 0.0))
+    shape = _rows(batch, batch=batch, q_len=q_len, past=past, heads=heads)
+    yield Call(f"mla_{phase}", "attention", WIDE, llm.full_attention_layers, shape)
 
 
 def _linear_attention(engine: Engine, batch: Floats, q_len: Floats) -> Iterator[Call]:

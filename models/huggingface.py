@@ -103,6 +103,7 @@ def _attention(keys: Keys, layers: Layers, hidden: int) -> dict[str, Any]:
         "kv_heads": kv_heads,
         "head_dim": keys.count("head_dim", "attention_head_dim", default=hidden // heads),
         "output_gate": keys.flag("attn_output_gate", default=_model_type(keys) == "qwen3_next"),
+        "norms_all_heads": keys.get("qk_norm_type") == "per_layer",
         "full_attention_layers": layers.count(FULL),
     }
     if keys.get("kv_lora_rank"):

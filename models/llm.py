@@ -72,7 +72,8 @@ class Llm:
     full_attention_layers + window_layers + linear_layers are the mixers; ffn_layers have a feed-forward part, of
     which dense_layers are dense and the rest are mixtures of experts. Hybrids that put mixers and feed-forward parts
     in layers of their own have layers = mixers + ffn_layers. shared_ffn is the width of all shared experts together.
-    expert_latent is the width the routed experts work in where that is not hidden (else 0).
+    expert_latent is the width the routed experts work in where that is not hidden (else 0). norms_all_heads means that
+    queries and keys are normalised over all their heads together.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Llm:
     source: str
     tied_embeddings: bool = False
     output_gate: bool = False
+    norms_all_heads: bool = False
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0

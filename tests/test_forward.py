@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models import device, forward, llm
-from models.engine import Engine
+from models.engine import Engine, Settings
 from models.parameters import count
 
 ONE = np.ones(1)
@@ -72,3 +72,47 @@ def test_a_reduction_that_normalises_spares_the_norms_after_it():
         for name, tp in (("tensorrt-llm", 1), ("tensorrt-llm", 2), ("llama.cpp", 2))
     ]
     assert norms == [65, 1, 65]
+
+
+def by_op(engine, op, tokens=10.0):
+    return [call for call in forward.token_calls(engine, np.array([tokens])) if call.op == op]
+
+
+def test_reductions_normalise_where_the_engine_is_set_to():
+    settings = Settings(fuse_allreduce_rms=True)
+    model = llm.load("llama-3.1-8b")
+    assert sum(call.times for call in by_op(Engine(model, H100, tp=2, settings=settings), "norm")) == 1
+
+
+def test_ranks_that_share_experts_alone_gather_tokens_before_them_and_sum_parts_after():
+    engine = Engine(llm.load("qwen3-30b-a3b"), H100, dp=4, ep=4)
+    for op in ("all_gather", "reduce_scatter"):
+        (exchange,) = by_op(engine, op)
+        assert exchange.times == engine.llm.moe_layers
+        assert exchange.shape["n_devices"][0] == 4
+        assert exchange.shape["bytes"][0] == 4 * 10 * engine.llm.hidden * 2
+    assert not by_op(Engine(engine.llm, H100, tp=4, ep=4), "all_gather")
+
+
+def test_experts_are_cut_by_what_expert_parallelism_leaves_of_the_ranks():
+    cuts = [by_op(Engine(llm.load("qwen3-30b-a3b"), H100, tp=8, ep=ep), "moe")[0].shape["tp"][0] for ep in (1, 2, 8)]
+    assert cuts == [8, 4, 1]
+
+
+def test_norms_over_all_heads_sum_squares_over_ranks():
+    model = llm.load("minimax-m2.5")
+    squares = by_op(Engine(model, H100, tp=4), "all_reduce")[1]
+    assert squares.times == model.layers
+    assert squares.shape["bytes"][0] == 10 * 2 * 4
+    assert not by_op(Engine(model, H100), "all_reduce")
+
+
+def test_sparse_attention_reads_no_more_than_it_picks_but_scores_all():
+    model = llm.load("glm-5")
+    for context, read in ((1000.0, 999.5), (100_000.0, 2047.5)):
+        indexer, latent = forward.decode_calls(Engine(model, H100), ONE, ONE * context)
+        assert latent.shape["past"][0] + 0.5 == pytest.approx(read, abs=1)
+        assert indexer.shape["past"][0] == pytest.approx(0.5 * (context - 1))
+    latent = forward.prefill_calls(Engine(model, H100), ONE * 8192, ONE * 0)[1]
+    assert latent.shape["batch"][0] * latent.shape["q_len"][0] == 8192
+    assert latent.shape["q_len"][0] / 2 == model.index_topk

@@ -115,7 +115,11 @@ def call_s(engine: Engine, call: Call) -> Floats:
     """Return the seconds of one operator of a step of an Engine, one entry per row of its shape."""
     calibration = _calibration(engine)
     if call.op in RINGS:
-        return collective_s(calibration, call.op, call.shape)
+        own = collective_s(calibration, call.op, call.shape)
+        if call.op != "all_reduce" or not engine.settings.fuse_allreduce_rms:
+            return own
+        # Large messages go the engine's own way: it leaves those to fuse alone that would take longer fused.
+        return np.minimum(own, collective_s(Calibration(engine.device, "trtllm"), call.op, call.shape))
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
