@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from models import device as devices
 from models import framework
-from models.calibration import serving
+from models.calibration import launches, serving
+from models.calibration.launches import Launch
 from models.calibration.validation import Predictions, none_yet, summary
 from models.closed_loop import Answered, Load
 from models.engine import Engine, Settings
@@ -27,10 +28,11 @@ METRICS = ("ttft", "tpot", "e2e", "throughput", "power", "energy")
 GROUPS = {"device": "device", "engine": "engine", "mode": "op", "weight_dtype": "dtype"}
 LOOP = "agg"  # the mode of closed loops of one engine, which are replayed; serving.py describes the others
 INFERENCEX_SHORTEST = 0.8
+INFERENCEX_LENGTHS = ((1024, 1024), (1024, 8192), (8192, 1024))
 COLD_WAVES = 10  # its benchmark sends ten requests a client, the first of all at once
-INFERENCEX_POLL_STEPS = {"sglang": 30}  # its launch scripts raise the scheduler's receive interval so far
 COHORTS = ("sglang",)  # prompts go first: requests of one length that came together stay together
 ROUND_LENGTH = 1000  # prompts of whole thousands of tokens are of the vendor's other series, whose waves spread
+BUDGET_TOKENS = 8192
 MISLABELLED = "mislabelled"
 UNSTATED = ("", "nan", "<NA>", "gemm:nan/moe:nan")
 NARROW_KV = ("fp8", "fp4", "nvfp4")
@@ -49,9 +51,20 @@ def engine_of(row: Row) -> Engine:
     dtype = dtype_of(llm, str(row["weight_dtype"]), device)
     tp, ep = _count(row["tp"]), _count(row["ep"])
     dp = _count(row["attn_dp"])
-    kv_dtype = "fp8" if str(row["weight_dtype"]) in NARROW_KV and "fp8" in device.flops_per_s else "bf16"
+    ep = max(ep, tp * dp) if dp > 1 else ep  # ranks that split attention's tokens alone share every expert
+    launch = launch_of(row, llm, dtype)
+    if launch.drafts_tokens:
+        raise ValueError(f"its launch drafts {launch.drafts_tokens} tokens a step; how many were accepted is not told")
+    narrow = str(row["weight_dtype"]) in NARROW_KV and "fp8" in device.flops_per_s
+    kv_dtype = launch.kv_dtype or ("fp8" if narrow else "bf16")
     version = row["engine_version"] if isinstance(row["engine_version"], str) else None
-    return _engine(llm, device, tp, ep, dp, dtype, kv_dtype, row["engine"], version)
+    return _engine(llm, device, tp, ep, dp, dtype, kv_dtype, row["engine"], version, launch)
+
+
+def launch_of(row: Row, llm: Llm, dtype: str) -> Launch:
+    """Return how a row's server was launched, which is known of one benchmark."""
+    named = (str(row["engine"]), llm.name, str(row["device"]), dtype)
+    return launches.find(*named, _count(row["tp"]), _count(row["ep"])) if _is_inferencex(row) else Launch()
 
 
 def _count(value: Any) -> int:
@@ -69,8 +82,12 @@ def _engine(
     kv_dtype: str,
     framework: str,
     version: str | None,
+    launch: Launch,
 ) -> Engine:
-    settings = Settings(max_num_seqs=1024, max_num_batched_tokens=8192)
+    budget_tokens = launch.budget_tokens or BUDGET_TOKENS
+    settings = Settings(
+        1024, budget_tokens, memory_fraction=launch.memory_fraction, fuse_allreduce_rms=launch.fuse_allreduce_rms
+    )
     framework = {"trtllm": "tensorrt-llm"}.get(framework, framework)
     return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings, version)
 
@@ -98,7 +115,8 @@ def load_of(row: Row) -> Load:
 
 
 def _is_inferencex(row: Row) -> bool:
-    return "InferenceX" in str(row.get("len_note", ""))
+    """Return whether a row is of that benchmark, or of a vendor's repetition of it, which keeps its three lengths."""
+    return "InferenceX" in str(row.get("len_note", "")) or (row["isl"], row["osl"]) in INFERENCEX_LENGTHS
 
 
 def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
@@ -139,8 +157,8 @@ def _answer(row: Row, costs: dict[Engine, StepCosts]) -> tuple[Engine, Answered]
     check_fits(engine, load)
     if engine not in costs:
         costs[engine] = StepCosts(engine)
-    poll_steps = INFERENCEX_POLL_STEPS.get(row["engine"], 1) if _is_inferencex(row) else 1
-    return engine, answer(costs[engine], load, poll_steps)
+    launch = launch_of(row, engine.llm, engine.dtype)
+    return engine, answer(costs[engine], load, launch.polls(load.concurrency))
 
 
 def predict(frame: Any) -> Predictions:
