@@ -32,8 +32,10 @@ def find(engine: str, model: str, device: str, dtype: str, tp: int, ep: int) -> 
     fitting = [entry for entry in _entries() if _fits(entry, asked, model)]
     if not fitting:
         return Launch()
-    told = {name: value for name, value in fitting[-1].items() if name in Launch.__slots__}
-    return Launch(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+    told: dict[str, Any] = {name: value for name, value in fitting[-1].items() if name in Launch.__slots__}
+    if "poll_steps" in told:
+        told["poll_steps"] = tuple(told["poll_steps"])
+    return Launch(**told)
 
 
 def _fits(entry: dict[str, Any], asked: dict[str, Any], model: str) -> bool:
