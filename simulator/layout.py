@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.reference import by_reference
 from models.step import PRICED
 
 FAR = np.int64(1 << 62)  # of numpy, for kernels would be compiled once more for a constant of Python
@@ -211,6 +212,7 @@ LOGGED = np.dtype(
 )
 
 
+@by_reference
 class State(NamedTuple):
     """Everything that changes during a run, and the prices of its steps.
 
@@ -235,6 +237,7 @@ class State(NamedTuple):
 PS_PER_STEP, PS_PER_PAIR, PATIENCE_PS = 0, 1, 2
 
 
+@by_reference
 class Plan(NamedTuple):
     """What a planned router looks up: each pool's tournament, the planned fractions and those owed so far."""
 
