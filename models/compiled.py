@@ -15,7 +15,7 @@ KERNEL_FILES = (
     *("models/calibration/batch.py", "models/calibration/boosting.py", "models/calibration/residual.py"),
     *("simulator/actions.py", "simulator/advance.py", "simulator/blocks.py", "simulator/cache.py"),
     *("simulator/control/lanes_now.py", "simulator/control/matching.py"),
-    *("simulator/dataplane.py", "simulator/layout.py"),
+    *("simulator/dataplane.py", "simulator/layout.py", "simulator/nodes.py", "simulator/tiers.py"),
     *("simulator/queues.py", "simulator/reserve.py", "simulator/routing.py", "simulator/series.py"),
     *("simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
 )

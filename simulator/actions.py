@@ -40,6 +40,7 @@ from simulator.layout import (
     WAITING,
 )
 from simulator.queues import remove_prefill, remove_running, remove_waiting
+from simulator.tiers import has_tiers, lose_own_stores
 from simulator.timers import DEADLINE, set_timer
 from simulator.tournament import settle_load
 
@@ -285,7 +286,7 @@ def _fail(state, lane, now_ps):
     here.first_ready = NONE
     for slot in range(state.requests.size):
         _lose_abroad(state, here, slot, now_ps)
-    take_blocks(state, here, here.free_blocks)
+    _lose_memory(state, here)
     here.free_blocks = here.plain_blocks = here.total_blocks
     here.loading = here.leaving = here.late_blocks = here.late_finishes = here.is_eroding = 0
     here.swap_ps = here.link_free_ps = here.reserved_blocks = here.prefilled_tokens = 0
@@ -293,6 +294,16 @@ def _fail(state, lane, now_ps):
     here.activity = IDLE
     set_end(state, here, FAR)
     settle_load(state.words, state.lanes, here)
+
+
+@inner_kernel
+def _lose_memory(state, here):
+    """Forget what a lane's memory holds, with nothing of it written, and what stores of its own keep."""
+    tiers_at, here.tiers_at = here.tiers_at, NONE
+    take_blocks(state, here, here.free_blocks)
+    here.tiers_at = tiers_at
+    if has_tiers(state, here):
+        lose_own_stores(state, here)
 
 
 @inner_kernel

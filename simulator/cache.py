@@ -10,6 +10,8 @@ hold it twice, as in vLLM; a last, partial block is shared to the token.
 from models.compiled import inner_kernel
 from simulator.blocks import blocks
 from simulator.layout import NONE
+from simulator.nodes import enter, find, forget, vacant
+from simulator.tiers import has_tiers, write_back
 
 
 @inner_kernel
@@ -23,11 +25,13 @@ def take_blocks(state, here, blocks):
         row.blocks_before -= plain
         blocks -= plain
         taken = min(blocks, row.blocks)
+        if has_tiers(state, here) and taken > 0 and row.blocks == row.whole_blocks and row.content >= 0:
+            write_back(state, here, row.content, row.blocks)
         row.blocks -= taken
         blocks -= taken
         if row.blocks == 0:
             _unlink(state.nodes, here, node)
-            _forget(state, node)
+            forget(state, node)
     here.plain_blocks -= blocks
 
 
@@ -54,7 +58,7 @@ def leave_content(state, row, here):
 def leave_own(state, row, here, slot, blocks):
     """Give back a preempted request's own full blocks, which it may find again when it resumes."""
     row.own_after_nodes = row.held_nodes
-    node = _vacant(state) if here.caching and blocks > 0 else NONE
+    node = vacant(state) if here.caching and blocks > 0 else NONE
     row.own_node = node
     if node == NONE:
         give_blocks(here, blocks)
@@ -102,10 +106,10 @@ def hold(state, row, here, nodes, part, own):
     if part > 0:
         node = find(state, here.number, state.contents[row.contents_at + nodes])
         _take_from_queue(state.nodes, here, node)
-        _forget(state, node)
+        forget(state, node)
     if own > 0:
         _take_from_queue(state.nodes, here, row.own_node)
-        _forget(state, row.own_node)
+        forget(state, row.own_node)
     drop_leavings(state, row, here)
 
 
@@ -116,7 +120,7 @@ def drop_leavings(state, row, here):
     if node != NONE:
         state.nodes[node].blocks_before += state.nodes[node].blocks
         _unlink(state.nodes, here, node)
-        _forget(state, node)
+        forget(state, node)
 
 
 @inner_kernel
@@ -130,7 +134,7 @@ def share(state, row, here, computed_tokens):
         content = state.contents[row.contents_at + row.held_nodes]
         node = NONE
         if find(state, here.number, content) == NONE:
-            node = _vacant(state)
+            node = vacant(state)
         if node == NONE:
             row.contents = row.held_nodes
             return
@@ -138,54 +142,9 @@ def share(state, row, here, computed_tokens):
         found.content, found.lane, found.refs = content, here.number, 1
         found.blocks = blocks(end_tokens, here) - row.held_blocks
         found.whole_blocks = found.blocks
-        bucket = _bucket(state, here.number, content)
-        found.next_in_bucket = state.buckets[bucket]
-        state.buckets[bucket] = node
+        enter(state, node)
         row.held_nodes += 1
         row.held_blocks += found.blocks
-
-
-@inner_kernel
-def find(state, lane, content):
-    """Return the node of a content block in a lane's cache, or NONE."""
-    node = state.buckets[_bucket(state, lane, content)]
-    while node != NONE and (state.nodes[node].content != content or state.nodes[node].lane != lane):
-        node = state.nodes[node].next_in_bucket
-    return node
-
-
-@inner_kernel
-def _bucket(state, lane, content):
-    mixed = (content * 1_000_003 + lane) * -7_046_029_254_386_353_131
-    return (mixed >> 20) & (state.buckets.size - 1)
-
-
-@inner_kernel
-def _vacant(state):
-    """Return a node to write to, or NONE where all are in use."""
-    node = state.clock[0].vacant_node
-    if node != NONE:
-        state.clock[0].vacant_node = state.nodes[node].next
-    return node
-
-
-@inner_kernel
-def _forget(state, node):
-    """Take a node out of its bucket, or from the request that left it, and vacate it."""
-    row = state.nodes[node]
-    if row.content < 0:
-        state.requests[-1 - row.content].own_node = NONE
-    else:
-        bucket = _bucket(state, row.lane, row.content)
-        if state.buckets[bucket] == node:
-            state.buckets[bucket] = row.next_in_bucket
-        else:
-            other = state.buckets[bucket]
-            while state.nodes[other].next_in_bucket != node:
-                other = state.nodes[other].next_in_bucket
-            state.nodes[other].next_in_bucket = row.next_in_bucket
-    row.next = state.clock[0].vacant_node
-    state.clock[0].vacant_node = node
 
 
 @inner_kernel

@@ -64,6 +64,7 @@ from simulator.queues import (
     remove_running,
 )
 from simulator.reserve import has_room, least_answered, reserve_more
+from simulator.tiers import fetch, has_tiers, known_tokens, steps_without_writing, with_fetch, write_through
 from simulator.timers import LOADED, set_timer
 from simulator.tournament import settle_end, settle_load
 
@@ -405,6 +406,8 @@ def _begin_mixed_step(state, here, chunks, new_tokens, attention_ps):
         duration_ps += decode_ps(
             state.prices, here, BESIDE_PREFILL, decodes, context(here) + decodes * here.growth_parts
         )
+    if has_tiers(state, here):
+        duration_ps = with_fetch(state.words, here, duration_ps)
     set_end(state, here, _through_pipeline(state.words, here, duration_ps))
 
 
@@ -422,6 +425,8 @@ def _begin_decode_run(state, here, postponed):
         steps = 1
     elif here.is_eroding:
         steps = _steps_until_crossing(state.words, here, steps)
+    if has_tiers(state, here):
+        steps = steps_without_writing(state, here, steps)
     here.run_steps = _steps_within_blocks(state.words, here, steps)
     elapsed_ps = decode_run_ps(state.prices, here, here.decoding, context(here), here.run_steps, FAR)[1]
     set_end(state, here, _through_pipeline(state.words, here, elapsed_ps + here.swap_ps))
@@ -610,6 +615,10 @@ def _admit(state, here, row, budget_tokens):
     found_blocks = shared_blocks + part + own
     total_tokens = row.input_tokens + row.generated_tokens
     found_tokens = min(found_blocks << here.block_shift, total_tokens)
+    from_tokens = found_tokens
+    if has_tiers(state, here) and looks_up:
+        found_tokens = max(found_tokens, known_tokens(state, row, here, nodes))
+        here.is_short = 1  # for what is known below may change at any time
     computed_tokens = max(row.swapped_tokens, min(found_tokens, total_tokens - 1))
     chunk = min(total_tokens - computed_tokens, here.long_prefill_tokens)
     if here.chunked_prefill == 0 and chunk > budget_tokens:
@@ -628,6 +637,8 @@ def _admit(state, here, row, budget_tokens):
         return 0, 0
     if looks_up:
         hold(state, row, here, nodes, part, own)
+    if found_tokens > from_tokens:
+        fetch(state, row, here, nodes, from_tokens, found_tokens)
     if row.scheduled_ps == FAR:
         row.cached_tokens = min(found_tokens, row.input_tokens)
     row.computed_tokens = computed_tokens
@@ -720,6 +731,8 @@ def _end_prefills(state, here):
             append_prefill(state.requests, here, slot)
         else:
             here.prefilled_tokens -= row.computed_tokens
+            if has_tiers(state, here):
+                write_through(state, row, here)
             if row.generated_tokens == 0:
                 row.first_token_ps = here.end_ps
                 tell(state, TELL_FIRST_TOKEN, slot)

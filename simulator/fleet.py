@@ -11,6 +11,7 @@ from models.drafting import with_speculation
 from models.engine import Engine, Limits
 from models.speculation import Speculation
 from models.step import StepTable
+from simulator.stores import Tier, check_tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Pool:
     `variants` are other tables that the control plane may price its steps from: a slow device, a share of one.
     `twin_of` names a prefill pool: this decode pool's replicas are lanes of the same devices, and hold KV in the same
     memory. Twins' tables come in pairs, for steps alone and beside a busy twin: the engine's own is the first.
+    `tiers` keep prefix blocks below its memory, the nearest first; what is found there is read before the step that
+    needs it, or layer by layer beside it.
     """
 
     engine: PricedEngine
@@ -86,6 +89,8 @@ class Pool:
     role: str = "both"
     variants: tuple[StepTable, ...] = field(default=(), repr=False)
     twin_of: int | None = None
+    tiers: tuple[Tier, ...] = ()
+    fetches_layerwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class Fleet:
         if roles != sorted(roles, key="decode".__eq__):
             raise ValueError("pools that only decode come after all others")
         for pool in self.pools:
+            check_tiers(pool)
             if pool.twin_of is not None:
                 _check_twins(pool, self.pools[pool.twin_of])
         empty = [pool.engine.name for pool in self.pools if pool.replicas < 1]

@@ -148,6 +148,7 @@ LANE = np.dtype(
         ("next_variant", "i8"),  # those from the next step on
         ("twin", "i8"),  # lane of the same device that shares its KV blocks, or NONE
         ("waiting_tokens", "i8"),  # of the requests in its queue, to be computed
+        ("tiers_at", "i8"),  # what it knows of the tiers below its memory, or NONE; see tiers.py
     ],
     align=True,
 )
@@ -156,13 +157,16 @@ NODE = np.dtype(
     [
         ("content", "i8"),  # a content block of the trace, or -1 - slot of a preempted request
         ("blocks_before", "i8"),
-        ("lane", "i8"),
+        ("lane", "i8"),  # or, counted on from the last lane, the place of the store that keeps it
         ("blocks", "i8"),  # what has not been taken again
         ("whole_blocks", "i8"),
         ("refs", "i8"),
         ("previous", "i8"),
         ("next", "i8"),
         ("next_in_bucket", "i8"),
+        ("shelf", "i8"),  # place of the list that it is in, of a store's
+        ("reads", "i8"),  # from there
+        ("ready_ps", "i8"),  # when it has been written there; FAR where only its name is known
     ],
     align=True,
 )
@@ -192,6 +196,7 @@ CLOCK = np.dtype(
         ("told", "i8"),  # bits of what the control plane wants to be told of
         ("notices", "i8"),
         ("hands_over", "i8"),  # whether the data plane moves what was prefilled, or the control plane does
+        ("tenants_at", "i8"),  # [content block]: the tenant that it counts against, -1 where none is named
     ],
     align=True,
 )
@@ -232,6 +237,7 @@ class State(NamedTuple):
     notices: npt.NDArray[np.int64]  # pairs of what the control plane is to be told, and the slot it is about
     variants: npt.NDArray[Any]  # PRICED each: where the prices of a kind of lane lie
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
+    tiers: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory
 
 
 PS_PER_STEP, PS_PER_PAIR, PATIENCE_PS = 0, 1, 2

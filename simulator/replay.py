@@ -16,8 +16,9 @@ from simulator.run import Run
 from simulator.series import Sampler
 from simulator.state import lay_out
 from simulator.step_log import Window, log_of, window
+from simulator.stores import NO_TENANTS, Tenants, traffic
 from simulator.turnover import CHUNK_REQUESTS, Chunk, Outcome, blank, clear_out, take_in, with_room
-from traces import Ragged, Trace
+from traces import Labels, Ragged, Trace
 from traces.statistics import block_ids
 
 FOREVER_PS = int(FAR) - 1
@@ -49,11 +50,12 @@ Router = Callable[[RequestView, FleetView], int]
 
 
 class Contents(NamedTuple):
-    """The content blocks of all requests in order, so many tokens each, and where each request's begin."""
+    """The content blocks of all requests in order, of so many tokens, where each request's begin, and whose each is."""
 
     offsets: np.ndarray
     blocks: np.ndarray
     tokens: int
+    tenants: Tenants = NO_TENANTS
 
 
 NO_CONTENTS = Contents(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
@@ -91,7 +93,9 @@ def replay(
     clear_out(course.state, ledger.outcome, ledger.first)
     series = sampler.series() if sample_s is not None else None
     steps = log_of(course.state, fleet) if log_s else None
-    return Run(trace, fleet, ledger.outcome, course.state.lanes, course.state.clock, series, steps)
+    state = course.state
+    passed = traffic(fleet, state)
+    return Run(trace, fleet, ledger.outcome, state.lanes, state.clock, series, steps, traffic=passed)
 
 
 def _sample(
@@ -114,7 +118,9 @@ class Course:
     """One replay under way: chunks of requests in, their outcomes out."""
 
     def __init__(self, fleet: Fleet, contents: Contents, fast_forward: bool = True, log: Window | None = None) -> None:
-        self.state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward, log=log)
+        self.state, self.plan = lay_out(
+            fleet, contents.blocks, contents.tokens, tenants=contents.tenants, fast_forward=fast_forward, log=log
+        )
         self.input_edges = np.asarray(fleet.input_edges, np.int64)
 
     def run(
@@ -191,7 +197,18 @@ def contents_of(trace: Trace) -> Contents:
     blocks, size = trace.columns.get("prefix_blocks"), trace.metadata.get("block_tokens")
     if not isinstance(blocks, Ragged) or not isinstance(size, int):
         return NO_CONTENTS
-    return Contents(blocks.offsets, block_ids(trace, blocks), size)
+    ids = block_ids(trace, blocks)
+    return Contents(blocks.offsets, ids, size, _tenants(trace, blocks, ids))
+
+
+def _tenants(trace: Trace, blocks: Ragged, ids: np.ndarray) -> Tenants:
+    """Return whose each content block is, where the trace names tenants: that of the first request with it."""
+    named = trace.columns.get("tenant")
+    if not isinstance(named, Labels) or not ids.size:
+        return NO_TENANTS
+    codes = np.full(int(ids.max()) + 1, -1, np.int64)
+    codes[ids[::-1]] = np.repeat(named.codes, blocks.lengths)[::-1]
+    return Tenants(codes, named.names)
 
 
 def chunks_of(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:

@@ -12,6 +12,7 @@ from simulator.fleet import Fleet
 from simulator.layout import CANCELLED, FINISHED, REJECTED
 from simulator.series import Series
 from simulator.step_log import StepLog
+from simulator.stores import Traffic
 from simulator.turnover import Outcome
 from traces import Labels, Trace
 
@@ -37,6 +38,7 @@ class Run:
     series: Series | None = None
     steps: StepLog | None = None
     arrived_ps: npt.NDArray[np.int64] | None = None  # where requests came at other times than the trace says
+    traffic: tuple[Traffic, ...] = ()  # through the tiers below the lanes' memories
 
     def _repr_html_(self) -> str:
         """Return the run as a notebook shows it."""

@@ -23,6 +23,7 @@ from simulator.layout import (
 )
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
 from simulator.step_log import Window
+from simulator.stores import NO_TENANTS, Tenants, lay_out_stores
 from simulator.tournament import tree_of
 
 Rows = npt.NDArray[Any]
@@ -33,12 +34,14 @@ def lay_out(
     contents: npt.NDArray[np.int64],
     content_tokens: int,
     *,
+    tenants: Tenants = NO_TENANTS,
     fast_forward: bool = True,
     log: Window | None = None,
 ) -> tuple[State, Plan]:
     """Return the state before the first event, with no slot yet for requests, and what a planned router looks up.
 
-    contents are the content blocks of all requests in order, of so many tokens each. Steps are logged in a window.
+    contents are the content blocks of all requests in order, of so many tokens each, and tenants whose each is. Steps
+    are logged in a window.
     """
     tables, first_variants = _tables(fleet)
     variants, prices = pack(tables)
@@ -55,7 +58,9 @@ def lay_out(
     clock["decode_tree"] = _place_tree(words, lanes, decoding) if decoding.size else NONE
     shares = fleet.share_matrix()
     plan = Plan(_place_loads(words, fleet, lanes), shares, np.zeros(shares.shape), _prompts(fleet))
-    nodes = _nodes(lanes, contents.size)
+    most_nodes = lay_out_stores(fleet, lanes, tenants.names, words.add, contents.size)
+    clock["tenants_at"] = words.add(tenants.codes)
+    nodes = _nodes(lanes, contents.size, most_nodes)
     clock["content_tokens"], clock["vacant_node"] = content_tokens, 0 if nodes.size else NONE
     buckets = np.full(1 << max(0, nodes.size - 1).bit_length(), NONE, np.int64)
     coming, rows = np.zeros(0, np.int64), np.zeros(0, REQUEST)
@@ -65,7 +70,8 @@ def lay_out(
     if log:
         clock["log_from_ps"], clock["log_until_ps"] = log.from_ps, log.until_ps
     changing = (words.joined(), prices, nodes, buckets, contents, timers, notices, variants, logged)
-    return State(clock, rows, lanes, coming, *changing), plan
+    tiers = (1,) if most_nodes else ()
+    return State(clock, rows, lanes, coming, *changing, tiers), plan
 
 
 def _tables(fleet: Fleet) -> tuple[list[StepTable], list[int]]:
@@ -83,11 +89,11 @@ def _tables(fleet: Fleet) -> tuple[list[StepTable], list[int]]:
     return tables, firsts
 
 
-def _nodes(lanes: Rows, contents: int) -> Rows:
-    """Return vacant nodes, enough for all content that lanes can hold or will see, each naming the next one."""
+def _nodes(lanes: Rows, contents: int, below: int) -> Rows:
+    """Return vacant nodes, enough for all content that lanes can hold or will see, each naming the next; more below."""
     caching = lanes[lanes["caching"] > 0]
     left_by_preempted = 2 * int(caching["max_sequences"].sum())
-    count = min(int(caching["total_blocks"].sum()), contents + left_by_preempted)
+    count = min(int(caching["total_blocks"].sum()), contents + left_by_preempted) + below
     nodes = np.zeros(count, NODE)
     nodes["next"] = np.append(np.arange(1, count), NONE)[:count]
     return nodes

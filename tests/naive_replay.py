@@ -3,10 +3,11 @@
 import math
 from fractions import Fraction
 
+import naive_tiers
 import numpy as np
 
-FAR = 1 << 62
 LATE = 1 << 20  # added to the priority of a prompt that cannot be in time
+FAR = 1 << 62
 
 
 class NaiveRequest:
@@ -45,11 +46,14 @@ class NaivePool:
     """Blocks as vLLM keeps them: free ones in a queue, taken from its head, each still known by its content."""
 
     def __init__(self, total):
-        self.queue, self.known = [NaiveBlock() for _ in range(total)], {}
+        self.queue, self.known, self.sizes = [NaiveBlock() for _ in range(total)], {}, {}
 
-    def take(self, count):
+    def take(self, count, evicted):
+        """Take free blocks; tell of each content when the first block of it goes."""
         taken, self.queue = self.queue[:count], self.queue[count:]
         for block in taken:
+            if block.key is not None and self.sizes.get(block.key[:-1]) == block.key[-1] + 1:
+                evicted(block.key[1], block.key[-1] + 1)
             self.forget(block)
             block.users = 1
         return taken
@@ -99,6 +103,8 @@ class NaiveLane:
         self.end_ps, self.woken_ps, self.start_ps = None, None, None
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool, self.reserve = NaivePool(limits.total_blocks), limits.reserve
+        self.stores, self.fetch_ps = [], 0
+        self.fetch_layers = self.layers if pool.fetches_layerwise else 0
 
     def prompts_done_ps(self, request):
         """Return when a router should think that the lane is done with a prompt, by full steps."""
@@ -172,6 +178,8 @@ class NaiveLane:
         found = [*shared, *part, *own]
         total = request.input_tokens + request.generated
         found_tokens = min(len(found) * limits.block_tokens, total)
+        reads = self.reads_below(request, nodes, found_tokens) if limits.caching and not request.swapped else []
+        found_tokens += sum(tokens for _, _, tokens in reads)
         computed = max(request.swapped, min(found_tokens, total - 1))
         chunk = min(total - computed, limits.long_prefill_tokens)
         if not limits.chunked_prefill and chunk > budget:
@@ -187,6 +195,7 @@ class NaiveLane:
             return 0
         self.swap_ps += request.swapped * limits.swap_ps_per_token
         request.swapped = 0
+        self.fetch(reads)
         for block in found:
             self.pool.hold(block)
         for block in [*part, *own]:
@@ -197,6 +206,42 @@ class NaiveLane:
         if request.scheduled_ps is None:
             request.cached_tokens = min(found_tokens, request.input_tokens)
         return chunk
+
+    def reads_below(self, request, nodes, from_tokens):
+        """Return what is to be read of the prompt's content after so many nodes: (store, content, tokens) each."""
+        reads, size = [], self.content_tokens
+        for place, content in list(enumerate(request.contents))[nodes:]:
+            holder = next((store for store in self.stores if store.has(content, self.start_ps)), None)
+            if holder is None:
+                break
+            end_tokens = min((place + 1) * size, request.input_tokens)
+            reads.append((holder, content, max(0, end_tokens - max(place * size, from_tokens))))
+        return reads if any(tokens for _, _, tokens in reads) else []
+
+    def fetch(self, reads):
+        for store in self.stores:
+            found = [(content, tokens) for holder, content, tokens in reads if holder is store]
+            for content, _ in found:
+                store.touch(content)
+            tokens = sum(tokens for _, tokens in found)
+            if tokens:
+                self.fetch_ps = store.read(self.start_ps + self.fetch_ps, tokens) - self.start_ps
+
+    def write_back(self, content, blocks):
+        takers = [store for store in self.stores if not store.tier.writes_through]
+        if takers:
+            takers[0].write(content, blocks, self.fleet.now_ps)
+
+    def write_through(self, request):
+        for store in self.stores:
+            for content in request.contents[: request.shared_nodes] if store.tier.writes_through else ():
+                store.write(content, self.pool.sizes["shared", content], self.fleet.now_ps)
+
+    def with_fetch(self, compute_ps):
+        fetch_ps, self.fetch_ps = self.fetch_ps, 0
+        if not self.fetch_layers:
+            return compute_ps + fetch_ps
+        return max(compute_ps, fetch_ps) + min(compute_ps, fetch_ps) // self.fetch_layers
 
     def has_room(self, request, prompt_tokens, queued):
         """Say whether a prompt and its answer fit beside the part that is kept of running requests' answers to come."""
@@ -209,7 +254,7 @@ class NaiveLane:
 
     def take(self, request, tokens):
         """Give a running request the blocks for so many tokens more, and make its content known."""
-        request.blocks = request.blocks + self.pool.take(self.lacks(request, tokens))
+        request.blocks = request.blocks + self.pool.take(self.lacks(request, tokens), self.write_back)
         while self.limits.caching and request.shared_nodes < len(request.contents):
             place = request.shared_nodes
             content = request.contents[place]
@@ -220,6 +265,7 @@ class NaiveLane:
                 break
             first = self.blocks_for(place * self.content_tokens)
             self.pool.name(request.blocks[first : first + self.node_blocks(request, place)], ("shared", content))
+            self.pool.sizes["shared", content] = self.node_blocks(request, place)
             request.shared_nodes += 1
 
     def most_blocks(self, request):
@@ -265,7 +311,7 @@ class NaiveLane:
             self.form_step(now_ps)
         self.end_ps = None
         if self.running:
-            duration_ps, self.swap_ps = self.price_ps() + self.swap_ps, 0
+            duration_ps, self.swap_ps = self.with_fetch(self.price_ps() + self.swap_ps), 0
             self.end_ps = self.through_pipeline(duration_ps) if len(self.stage_free_ps) > 1 else now_ps + duration_ps
 
     def enqueue(self, request, now_ps):
@@ -322,7 +368,7 @@ class NaiveLane:
         if need > self.free_blocks() - self.unready() - self.limits.watermark_blocks:
             return False
         source = request.source
-        request.leased = self.pool.take(need)
+        request.leased = self.pool.take(need, self.write_back)
         self.loading.append(self.waiting.pop(0))
         request.status = "loading"
         moving_ps = request.computed * source.link_ps_per_token
@@ -419,6 +465,8 @@ class NaiveLane:
             complete = request.chunk > 0 and (request in decodes or request.prompt_left() == 0)
             request.chunk = 0
             if complete:
+                if request not in decodes:
+                    self.write_through(request)
                 request.generated += gained if request in decodes else 1
                 request.status = "decoding"
                 if request.first_token_ps is None:
@@ -454,6 +502,8 @@ class NaiveFleet:
                 self.pools += [pool_index] * len(replica)
                 for lane in replica if pool.engine.ranks > 1 else []:
                     lane.round = replica
+        self.place_tiers(trace)
+        self.now_ps = 0
         self.front = [i for i, lane in enumerate(self.lanes) if lane.role != "decode"]
         self.back = [i for i, lane in enumerate(self.lanes) if lane.role == "decode"]
         priorities = trace.columns.get("priority", np.zeros(len(trace), np.int64))
@@ -465,12 +515,28 @@ class NaiveFleet:
         self.shares = fleet.share_matrix()
         self.credits = np.zeros(self.shares.shape)
 
+    def place_tiers(self, trace):
+        tenants, contents = trace.columns.get("tenant"), trace.columns.get("prefix_blocks")
+        first_asked_by = {}
+        for row in range(len(trace)) if tenants and contents else ():
+            for content in contents[row].tolist():
+                first_asked_by.setdefault(content, int(tenants.codes[row]))
+        chains = naive_tiers.chains(
+            self.fleet, tenants.names if tenants else (), lambda each: first_asked_by.get(each, -1)
+        )
+        replicas = [pool.engine.lanes for pool in self.fleet.pools for _ in range(pool.replicas)]
+        lanes = iter(self.lanes)
+        for count, chain in zip(replicas, chains, strict=True):
+            for _ in range(count):
+                next(lanes).stores = chain
+
     def run(self):
         coming = list(self.requests)
         while True:
             lane = min(self.lanes, key=lambda lane: lane.next_ps())
             arrival_ps = coming[0].arrival_ps if coming else FAR
             timer_ps = min(self.timers)[0] if self.timers else FAR
+            self.now_ps = min(lane.next_ps(), timer_ps, arrival_ps)
             if lane.next_ps() < FAR and lane.next_ps() <= min(arrival_ps, timer_ps):
                 lane.next_round(lane.next_ps())
             elif self.timers and timer_ps <= arrival_ps:

@@ -20,8 +20,10 @@ from simulator.fleet import Fleet, Link, Pool
 from simulator.layout import CANCELLED, FAR, FINISHED
 from simulator.replay import NO_CONTENTS, Course, replay
 from simulator.routing import ROUTERS
+from simulator.stores import Tier
 from simulator.stream import replay_blocks
-from traces.trace import take
+from simulator.tiers import EVICTIONS
+from traces.trace import Labels, take
 
 MS = 1e-3
 STATUSES = {"finished": FINISHED, "cancelled": CANCELLED}
@@ -64,19 +66,53 @@ def random_case(seed: int):
             rng=rng,
         )
         pools.append(Pool(engine, int(rng.integers(1, 4)), speed=float(rng.choice([1.0, 2.0]))))
+    pools = with_tiers(np.random.default_rng([seed, 2]), pools)
     if len(pools) > 1 and rng.random() < 0.4:
         pools = [*(replace(pool, role="prefill") for pool in pools[:-1]), replace(pools[-1], role="decode")]
     count = int(rng.integers(1, 80))
     gaps_s = rng.exponential(float(rng.choice([0.1, 2.0, 20.0])) * MS, count)
     inputs, outputs = rng.integers(1, 60, count), rng.integers(1, 60, count)
     contents = [shared_content(rng, tokens) for tokens in inputs] if rng.random() < 0.5 else None
-    trace = toys.trace(np.cumsum(gaps_s), inputs, outputs, contents, priority=rng.integers(-1, 3, count))
+    owners = np.random.default_rng([seed, 3]).integers(-1, 2, count).astype(np.int32)
+    columns = {"priority": rng.integers(-1, 3, count), "tenant": Labels(owners, ("a", "b"))}
+    trace = toys.trace(np.cumsum(gaps_s), inputs, outputs, contents, **columns)
     link = Link(bytes_per_s=1e10, latency_s=float(rng.choice([0.0, 1e-4])), is_layerwise=bool(rng.random() < 0.5))
     patience_s = float(rng.choice([0.02, 0.1])) if rng.random() < 0.3 else math.inf
     router = str(rng.choice(list(ROUTERS)))
     limit_s = float(later.choice([0.01, 0.05, math.inf]))
     return trace, Fleet(
         tuple(pools), router, input_edges=(0, 20), link=link, patience_s=patience_s, ttft_limit_s=limit_s
+    )
+
+
+def with_tiers(rng, pools):
+    """Return the pools, most of those that cache with tiers below their memory."""
+    return [
+        replace(pool, tiers=random_tiers(rng), fetches_layerwise=bool(rng.random() < 0.4))
+        if pool.engine.limits.caching and pool.engine.kv_bytes_per_token and rng.random() < 0.7
+        else pool
+        for pool in pools
+    ]
+
+
+def random_tiers(rng):
+    """Return one or two tiers of a few prompts each, the last perhaps one that replicas share."""
+    count = int(rng.integers(1, 3))
+    return tuple(
+        Tier(
+            f"tier{place}",
+            float(rng.integers(20, 400)) * 1e6,
+            float(rng.choice([1e9, 1e11])),
+            latency_s=float(rng.choice([0.0, 1e-4])),
+            operation_s=float(rng.choice([0.0, 1e-5])),
+            operation_blocks=int(rng.choice([1, 4])),
+            is_shared=place == count - 1 and rng.random() < 0.5,
+            total_bytes_per_s=float(rng.choice([2e9, math.inf])),
+            eviction=str(rng.choice(list(EVICTIONS))),
+            quotas={"a": 0.5, "b": 0.2} if rng.random() < 0.3 else {},
+            writes_through=bool(rng.random() < 0.4),
+        )
+        for place in range(count)
     )
 
 

@@ -35,6 +35,7 @@ from simulator.replay import FOREVER_PS, FleetView, RequestView, chunks_of, cont
 from simulator.run import Run
 from simulator.series import Sampler
 from simulator.state import lay_out
+from simulator.stores import traffic
 from simulator.turnover import blank, clear_out, take_in, with_room
 from traces import Trace
 
@@ -140,7 +141,8 @@ def operate(
     clear_out(plane.state, outcome, 0)
     series = sampler.series() if sample_s is not None else None
     arrived_ps = plane.requests["arrival_ps"].copy()
-    run = Run(trace, fleet, outcome, plane.lanes, plane.clock, series, arrived_ps=arrived_ps)
+    passed = traffic(fleet, plane.state)
+    run = Run(trace, fleet, outcome, plane.lanes, plane.clock, series, arrived_ps=arrived_ps, traffic=passed)
     return Operation(run, plane.ledger)
 
 
@@ -158,7 +160,9 @@ class Plane:
     ) -> None:
         contents = contents_of(trace)
         self.environment, self.trace, self.fleet, self.sight = environment, trace, fleet, sight
-        state, self.plan = lay_out(fleet, contents.blocks, contents.tokens, fast_forward=fast_forward)
+        state, self.plan = lay_out(
+            fleet, contents.blocks, contents.tokens, tenants=contents.tenants, fast_forward=fast_forward
+        )
         state.clock["told"] = TELL_HELD
         self.state = with_room(state, len(trace))
         for chunk in chunks_of(trace, contents, max(1, len(trace))):

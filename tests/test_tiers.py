@@ -1,0 +1,163 @@
+"""Tiers below a lane's memory: what is evicted or computed is kept there, and read back over a link."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import toys
+
+from simulator.control.actions import Fail, Open
+from simulator.control.plane import operate
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
+from simulator.stores import Tier
+from traces.trace import Labels
+
+MS = 1e-3
+KV_BYTES = 1e6  # of a token; 1e9 bytes/s carry one a millisecond
+PROMPT = 16  # tokens of a content block, which are four blocks
+
+
+def pool(*tiers, replicas=1, prompts=4, layers=0, **costs):
+    """Return replicas whose memory holds so many prompts, with steps of a millisecond."""
+    blocks = 4 * prompts
+    bounds = toys.limits(total_blocks=blocks, caching=True, max_context_tokens=4 * blocks)
+    engine = replace(toys.engine(bounds, kv_bytes=KV_BYTES, **costs), layers=max(1, layers))
+    return Pool(engine, replicas, tiers=tiers, fetches_layerwise=layers > 0)
+
+
+def dram(prompts=100, bytes_per_s=1e9, **about):
+    """Return a tier that holds so many prompts."""
+    return Tier("dram", prompts * PROMPT * KV_BYTES, bytes_per_s, **about)
+
+
+def asked(names, owners=None, gap_s=0.1):
+    """Return prompts of one content block by name, and a token more, one every 100 ms."""
+    contents = [[name, 1000 + place] for place, name in enumerate(names)]
+    columns = {} if owners is None else {"tenant": Labels(np.array(owners, np.int32), ("a", "b"))}
+    return toys.trace(np.arange(len(names)) * gap_s, PROMPT + 1, 1, contents, **columns)
+
+
+def found(run):
+    """Return which prompts were found, in memory or below."""
+    return [int(tokens) // PROMPT for tokens in run.outcome.cached_tokens]
+
+
+AGAIN = [1, 2, 3, 4, 5, 6, 1]
+
+
+def test_a_prompt_evicted_from_memory_is_read_back_from_the_tier_below():
+    without, run = (replay(asked(AGAIN), Fleet((pool(*tiers),))) for tiers in ((), (dram(latency_s=2 * MS),)))
+    assert found(without)[-1] == 0
+    assert found(run)[-1] == 1
+    # A step of a millisecond, after 16 tokens at one a millisecond and 2 ms of latency.
+    assert run.ttft_s[-1] == pytest.approx(19 * MS, rel=1e-9)
+    assert run.ttft_s[0] == pytest.approx(1 * MS, rel=1e-9)
+    assert run.traffic[0].read_tokens == PROMPT
+
+
+def test_each_operation_of_so_many_blocks_takes_its_time():
+    tiers = [dram(operation_s=1 * MS, operation_blocks=size) for size in (1, 2, 4)]
+    runs = [replay(asked(AGAIN), Fleet((pool(tier),))) for tier in tiers]
+    assert np.rint([run.ttft_s[-1] / MS for run in runs]).tolist() == [1 + 16 + 4, 1 + 16 + 2, 1 + 16 + 1]
+
+
+@pytest.mark.parametrize(("step_ms", "whole_ms"), [(4, 16 + 4 / 4), (32, 32 + 16 / 4)])
+def test_layer_by_layer_the_longer_of_reading_and_computing_hides_the_other_but_for_a_layer(step_ms, whole_ms):
+    run = replay(asked(AGAIN), Fleet((pool(dram(), layers=4, step_ps=step_ms * toys.PS_PER_MS),)))
+    assert run.ttft_s[-1] == pytest.approx(whole_ms * MS, rel=1e-9)
+
+
+def test_what_is_on_its_way_down_is_not_found_yet():
+    slow = dram(bytes_per_s=1e9 / 50)  # a prompt takes 800 ms
+    assert found(replay(asked(AGAIN), Fleet((pool(slow),))))[-1] == 0
+    assert found(replay(asked(AGAIN, gap_s=2.0), Fleet((pool(slow),))))[-1] == 1
+
+
+def test_a_shared_tier_that_takes_prompts_when_computed_serves_other_replicas():
+    pooled = dram(is_shared=True, writes_through=True)
+    trace = asked([1, 1])
+    for tier, hits in ((dram(writes_through=True), [0, 0]), (pooled, [0, 1])):
+        run = replay(trace, Fleet((pool(tier, replicas=2),), "round-robin"))
+        assert found(run) == hits
+
+
+def test_a_shared_tier_carries_so_much_for_all_together():
+    # Two prompts are evicted from both replicas; read at one time, the second waits for the first.
+    names = [1, 2, *range(3, 15), 1, 2]
+    trace = asked(names)
+    together = trace.arrival_ns.copy()
+    together[-1] = together[-2]
+    trace = replace(trace, arrival_ns=together)
+    for total, last_ms in ((1e9, 16 + 16 + 1), (np.inf, 16 + 1)):
+        tier = dram(is_shared=True, total_bytes_per_s=total)
+        run = replay(trace, Fleet((pool(tier, replicas=2),), "round-robin"))
+        assert found(run)[-2:] == [1, 1]
+        assert np.rint(run.ttft_s[-2:] / MS).tolist() == [17, last_ms]
+
+
+def test_what_one_tier_evicts_the_next_takes():
+    ssd = Tier("ssd", 1e12, 1e8)
+    run = replay(asked([1, *range(2, 9), 1], gap_s=1.0), Fleet((pool(dram(prompts=2), ssd),)))
+    assert found(run)[-1] == 1
+    assert [each.read_tokens for each in run.traffic] == [0, PROMPT]
+    assert run.ttft_s[-1] == pytest.approx((160 + 1) * MS, rel=1e-9)
+
+
+def read_below(eviction, names, prompts=10):
+    run = replay(asked(names), Fleet((pool(dram(prompts, eviction=eviction), prompts=2),)))
+    return run.traffic[0].read_tokens // PROMPT
+
+
+def test_a_scan_flushes_lru_but_not_s3_fifo():
+    """Five prompts are asked for again and again, and between them thirty that never come back."""
+    scan = iter(range(100, 400))
+    rounds = [name for _ in range(10) for name in (*range(1, 6), *(next(scan) for _ in range(30)))]
+    warm = [name for _ in range(4) for name in range(1, 6)]
+    names = [*warm, *rounds]
+    assert read_below("s3-fifo", names) > read_below("lru", names) + 30
+
+
+def test_lru_keeps_what_is_read_and_fifo_does_not():
+    names = [name for fresh in range(100, 140) for name in (1, fresh, fresh + 500)]
+    assert read_below("lru", names) == 39 > read_below("fifo", names)
+
+
+def test_a_tenant_s_quota_is_kept_from_others():
+    """Tenant a comes back to three prompts while b floods the tier with prompts of its own."""
+    names, owners = [], []
+    for turn in range(12):
+        names += [1, 2, 3, *range(100 + 20 * turn, 120 + 20 * turn)]
+        owners += [0] * 3 + [1] * 20
+    trace = asked(names, owners)
+    hits = []
+    for quotas in ({}, {"a": 0.5, "b": 0.5}):
+        run = replay(trace, Fleet((pool(dram(10, quotas=quotas), prompts=2),)))
+        hits.append(sum(found(run)))
+    assert hits[0] == 0
+    assert hits[1] == 3 * 11
+
+
+def test_a_replica_that_fails_loses_its_own_tiers_but_not_the_shared_one():
+    def failing(plane):
+        yield plane.wait(0.55)
+        plane.do(Fail(0))
+        plane.do(Open(0))
+
+    for tier, hit in ((dram(), 0), (dram(is_shared=True), 1)):
+        run = operate(asked([*AGAIN[:-1], 7, 8, 1]), Fleet((pool(tier),)), controllers=[failing]).run
+        assert found(run)[-1] == hit
+        assert run.is_finished.all()
+
+
+def test_tiers_are_checked_where_they_are_made():
+    with pytest.raises(ValueError, match="unknown eviction 'lfu' of tier dram; known: lru, fifo, s3-fifo"):
+        dram(eviction="lfu")
+    with pytest.raises(ValueError, match="bytes_per_s of tier dram must be positive"):
+        dram(bytes_per_s=0.0)
+    with pytest.raises(ValueError, match="quotas of tier dram must be shares"):
+        dram(quotas={"a": 0.8, "b": 0.4})
+    with pytest.raises(ValueError, match="only the last can be shared"):
+        Fleet((pool(dram(is_shared=True), Tier("ssd", 1e12, 1e9)),))
+    with pytest.raises(ValueError, match="no prefix cache"):
+        Fleet((Pool(toys.engine(kv_bytes=1.0), 1, tiers=(dram(),)),))
