@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from planners.demand import Market, fresh_tokens, sizes
+from planners.demand import Market, sizes
 from planners.slo import limit_s
 from planners.solver import mathopt, solve
 from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
@@ -99,8 +99,15 @@ class Windows:
 
 
 def windows_of(market: Market) -> Windows:
-    """Return the windows of a market that fleets are held against."""
+    """Return the windows of a market that fleets are held against; where it has classes, those of every view of it."""
     rows: list[Row] = []
+    for view in market.views:
+        seen, families = windows_of(view.market), len(rows)
+        if seen.is_hopeless:
+            return seen
+        rows += [replace(row, first=int(view.rows[row.first]), family=families + row.family) for row in seen.rows]
+    if market.views:
+        return Windows(tuple(rows), False)
     for part in _parts(market):
         cost = _Cost(market, part)
         hopeless = int(np.isinf(cost.cheapest).sum())
@@ -205,7 +212,7 @@ class _Cost:
         self.part = part
         self.usd = market.usd_per_hour
         self.inputs, self.outputs = sizes(market.trace)
-        self.fresh = fresh_tokens(market.trace)
+        self.fresh = market.fresh
         self.is_split = any(offer.role != "both" for offer in market.offers)
         self.stand_in = _stand_ins(self.usd, part)
         self.engines = np.unique(self.stand_in)

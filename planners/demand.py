@@ -1,18 +1,20 @@
 """What a trace asks of every engine on offer: load by size bucket, and the requests that break a promise by nature."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from planners.classes import codes_of, members, named
 from planners.engines import Offer
 from planners.mix import Demand
 from planners.slo import Slo, limit_s
 from planners.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
 from traces import Ragged, Trace
 from traces.statistics import block_ids
+from traces.trace import take
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -21,12 +23,22 @@ BUCKETS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """Some requests of a market as a market of their own: their rows there, and which of its promises they are made."""
+
+    market: "Market"
+    rows: Counts
+    promises: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Market:
     """A trace, its promises and the engines on offer, and what each engine would have to do for it.
 
     prices[engine] are lower bounds on replica time per token; horizon_s is the time there is to do all work;
     alone_s[promise, engine] is the promised percentile where every request has an idle replica to itself, and
-    late[promise, engine, request] says which miss the promise even so.
+    late[promise, engine, request] says which miss the promise even so; fresh are the prompt tokens of each request that
+    no cache can hold. classes are those that promises name, views what each of them is by itself.
     """
 
     trace: Trace
@@ -39,6 +51,19 @@ class Market:
     demand: Demand
     alone_s: Array
     late: npt.NDArray[np.bool_]
+    fresh: Counts
+    classes: tuple[str, ...] = ()
+    views: "tuple[View, ...]" = ()
+
+    @property
+    def buckets(self) -> int:
+        """Return the number of buckets: of every class, those by size."""
+        return int(self.demand.load.shape[1])
+
+    def bucket_of(self, trace: Trace) -> Counts:
+        """Return the bucket of each request of a trace."""
+        size = np.searchsorted(self.input_edges, sizes(trace)[0], side="right") - 1
+        return codes_of(trace, self.classes) * len(self.input_edges) + size if self.classes else size
 
     def only(self, engines: Sequence[int]) -> "Market":
         """Return the market with some of its engines."""
@@ -52,6 +77,7 @@ class Market:
             demand=demand,
             alone_s=self.alone_s[:, chosen],
             late=self.late[:, chosen],
+            views=tuple(replace(view, market=view.market.only(chosen)) for view in self.views),
         )
 
     @property
@@ -62,44 +88,167 @@ class Market:
 
 
 def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market:
-    """Return the market for a trace of at least one request; offers are taken in the order of their names."""
+    """Return the market for a trace of at least one request; offers are taken in the order of their names.
+
+    Where promises are made to classes, each class has its own buckets, one class after the other, and those of no class
+    named come last; each is also seen alone, and those promised a first token or an end together, in `views`.
+    """
     offers = tuple(sorted(offers, key=lambda offer: offer.name))
+    fresh, edges, names = fresh_tokens(trace), input_edges(sizes(trace)[0]), named(slos)
+    allowed = tuple(_misses_allowed(slo, trace) for slo in slos)
+    horizon_s = max(_horizon_s(trace, _promised(slos, name)) for name in ("", *names))
+    whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s)
+    if not names:
+        return _surveyed(trace, slos, offers, whole)
+    codes = codes_of(trace, names)
+    parts = []
+    for code, name in enumerate((*names, "")):
+        rows = np.flatnonzero(codes == code)
+        places = [place for place, slo in enumerate(slos) if slo.slo_class in ("", name)]
+        scope = replace(whole, rows=rows, fresh=fresh[rows], allowed=tuple(allowed[place] for place in places))
+        own = _surveyed(take(trace, rows), [slos[place] for place in places], offers, scope)
+        parts.append(View(own, rows, tuple(places)))
+    return _joined(trace, slos, names, whole, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which rows of a trace are looked at, what of their prompts no cache holds, and what they share with the rest."""
+
+    rows: Counts
+    fresh: Counts
+    edges: tuple[int, ...]
+    allowed: tuple[float, ...]
+    horizon_s: float
+
+
+def _surveyed(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scope: Scope) -> Market:
+    """Return the market for requests that all are promised the same."""
+    if not len(trace):
+        return _of_nobody(trace, slos, offers, scope)
     inputs, outputs = sizes(trace)
-    fresh = fresh_tokens(trace)
-    edges = input_edges(inputs)
+    fresh, edges = scope.fresh, scope.edges
     bucket = np.searchsorted(edges, inputs, side="right") - 1
-    horizon_s = trace.span_s + _patience_s(slos, outputs)
-    if not math.isfinite(horizon_s):
-        horizon_s = max(trace.span_s, 1.0)
     prices, load, alone_s = [], [], []
     late = np.empty((len(slos), len(offers), len(trace)), bool)
     for engine, offer in enumerate(offers):
         seen = alone(offer.priced, inputs, outputs, fresh)
         price = token_prices(offer.priced, worth_of(inputs, outputs, fresh), limit_s(slos, "tpot"))
-        work = np.bincount(bucket, request_work_s(price, inputs, outputs, fresh), len(edges)) / horizon_s
+        work = np.bincount(bucket, request_work_s(price, inputs, outputs, fresh), len(edges)) / scope.horizon_s
         fits = np.bincount(bucket, np.isinf(seen.e2e), len(edges)) == 0
         prices.append(price)
         load.append(np.where(fits, work, np.inf))
-        late[:, engine] = [_is_late(seen, slo) for slo in slos]
+        for promise, slo in enumerate(slos):
+            late[promise, engine] = _is_late(seen, slo)
         alone_s.append([_percentile_s(getattr(seen, slo.metric), slo.percent) for slo in slos])
+    lost = [late[:, :, bucket == number].sum(axis=2) for number in range(len(edges))]
     return Market(
         trace=trace,
         slos=tuple(slos),
         offers=offers,
         usd_per_hour=np.array([offer.usd_per_hour for offer in offers]),
         prices=tuple(prices),
-        horizon_s=horizon_s,
+        horizon_s=scope.horizon_s,
         input_edges=edges,
-        demand=Demand(
-            load=np.array(load),
-            lost=np.stack([late[:, :, bucket == number].sum(axis=2) for number in range(len(edges))], axis=2).astype(
-                float
-            ),
-            allowed=np.array([_misses_allowed(slo, outputs) for slo in slos], np.float64),
-        ),
-        alone_s=np.array(alone_s).T,
+        demand=Demand(np.array(load), np.stack(lost, axis=2).astype(float), np.array(scope.allowed, np.float64)),
+        alone_s=np.array(alone_s).reshape(len(offers), len(slos)).T,
         late=late,
+        fresh=fresh,
     )
+
+
+def _of_nobody(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scope: Scope) -> Market:
+    """Return the market of a class without a request: any engine carries it."""
+    shape = (len(slos), len(offers), len(scope.edges))
+    return Market(
+        trace=trace,
+        slos=tuple(slos),
+        offers=offers,
+        usd_per_hour=np.array([offer.usd_per_hour for offer in offers]),
+        prices=(TokenPrices(0.0, 0.0, 0.0, 0.0),) * len(offers),
+        horizon_s=scope.horizon_s,
+        input_edges=scope.edges,
+        demand=Demand(np.zeros(shape[1:]), np.zeros(shape), np.array(scope.allowed, np.float64)),
+        alone_s=np.zeros(shape[:2]),
+        late=np.zeros((*shape[:2], 0), bool),
+        fresh=scope.fresh,
+    )
+
+
+def _joined(trace: Trace, slos: Sequence[Slo], names: tuple[str, ...], whole: Scope, parts: Sequence[View]) -> Market:
+    """Return the market of all classes: their buckets side by side, and what is promised to whom."""
+    offers = parts[0].market.offers
+    inputs, outputs = sizes(trace)
+    worth = worth_of(inputs, outputs, whole.fresh)
+    loosest_s = max(limit_s(part.market.slos, "tpot") for part in parts if part.rows.size)
+    sized = len(whole.edges)
+    late = np.zeros((len(slos), len(offers), len(trace)), bool)
+    lost = np.zeros((len(slos), len(offers), sized * len(parts)))
+    alone_s = np.zeros((len(slos), len(offers)))
+    for number, part in enumerate(parts):
+        for own, place in enumerate(part.promises):
+            late[place][:, part.rows] = part.market.late[own]
+            lost[place][:, number * sized : (number + 1) * sized] = part.market.demand.lost[own]
+            alone_s[place] = np.maximum(alone_s[place], part.market.alone_s[own])
+    market = Market(
+        trace=trace,
+        slos=tuple(slos),
+        offers=offers,
+        usd_per_hour=parts[0].market.usd_per_hour,
+        prices=tuple(token_prices(offer.priced, worth, loosest_s) for offer in offers),
+        horizon_s=whole.horizon_s,
+        input_edges=whole.edges,
+        demand=Demand(np.hstack([part.market.demand.load for part in parts]), lost, np.array(whole.allowed)),
+        alone_s=alone_s,
+        late=late,
+        fresh=whole.fresh,
+        classes=names,
+    )
+    return replace(market, views=(*(part for part in parts if part.market.slos and part.rows.size), *_pooled(market)))
+
+
+def _pooled(market: Market) -> Iterator[View]:
+    """Yield all requests that are promised a first token or an end, each held to the longest that any is allowed.
+
+    Whoever keeps its own promises keeps that one; and no more may miss it than may miss any of those it stands for.
+    """
+    codes = codes_of(market.trace, market.classes)
+    groups = {name: _promised(market.slos, name) for name in (*market.classes, "")}
+    timed = {name for name, own in groups.items() if math.isfinite(min(limit_s(own, "ttft"), limit_s(own, "e2e")))}
+    rows = np.flatnonzero(np.isin(codes, [place for place, name in enumerate(groups) if name in timed]))
+    if len({name for name in timed if (codes[rows] == list(groups).index(name)).any()}) < 2:
+        return
+    slos, late, allowed = [], [], []
+    for metric in ("ttft", "tpot", "e2e"):
+        limits = [limit_s(groups[name], metric) for name in timed]
+        stood_for = [place for place, slo in enumerate(market.slos) if slo.metric == metric]
+        if math.isfinite(max(limits)) and stood_for:
+            slos.append(Slo(metric, 50.0, max(limits)))
+            late.append(market.late[stood_for][:, :, rows].any(axis=0))
+            allowed.append(float(market.demand.allowed[stood_for].sum()))
+    if slos:
+        demand = replace(market.demand, allowed=np.array(allowed))
+        own = replace(
+            market,
+            trace=take(market.trace, rows),
+            slos=tuple(slos),
+            late=np.array(late),
+            demand=demand,
+            fresh=market.fresh[rows],
+            classes=(),
+        )
+        yield View(own, rows, ())
+
+
+def _promised(slos: Sequence[Slo], name: str) -> list[Slo]:
+    """Return what the requests of a class are promised, with all others or by themselves."""
+    return [slo for slo in slos if slo.slo_class in ("", name)]
+
+
+def _horizon_s(trace: Trace, slos: Sequence[Slo]) -> float:
+    """Return the time there is for the work of a trace; about its span where nothing is promised that ends."""
+    horizon_s = trace.span_s + _patience_s(slos, sizes(trace)[1])
+    return horizon_s if math.isfinite(horizon_s) else max(trace.span_s, 1.0)
 
 
 def sizes(trace: Trace) -> tuple[Counts, Counts]:
@@ -138,7 +287,8 @@ def _patience_s(slos: Sequence[Slo], outputs: Counts) -> float:
     return min(whole_s, limit_s(slos, "e2e"))
 
 
-def _misses_allowed(slo: Slo, outputs: Counts) -> int:
+def _misses_allowed(slo: Slo, trace: Trace) -> int:
+    outputs = sizes(trace)[1][members(trace, slo.slo_class)]
     counted = int((outputs > 1).sum()) if slo.metric == "tpot" else outputs.size
     return slo.misses_allowed(counted)
 

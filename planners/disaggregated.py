@@ -72,7 +72,7 @@ def candidate(market: Market, pools: Sequence[tuple[int, int]]) -> Candidate:
     ordered = sorted(pools, key=lambda pool: (market.offers[pool[0]].role == "decode", pool[0]))
     shares = [0.0 if market.offers[engine].role == "decode" else 1.0 for engine, _ in ordered]
     row = tuple(share / sum(shares) for share in shares)
-    return Candidate(tuple(ordered), (row,) * len(market.input_edges), "in-time")
+    return Candidate(tuple(ordered), (row,) * market.buckets, "in-time")
 
 
 def _best(priced: list[tuple[float, Offer]]) -> list[Offer]:

@@ -1,5 +1,6 @@
 """Why a plan is as it is: which promise and which moments bind, what demand costs at the margin, what else was near."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ class Shadow:
     from_tokens: int
     requests_per_s: float
     usd_per_hour_per_request_per_s: float
+    slo_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Explanation:
                     "from_tokens": shadow.from_tokens,
                     "requests_per_s": shadow.requests_per_s,
                     "usd_per_hour_per_request_per_s": shadow.usd_per_hour_per_request_per_s,
+                    **({"class": shadow.slo_class} if shadow.slo_class else {}),
                 }
                 for shadow in self.shadows
             ],
@@ -111,13 +114,12 @@ def _shadow_prices(market: Market) -> tuple[Array, float]:
 
 
 def _shadows(market: Market, price: Array) -> tuple[Shadow, ...]:
-    trace = market.trace
-    bucket = np.searchsorted(market.input_edges, np.maximum(trace.input_tokens, 1), side="right") - 1
-    rate = np.bincount(bucket, minlength=len(market.input_edges)) / market.horizon_s
+    rate = np.bincount(market.bucket_of(market.trace), minlength=market.buckets) / market.horizon_s
+    edges = itertools.product((*market.classes, ""), market.input_edges)
     return tuple(
-        Shadow(edge, float(rate[number]), float(price[number] / rate[number]))
-        for number, edge in enumerate(market.input_edges)
-        if rate[number] > 0
+        Shadow(edge, float(rate[number]), float(price[number] / rate[number]), name)
+        for number, (name, edge) in enumerate(edges)
+        if number < rate.size and rate[number] > 0
     )
 
 

@@ -1,7 +1,7 @@
 """A fleet from a file: plan.json as a command wrote it, or fleet.yaml as a person did: model, router and pools."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -100,6 +100,7 @@ class ReadFleet:
     slos: tuple[Slo, ...]
     warnings: tuple[str, ...] = ()
     control: fleet_control.Control | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     def play(self, trace: "Trace", fleet: "Fleet | None" = None) -> "Run":
         """Replay a trace on the fleet, or one made of it, under its control if it has any."""
@@ -115,7 +116,7 @@ def read(path: str | Path) -> ReadFleet:
     if plan_file.is_plan(text):
         saved = plan_file.parse(path, text)
         plan, warnings = plan_file.without_empty_pools(saved.plan)
-        return ReadFleet(plan.fleet(), saved.slos, warnings)
+        return ReadFleet(plan.fleet(), saved.slos, warnings, classes=saved.inputs.get("classes", {}))
     return _from_lines(path, text)
 
 

@@ -219,7 +219,7 @@ class Hunt:
         return low, high
 
     def _alone(self, engine: int, count: int) -> Candidate:
-        return Candidate(((engine, count),), ((1.0,),) * len(self.market.input_edges))
+        return Candidate(((engine, count),), ((1.0,),) * self.market.buckets)
 
     def _engine_survives(self, engine: int, count: int) -> bool:
         verdict, _ = self.attempt(self._alone(engine, count))

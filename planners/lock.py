@@ -118,10 +118,10 @@ def facts_of(plan: Plan) -> dict[str, float]:
 
 def facts_of_run(run: "Run", slos: tuple[Slo, ...]) -> dict[str, float]:
     """Return the same figures from a replay, cost and bound aside."""
-    from planners.slo import limit_s, value_s
+    from planners.slo import kept, value_s
 
     facts = {str(slo): value_s(run, slo) for slo in slos}
-    facts["attainment"] = float(run.keeps({slo.metric: limit_s(slos, slo.metric) for slo in slos}).mean())
+    facts["attainment"] = float(kept(run, slos).mean())
     facts["rejected"] = float(run.counts()["rejected"])
     return {name: plain(value) if plain(value) is not None else float("inf") for name, value in facts.items()}
 
@@ -182,8 +182,7 @@ def text_of(scenarios: Mapping[str, Scenario]) -> str:
 
 def read_trace(scenario: Scenario, beside: str | Path) -> "Trace":
     """Return the trace of a scenario, looked for from here and from the lock file's folder."""
-    inputs = scenario.inputs
-    return trace_at(inputs["trace"], beside, inputs.get("scale"), inputs["seed"])
+    return trace_at(scenario.inputs["trace"], beside, scenario.inputs)
 
 
 def read_model(scenario: Scenario, beside: str | Path) -> "Llm":

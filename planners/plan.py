@@ -72,8 +72,8 @@ class Plan:
     holds for fleets routed like this one, and where not all of them were replayed, for what the search learned of
     their pools: it is no proof. latency_s, attainment
     and requests are those of the rehearsal on the whole trace; empty where the plan is analytic, not rehearsed.
-    shares[bucket][pool] are the fractions of each bucket of prompt lengths, and ttft_limit_s what the router
-    "in-time" holds prompts against, as in simulator.fleet.Fleet.
+    shares[bucket][pool] are the fractions of each bucket of prompt lengths, class by class where there are classes, and
+    ttft_limit_s what the router "in-time" holds prompts against, as in simulator.fleet.Fleet.
     """
 
     pools: tuple[PlannedPool, ...]
@@ -96,6 +96,8 @@ class Plan:
     out_of_sample: OutOfSample | None = None
     explain: Mapping[str, Any] = field(default_factory=dict)
     ttft_limit_s: float | None = None
+    classes: tuple[str, ...] = ()
+    latency_by_class_s: Mapping[str, Latency] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -117,7 +119,8 @@ class Plan:
             for pool in self.pools
         ]
         limit_s = math.inf if self.ttft_limit_s is None else self.ttft_limit_s
-        return Fleet(tuple(pools), self.router, self.input_edges, self.shares, ttft_limit_s=limit_s)
+        edges, classes = self.input_edges, self.classes
+        return Fleet(tuple(pools), self.router, edges, self.shares, ttft_limit_s=limit_s, classes=classes)
 
     def result(self) -> dict[str, Any]:
         """Return what plan.json says of the plan: plain values, 6 significant digits, the same bytes every time."""
@@ -132,8 +135,10 @@ class Plan:
                     "input_edges": self.input_edges,
                     "shares": self.shares,
                     "ttft_limit_s": self.ttft_limit_s,
+                    **({"classes": self.classes} if self.classes else {}),
                 },
                 "slo": self.latency_s,
+                **({"slo_by_class": self.latency_by_class_s} if self.classes else {}),
                 "attainment": self.attainment,
                 "requests": self.requests,
                 "promises": [asdict(kept) for kept in self.promises],
@@ -161,7 +166,9 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         input_edges=tuple(result["routing"]["input_edges"]),
         shares=tuple(tuple(row) for row in result["routing"]["shares"]),
         ttft_limit_s=result["routing"].get("ttft_limit_s"),
+        classes=tuple(result["routing"].get("classes", ())),
         latency_s=result["slo"],
+        latency_by_class_s=result.get("slo_by_class", {}),
         attainment=result["attainment"],
         requests=result["requests"],
         promises=tuple(PromiseKept(**kept) for kept in result["promises"]),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from traces import Trace
 
 COMMAND = "fleet"
-RARE = ("engines",)  # keys of a study that are written down where they are not as by default
+RARE = ("engines", "classes")  # keys of a study that are written down where they are not as by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,16 @@ def without_empty_pools(plan: "Plan") -> tuple["Plan", tuple[str, ...]]:
 
 def read_trace(inputs: Mapping[str, Any], beside: str | Path) -> "Trace":
     """Return the trace that a plan.json was made for, looked for from here and from the file's own folder."""
-    return trace_at(inputs["trace"]["path"], beside, inputs.get("scale"), inputs["seed"])
+    return trace_at(inputs["trace"]["path"], beside, inputs)
 
 
-def trace_at(path: str | None, beside: str | Path, scale: str | None, seed: int) -> "Trace":
-    """Return the trace in a file, looked for from here and from another file's folder, at so many times its rate."""
+def trace_at(path: str | None, beside: str | Path, inputs: Mapping[str, Any]) -> "Trace":
+    """Return the trace in a file, looked for from here and from another file's folder, made what was planned for."""
     import traces
+    from planners.classes import classified
 
-    return scaled(traces.sample() if path is None else traces.read(find_beside(beside, path)), scale, seed)
+    read = traces.sample() if path is None else traces.read(find_beside(beside, path))
+    return scaled(classified(read, inputs.get("classes", {})), inputs.get("scale"), inputs["seed"])
 
 
 def scaled(requests: "Trace", scale: str | None, seed: int) -> "Trace":

@@ -1,13 +1,15 @@
 """The rehearsal: replays the whole trace on a candidate fleet, says what broke and where, and probes single pools."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from planners.classes import members
 from planners.demand import Market
-from planners.slo import Slo, broken, limit_s, strain, value_s
+from planners.slo import Slo, broken, limit_s, percentile_s, strain, value_s
 from simulator.fleet import Fleet, Pool
 from simulator.run import Run
 from traces import Trace
@@ -57,7 +59,14 @@ def fleet_of(market: Market, chosen: Candidate) -> Fleet:
         offer = market.offers[engine]
         pools.append(Pool(offer.priced, count, _speed(market, engine), offer.usd_per_hour, offer.role))
     ttft_limit_s = limit_s(market.slos, "ttft")
-    return Fleet(tuple(pools), chosen.router, market.input_edges, chosen.shares, ttft_limit_s=ttft_limit_s)
+    return Fleet(
+        tuple(pools),
+        chosen.router,
+        market.input_edges,
+        chosen.shares,
+        ttft_limit_s=ttft_limit_s,
+        classes=market.classes,
+    )
 
 
 def rehearse(market: Market, chosen: Candidate, trace: Trace | None = None) -> Run:
@@ -87,9 +96,7 @@ def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = ()) -> 
 
 def failure(run: Run, slos: Sequence[Slo]) -> str:
     """Return in words which promises a run broke and by how much; empty where it kept all."""
-    return "; ".join(
-        f"{slo.metric}:p{slo.percent:g} is {value_s(run, slo):.3g} s, promised {slo}" for slo in broken(run, slos)
-    )
+    return "; ".join(f"{slo.name} is {value_s(run, slo):.3g} s, promised {slo}" for slo in broken(run, slos))
 
 
 def pool_rows(run: Run, pool: int) -> npt.NDArray[np.int64]:
@@ -102,10 +109,9 @@ def pool_strain(run: Run, pool: int, slos: Sequence[Slo]) -> float:
     rows = pool_rows(run, pool)
     worst = 0.0
     for slo in slos:
-        values = run.metric_s(slo.metric)[rows]
-        values = np.sort(values[~np.isnan(values)])
-        if values.size:
-            worst = max(worst, float(_percentile(values, slo.percent)) / slo.limit_s)
+        own = rows[members(run.trace, slo.slo_class)[rows]]
+        value = percentile_s(run.metric_s(slo.metric)[own], slo.percent)
+        worst = worst if math.isnan(value) else max(worst, value / slo.limit_s)
     return worst
 
 
@@ -132,9 +138,9 @@ def largest_fraction(market: Market, engine: int, count: int, trace: Trace, rows
 
 def thinned(market: Market, trace: Trace, rows: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.bool_]:
     """Return which of some requests a router keeps that takes an even fraction of each size bucket."""
-    bucket = np.searchsorted(market.input_edges, np.maximum(trace.input_tokens[rows], 1), side="right") - 1
+    bucket = market.bucket_of(trace)[rows]
     kept = np.zeros(rows.size, bool)
-    for number in range(len(market.input_edges)):
+    for number in range(market.buckets):
         places = np.flatnonzero(bucket == number)
         due = np.floor(fraction * np.arange(places.size + 1) + 0.5)
         kept[places] = np.diff(due) > 0
@@ -147,16 +153,12 @@ def _speed(market: Market, engine: int) -> float:
     return float(f"{1 / carried:.4g}") if carried > 0 else 1.0
 
 
-def _percentile(ordered: Array, percent: float) -> float:
-    place = percent / 100 * (ordered.size - 1)
-    below, above = ordered[int(place)], ordered[int(np.ceil(place))]
-    if np.isinf(above):
-        return float(above) if place > int(place) or np.isinf(below) else float(below)
-    return float(below + (above - below) * (place - int(place)))
-
-
 def _per_mille(shares: Array) -> tuple[float, ...]:
-    """Return shares rounded to whole per mille that add up to 1: the largest remainders are rounded up."""
+    """Return shares rounded to whole per mille that add up to 1: the largest remainders are rounded up.
+
+    A bucket without a request is nobody's: it is spread evenly.
+    """
+    shares = shares if shares.any() else np.ones_like(shares)
     parts = shares / shares.sum() * SHARE_PARTS
     whole = np.floor(parts + 1e-9)
     missing = round(SHARE_PARTS - whole.sum())

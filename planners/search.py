@@ -23,7 +23,7 @@ from planners.limits import Limits, overruns
 from planners.mix import Demand
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
-from planners.slo import Slo, holds, limit_s, value_s
+from planners.slo import Slo, holds, kept, latency_of_class_s, limit_s, tightest_s, value_s
 from simulator.run import Run
 from traces import Trace
 
@@ -86,7 +86,7 @@ def find_plan(
         notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
-        offers = (*offers, *role_offers(trace, offers, limit_s(slos, "tpot")))
+        offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
     market = survey(trace, slos, offers)
     fluid = fluid_mix(market)
     if fluid is None:
@@ -179,7 +179,7 @@ def _offers(
     llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], kinds: Sequence[str], variants: Variants
 ) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     chosen, notes = devices_named(devices)
-    offers = offers_for(llm, chosen, tpot_limit_s=limit_s(slos, "tpot"), kinds=kinds, variants=variants)
+    offers = offers_for(llm, chosen, tpot_limit_s=tightest_s(slos, "tpot"), kinds=kinds, variants=variants)
     if not offers:
         raise nothing_fits(llm, chosen)
     return offers, notes
@@ -199,6 +199,7 @@ def _sketch(market: Market, fluid: mix.Mix, bound_usd: float, notes: tuple[str, 
         router=chosen.router,
         input_edges=market.input_edges,
         shares=chosen.shares,
+        classes=market.classes,
         notes=(*notes, "not rehearsed: this fleet carries the mean load only if it never pauses; bursts need more"),
         is_rehearsed=False,
     )
@@ -208,7 +209,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
     market, best, run = hunt.market, hunt.best, hunt.best_run
     if best is None or run is None:
         raise nothing_survived(hunt.verdicts.values())
-    limits_s = {slo.metric: limit_s(market.slos, slo.metric) for slo in market.slos}
+    ttft_limit_s = limit_s(market.slos, "ttft")
     failed = hunt.cheaper_failure()
     return Plan(
         pools=_pools(market, best.candidate, run),
@@ -217,9 +218,11 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
         router=best.candidate.router,
         input_edges=market.input_edges,
         shares=best.candidate.shares,
-        ttft_limit_s=limits_s.get("ttft") if best.candidate.router == "in-time" else None,
+        ttft_limit_s=ttft_limit_s if best.candidate.router == "in-time" and math.isfinite(ttft_limit_s) else None,
+        classes=market.classes,
         latency_s=run.latency_s(),
-        attainment=float(run.keeps(limits_s).mean()),
+        latency_by_class_s={name: latency_of_class_s(run, name) for name in market.classes},
+        attainment=float(kept(run, market.slos).mean()),
         requests=run.counts(),
         promises=tuple(PromiseKept(str(slo), value_s(run, slo), slo.limit_s) for slo in market.slos),
         single_device=_outcome(market, hunt.best_single),
@@ -276,7 +279,8 @@ def _outcome(market: Market, verdict: Verdict | None) -> Outcome | None:
 
 def _bottleneck(market: Market, chosen: Candidate, run: Run) -> str:
     """Say which promise is closest to its limit, and which pool is the most strained."""
-    tightest = max(market.slos, key=lambda slo: value_s(run, slo) / slo.limit_s)
+    counted = [slo for slo in market.slos if not math.isnan(value_s(run, slo))]
+    tightest = max(counted, key=lambda slo: value_s(run, slo) / slo.limit_s)
     strains = [rehearsal.pool_strain(run, pool, market.slos) for pool in range(len(chosen.pools))]
     engine, count = chosen.pools[strains.index(max(strains))]
     used = value_s(run, tightest) / tightest.limit_s

@@ -59,7 +59,8 @@ class Study:
     prices are per device and hour, as 2.99 or "$2.99/h"; a device without one is taken from the price list, at the
     kinds of price named (on-demand, spot). limits are on the whole fleet: usd_per_hour, power_w, spot_share, spare
     (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost). engines says
-    in what engines may vary beside their cut.
+    in what engines may vary beside their cut. classes name requests by rules, as input_tokens<2000, for promises to
+    them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -73,6 +74,7 @@ class Study:
     limits: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     engines: Engines = field(default_factory=Engines)
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def usd_per_device_hour(self) -> dict[str, float]:
@@ -227,7 +229,21 @@ def _check_engines(study: Study) -> None:
     _ = study.engines.variants
 
 
+def _check_classes(study: Study) -> None:
+    from planners.classes import AND, named
+    from planners.slo import parse_all
+    from traces.selection import condition
+
+    for rule in study.classes.values():
+        for part in rule.split(AND):
+            condition(part)
+    unknown = [name for name in named(parse_all(study.slo)) if study.classes and name not in study.classes]
+    if unknown:
+        raise ValueError(f"a promise is for the class {unknown[0]!r}; known: {', '.join(study.classes)}")
+
+
 _CHECKS = {
+    "classes": _check_classes,
     "engines": _check_engines,
     "model": _check_model,
     "slo": _check_slo,

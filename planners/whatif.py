@@ -12,12 +12,13 @@ import numpy as np
 from models.engine import Engine
 from models.llm import Llm
 from models.toml_file import unknown_name
+from planners.classes import classified
 from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.infeasible import Infeasible, nothing_fits
 from planners.limits import Limits
 from planners.plan import Plan
 from planners.search import find_plan
-from planners.slo import Slo, holds, limit_s, parse, parse_all
+from planners.slo import Slo, holds, parse, parse_all, tightest_s
 from simulator.fleet import PricedEngine
 from traces import Trace
 
@@ -50,7 +51,7 @@ class Question:
 
     def offers(self) -> tuple[Offer, ...]:
         """Return the engines on offer at the changed prices and speeds."""
-        tpot_limit_s = limit_s(self.slos, "tpot")
+        tpot_limit_s = tightest_s(self.slos, "tpot")
         if tpot_limit_s not in self.known:
             named, _ = devices_named(self.devices)
             self.known[tpot_limit_s] = offers_for(
@@ -95,7 +96,7 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
     if trace is None:
         trace = traces.sample() if study.trace is None else traces.read(study.trace)
     return Question(
-        trace,
+        classified(trace, study.classes),
         model or llm.load(study.model),
         parse_all(study.slo),
         study.devices,
@@ -282,7 +283,7 @@ def _slo(question: Question, what: str, value: str) -> Question:
     if not what:
         factor = _factor("slo", value)
         return replace(question, slos=tuple(replace(slo, limit_s=slo.limit_s * factor) for slo in question.slos))
-    names = [f"{slo.metric}:p{slo.percent:g}" for slo in question.slos]
+    names = [slo.name for slo in question.slos]
     if what not in names:
         raise ValueError(f"no promise on {what!r} to vary; promised: {', '.join(names)}")
     changed = list(question.slos)

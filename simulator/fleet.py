@@ -99,7 +99,8 @@ class Fleet:
 
     `input_edges` are the lower edges, in prompt tokens, of the size buckets: a router sees no output length. Pools that
     only decode come last. A client gives up a request that is not finished after `patience_s`. The router "in-time"
-    holds what it foresees of each prompt against ttft_limit_s.
+    holds what it foresees of each prompt against ttft_limit_s. Where there are classes, of the trace's column
+    slo_class, each has such buckets, one class after the other, and the requests of no such class come last.
     """
 
     pools: tuple[Pool, ...]
@@ -110,6 +111,7 @@ class Fleet:
     link: Link = field(default_factory=Link)
     patience_s: float = math.inf
     ttft_limit_s: float = math.inf
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         roles = [pool.role for pool in self.pools]
@@ -143,7 +145,7 @@ class Fleet:
         if self.shares:
             return np.asarray(self.shares, np.float64)
         weights = np.array([pool.replicas * pool.speed for pool in self.pools if pool.role != "decode"])
-        return np.tile(weights / weights.sum(), (len(self.input_edges), 1))
+        return np.tile(weights / weights.sum(), (len(self.input_edges) * (len(self.classes) + 1), 1))
 
 
 def _check_twins(pool: Pool, other: Pool) -> None:

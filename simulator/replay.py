@@ -83,7 +83,7 @@ def replay(
     contents = contents_of(trace)
     course = Course(fleet, contents, fast_forward, window(log_s) if log_s else None)
     ledger = Ledger(0, blank(len(trace)))
-    chunks = ((chunk, ledger) for chunk in chunks_of(trace, contents, chunk_requests))
+    chunks = ((chunk, ledger) for chunk in chunks_of(trace, fleet, contents, chunk_requests))
     environment = simpy.Environment(initial_time=0)
     course_run = environment.process(course.run(environment, chunks, router))
     sampler = Sampler(len(fleet.pools))
@@ -211,9 +211,21 @@ def _tenants(trace: Trace, blocks: Ragged, ids: np.ndarray) -> Tenants:
     return Tenants(codes, named.names)
 
 
-def chunks_of(trace: Trace, contents: Contents, size: int) -> Iterator[Chunk]:
+def chunks_of(trace: Trace, fleet: Fleet, contents: Contents, size: int) -> Iterator[Chunk]:
     priorities = np.zeros(len(trace), np.int64) + np.asarray(trace.columns.get("priority", 0))
+    first_buckets = len(fleet.input_edges) * class_codes(trace, fleet)
     for first in range(0, len(trace), size):
         rows = slice(first, min(first + size, len(trace)))
         arrays = (trace.arrival_ns[rows], trace.input_tokens[rows], trace.output_tokens[rows], priorities[rows])
-        yield Chunk(first, *arrays, contents.offsets[first : rows.stop + 1])
+        yield Chunk(first, *arrays, contents.offsets[first : rows.stop + 1], first_buckets[rows])
+
+
+def class_codes(trace: Trace, fleet: Fleet) -> np.ndarray:
+    """Return the place of each request's class among the fleet's; those of no class named there come after the last."""
+    codes = np.full(len(trace), len(fleet.classes))
+    labels = trace.columns.get("slo_class")
+    if isinstance(labels, Labels):
+        for place, name in enumerate(fleet.classes):
+            if name in labels.names:
+                codes[labels.codes == labels.names.index(name)] = place
+    return codes

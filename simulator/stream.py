@@ -31,7 +31,7 @@ class Streamed:
 def replay_blocks(blocks: Iterable[Trace], fleet: Fleet, columns: Sequence[str] = ("ttft_s", "tpot_s")) -> Streamed:
     """Replay blocks of a trace, which follow each other in time, on a fleet with a built-in router.
 
-    columns are properties of Run that have one entry a request. Prefix blocks and priorities are not looked at.
+    columns are properties of Run that have one entry a request. Prefix blocks, priorities and classes are left out.
     """
     window = _Window(fleet, columns)
     course = Course(fleet, NO_CONTENTS)
@@ -63,7 +63,7 @@ class _Window:
                 outcome = _joined(self.ledger.outcome, blank(len(rows)))
                 self.ledger = Ledger(self.ledger.first, outcome)
                 arrays = (rows.arrival_ns, rows.input_tokens, rows.output_tokens, np.zeros(len(rows), np.int64))
-                yield Chunk(first, *arrays, contents_at=np.zeros(0, np.int64)), self.ledger
+                yield Chunk(first, *arrays, np.zeros(0, np.int64), np.zeros(len(rows), np.int64)), self.ledger
                 first += len(rows)
 
     def close(self) -> None:

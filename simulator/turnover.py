@@ -22,7 +22,8 @@ CHUNK_REQUESTS = 8192
 class Chunk(NamedTuple):
     """Requests that follow each other in a trace, the first of them its row `first`.
 
-    contents_at holds where each one's content blocks begin, and where the last one's end; or nothing.
+    contents_at holds where each one's content blocks begin, and where the last one's end; or nothing. first_bucket is
+    the first of the size buckets of each one's class.
     """
 
     first: int
@@ -31,6 +32,7 @@ class Chunk(NamedTuple):
     output_tokens: Int32
     priority: Int64
     contents_at: Int64
+    first_bucket: Int64
 
 
 class Outcome(NamedTuple):
@@ -97,7 +99,7 @@ def take_in(state, chunk, input_edges):
         row.arrival_ps = chunk.arrival_ns[i] * PICOSECONDS_PER_NANOSECOND
         row.input_tokens = max(1, chunk.input_tokens[i])
         row.output_tokens = max(1, chunk.output_tokens[i])
-        row.bucket = np.searchsorted(input_edges, row.input_tokens, side="right") - 1
+        row.bucket = chunk.first_bucket[i] + np.searchsorted(input_edges, row.input_tokens, side="right") - 1
         row.queued_ps = row.scheduled_ps = row.joined_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = row.own_node = row.source_lane = row.leased_lane = NONE

@@ -41,6 +41,10 @@ def fleet(
 ) -> None:
     """Find the cheapest fleet that keeps every promise on TRACE; on the bundled sample where no TRACE is named.
 
+    Requests can be of several classes, named by the trace's column slo_class or by --class, and promised to by
+    --slo "NAME/ttft:p99<=1s". In what engines may vary beside their cut is said by --set, as
+    "engines.kv_dtypes=[bf16,fp8]", engines.dp=[1,8], "engines.speculative=[none,'3:0.7']".
+
     plan.json is written to the working folder, or to DIR with requests.parquet beside it.
     """
     from time import process_time

@@ -20,6 +20,7 @@ class Flags:
     devices: str | None
     kinds: str | None
     limits: tuple[str, ...]
+    classes: tuple[str, ...]
     seed: int | None
     file: str | None
     settings: tuple[str, ...]
@@ -33,7 +34,8 @@ def study_of(flags: Flags) -> "Study":
     given: dict[str, Any] = {"trace": flags.trace, "model": flags.model, "seed": flags.seed, "slo": flags.slo or None}
     given["devices"] = None if flags.devices is None else split_names(flags.devices)
     given["kinds"] = None if flags.kinds is None else split_names(flags.kinds)
-    settings = (*(f"limits.{limit}" for limit in flags.limits), *flags.settings)
+    limits = (f"limits.{limit}" for limit in flags.limits)
+    settings = (*limits, *(f"classes.{rule}" for rule in flags.classes), *flags.settings)
     given = {name: value for name, value in given.items() if value is not None}
     if path is not None:
         return studies.with_settings(studies.changed(studies.read(path), given), settings)

@@ -36,7 +36,7 @@ def folder_option(function: Function) -> Function:
 
 
 def study_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add TRACE, --model, --slo, --devices, --kinds, --limit, --seed, -f FILE and --set, and hand over their Study."""
+    """Add TRACE and the flags that say what is to be planned, and hand over the Study that they ask for."""
     from planners.commands.inputs import Flags, study_of
 
     @wraps(function)
@@ -53,6 +53,9 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit: usd_per_hour, power_w, spare, ..."
         ),
+        click.option(
+            "--class", "classes", multiple=True, metavar="NAME=RULE", help="A class: chat=input_tokens<2000; repeat."
+        ),
         click.option("--seed", type=int, metavar="N", help="Seed of whatever is drawn; 0 by default."),
         click.option("-f", "--file", "file", metavar="FILE", help="A plan.yaml; the one in this folder by default."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of it."),
@@ -66,7 +69,7 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
 def slo_option(function: Function) -> Function:
     """Add --slo, repeatable."""
     return click.option(
-        "--slo", "slo", multiple=True, metavar="PROMISE", help='A promise, as "ttft:p99<=2s"; repeat for more.'
+        "--slo", "slo", multiple=True, metavar="PROMISE", help='A promise, as "ttft:p99<=2s"; "chat/..." for a class.'
     )(function)
 
 

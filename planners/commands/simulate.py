@@ -58,13 +58,14 @@ def simulate(
 
     from models.speculation import parse
     from planners import fleet_file
+    from planners.classes import classified
     from planners.plan_file import trace_facts
     from planners.slo import broken, parse_all
     from simulator.fleet import drafting
 
     read = fleet_file.read(fleet)
     slos = parse_all(slo) if slo else read.slos
-    requests = read_trace(trace)
+    requests = classified(read_trace(trace), read.classes)
     chosen = drafting(read.fleet, parse(speculative)) if speculative else read.fleet
     started_s = process_time()
     run = read.play(requests, chosen)
@@ -107,18 +108,20 @@ def write_requests(run: "Run", folder: Path) -> Path:
 
 def result_of(run: "Run", slos: "tuple[Slo, ...]") -> dict[str, Any]:
     """Return the figures of a run under the keys of schema plan/1."""
+    from planners.classes import by_class
+    from planners.slo import kept
     from simulator.saturation import verdict
     from simulator.usage import energy_j
 
-    limits_s = limits_of(slos)
+    in_time = kept(run, slos)
     return {
         "usd": run.usd,
         "usd_per_hour": run.fleet.usd_per_hour,
         "pools": pools_of(run),
         "slo": run.latency_s(),
-        "attainment": run.attainment(limits_s),
-        "attainment_by_class": run.attainment_by_class(limits_s),
-        "goodput_per_s": run.goodput_per_s(limits_s),
+        "attainment": float(in_time.mean()) if in_time.size else None,
+        "attainment_by_class": by_class(run.trace, in_time),
+        "goodput_per_s": float(in_time.sum()) / run.span_s if run.span_s else 0.0,
         "saturation": verdict(run),
         "energy": {"joules": energy_j(run), "provenance": "modelled"},
         "requests": run.counts(),
@@ -159,15 +162,10 @@ def _sibling_run(trace: "Trace", fleet: "Fleet", seed: int, number: int) -> "Run
 
 
 def limits_of(slos: "tuple[Slo, ...]") -> dict[str, float]:
-    """Return the longest time that any promise allows, by metric."""
+    """Return the longest time that any promise to all requests allows, by metric."""
     from planners.slo import limit_s
 
-    return {slo.metric: limit_s(slos, slo.metric) for slo in slos}
-
-
-def attainment(run: "Run", slos: "tuple[Slo, ...]") -> float:
-    """Return the fraction of requests that finished within every limit; there may be none."""
-    return run.attainment(limits_of(slos))
+    return {slo.metric: limit_s(slos, slo.metric) for slo in slos if not slo.slo_class}
 
 
 def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
@@ -190,10 +188,10 @@ def words(run: "Run", slos: "tuple[Slo, ...]") -> str:
         table(rows, right=[1, 2, 3]),
     ]
     if slos:
-        from planners.slo import broken
+        from planners.slo import broken, kept
 
-        kept = attainment(run, slos)
+        in_time = kept(run, slos)
         missed = broken(run, slos)
         verdict = f"breaks {', '.join(map(str, missed))}" if missed else "every promise holds"
-        lines += ["", f"Promises  {verdict}; {kept:.2%} of requests keep all limits"]
+        lines += ["", f"Promises  {verdict}; {in_time.mean() if in_time.size else 1.0:.2%} of requests keep all limits"]
     return "\n".join(lines)

@@ -97,7 +97,8 @@ def routing(deployment: Deployment) -> list[dict[str, Any]]:
     A Gateway that does not know lengths keeps the mean load of each pool, not who gets the long prompts.
     """
     plan = deployment.plan
-    exact = {"router": plan.router, "input_edges": plan.input_edges, "shares": plan.shares}
+    exact: dict[str, Any] = {"router": plan.router, "input_edges": plan.input_edges, "shares": plan.shares}
+    exact |= {"classes": plan.classes} if plan.classes else {}
     exact["pools"] = [full_name(deployment, pool) for pool in deployment.pools]
     weights = {full_name(deployment, pool): pool.weight for pool in deployment.pools if pool.role == "both"}
     handing_over = sum(pool.weight for pool in deployment.pools if pool.role == "prefill")

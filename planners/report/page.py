@@ -11,7 +11,7 @@ from planners.commands.tables import seconds
 from planners.plan import Outcome, Plan
 from planners.report.charts import charts_of
 from planners.report.verdict import fleet_name, trace_words
-from planners.slo import Slo, broken, limit_s
+from planners.slo import Slo, broken, kept
 from planners.whatif import Loss
 from simulator.run import Run
 
@@ -119,8 +119,8 @@ def _attainment(report: Report) -> str:
         f"{counts['arrived']:,} requests arrived, {counts['finished']:,} finished, {counts['rejected']:,} were refused."
     )
     if report.slos:
-        kept = report.run.keeps({slo.metric: limit_s(report.slos, slo.metric) for slo in report.slos}).mean()
-        words += f" {kept:.2%} stayed within every limit."
+        in_time = kept(report.run, report.slos).mean()
+        words += f" {in_time:.2%} stayed within every limit."
     return words
 
 

@@ -165,7 +165,7 @@ class Plane:
         )
         state.clock["told"] = TELL_HELD
         self.state = with_room(state, len(trace))
-        for chunk in chunks_of(trace, contents, max(1, len(trace))):
+        for chunk in chunks_of(trace, fleet, contents, max(1, len(trace))):
             take_in(self.state, chunk, np.asarray(fleet.input_edges, np.int64))
         self.clock, self.lanes, self.requests = self.state.clock, self.state.lanes, self.state.requests
         self._act = bound(act, self.state, 0, 0, 0, 0, 0)

@@ -20,7 +20,7 @@ from simulator.layout import (
     TELL_PREFILLED,
     TELL_REFUSED,
 )
-from simulator.replay import FleetView, RequestView
+from simulator.replay import FleetView, RequestView, class_codes
 from traces import Labels
 
 Lanes = npt.NDArray[np.int64]
@@ -136,10 +136,10 @@ def weighted() -> Routing:
 
     def make(plane: Plane) -> Rule:
         shares, edges = plane.fleet.share_matrix(), np.asarray(plane.fleet.input_edges)
-        credits = np.zeros(shares.shape)
+        credits, firsts = np.zeros(shares.shape), edges.size * class_codes(plane.trace, plane.fleet)
 
         def rule(request: RequestView, view: FleetView, lanes: Lanes) -> int:
-            bucket = int(np.searchsorted(edges, request.input_tokens, side="right")) - 1
+            bucket = int(firsts[request.number] + np.searchsorted(edges, request.input_tokens, side="right")) - 1
             pools = plane.lanes["pool"][lanes]
             credits[bucket] += shares[bucket]
             pool = max(np.unique(pools).tolist(), key=lambda each: credits[bucket, each])
