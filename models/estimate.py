@@ -41,8 +41,12 @@ class StepCosts:
 
     def prefill(self, beside: int, chunk: int, past: float) -> float:
         """Return what a chunk of prompt tokens adds to a step of `beside` decodes."""
-        tokens = self._tokens_s[beside + chunk] - (self._tokens_s[beside] if beside else 0.0)
-        return max(tokens, 0.0) + self._sequences_s[1] + self._prefill_attention(chunk, past)
+        before = self._tokens_s[beside] if beside else 0.0
+        tokens = max(self._tokens_s[beside + chunk] - before, 0.0)
+        seconds = tokens + self._sequences_s[1] + self._prefill_attention(chunk, past)
+        if beside + chunk <= self.host.graph_max_tokens:
+            return seconds
+        return max(seconds, self.host.eager_layer_s * self.engine.llm.layers - before)
 
     @cached_property
     def _tokens_s(self) -> list[float]:

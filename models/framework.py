@@ -27,10 +27,12 @@ class Framework:
     front_request_s and front_token_s a prompt token in the front end, one request at a time, joins steps_ahead steps
     after it is noticed, and its first token takes first_token_s to its client.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
-    `graph_coarse_from_tokens` and of twice that above. fuses_norms means that the kernel of an all-reduce also adds the
-    residual and normalises, fuses_quantise that norms, activations and attention write numbers quantised by the
-    checkpoint's scales for the matrix that reads them. interval holds the factors on a step's time between which 90 %
-    of the measurements lay that the scalars were not fitted to, ttft_interval those on a time to a first token.
+    `graph_coarse_from_tokens` and of twice that above. Larger steps have no graph: the host launches their kernels one
+    by one, and takes eager_layer_s for those of a layer, which the device waits for where it is done sooner.
+    fuses_norms means that the kernel of an all-reduce also adds the residual and normalises, fuses_quantise that norms,
+    activations and attention write numbers quantised by the checkpoint's scales for the matrix that reads them.
+    interval holds the factors on a step's time between which 90 % of the measurements lay that the scalars were not
+    fitted to, ttft_interval those on a time to a first token.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Framework:
     front_token_s: float = 0.0
     steps_ahead: int = 0
     prefill_first: bool = False
+    eager_layer_s: float = 0.0
     fuses_norms: bool = False
     fuses_quantise: bool = False
     interval: tuple[float, float] = (0.75, 1.35)
@@ -71,15 +74,17 @@ class Framework:
 def of_engine(engine: Engine) -> Framework:
     """Return an Engine's serving framework as fitted on its device in its version, or the nearest that was."""
     label = engine.device.calibration or engine.device.name
-    return load(engine.framework, label, engine.framework_version or "")
+    found = load(engine.framework, label, engine.framework_version or "")
+    captured = engine.settings.max_cudagraph_capture_size
+    return found if captured is None else replace(found, graph_max_tokens=captured)
 
 
 @cache
 def load(name: str, device: str | None = None, version: str = "") -> Framework:
     """Return a framework of the catalogue, as fitted on a device (as measurement tables call it) in a version.
 
-    Where that device was not measured, the scalars are those of a middling one; without a device they are the plain
-    ones, assumed. ValueError names the known frameworks.
+    Where that device was not measured, the scalars are the framework's on all that were; without a device they are
+    those too, assumed. ValueError names the known frameworks.
     """
     canonical = ALIASES.get(name, name)
     path = FOLDER / f"{canonical}.toml"
@@ -93,20 +98,18 @@ def load(name: str, device: str | None = None, version: str = "") -> Framework:
         return plain
     own = [row for row in fitted if row["device"] == device]
     if not own:
-        return replace(plain, **_middling(fitted), provenance="modelled")
+        return replace(plain, **_widest(fitted), provenance="modelled")
     chosen = min(own, key=lambda row: distance(version, row["versions"]))
     return replace(plain, **{key: _frozen(value) for key, value in chosen.items() if key in Framework.__slots__})
 
 
-def _middling(fitted: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians, over devices, of scalars fitted to all versions, and the widest of their intervals."""
-    fitted = [row for row in fitted if not row["versions"]]
-    scalars = {name: float(np.median([row[name] for row in fitted])) for name in SCALARS}
+def _widest(fitted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the widest of the intervals of scalars fitted to all versions."""
     widest = {}
     for name in ("interval", "ttft_interval"):
-        lows, highs = zip(*(row[name] for row in fitted), strict=True)
+        lows, highs = zip(*(row[name] for row in fitted if not row["versions"]), strict=True)
         widest[name] = (min(lows), max(highs))
-    return {**scalars, **widest}
+    return widest
 
 
 def _frozen(value: Any) -> Any:

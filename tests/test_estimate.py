@@ -89,11 +89,14 @@ def test_scalars_left_alone_by_the_rows_stay_where_scalars_lie():
         profiles.Measured(*times, steps * 32 * 1e-5 + 0.01, 0.1, (32.0 * steps, 0, 0), (0,) * 3, 0.01, 0.1 - 0.02)
         for steps in (10, 20, 40)
     ]
-    layer_s, decode_factor, prefill_factor, first_token_s = profiles.fit(rows, (), "vllm")
+    usual = np.array([7e-6, 0.95, 1.0, 0.02])
+    layer_s, decode_factor, prefill_factor, first_token_s = profiles.fit(rows, (), usual)
     assert layer_s == pytest.approx(1e-5, rel=0.1)
-    assert (decode_factor, prefill_factor) == pytest.approx(np.exp(profiles.CENTRE[1:]), rel=1e-3)
+    assert (decode_factor, prefill_factor) == pytest.approx(usual[1:3], rel=1e-3)
     assert first_token_s == pytest.approx(0.02, rel=0.05)
-    assert profiles.fit(rows[:1], rows, "vllm")[0] == pytest.approx(layer_s, rel=0.05)
+    assert profiles.fit(rows[:1], rows, usual)[0] == pytest.approx(layer_s, rel=0.05)
+    assert profiles.fit((), (), usual) == pytest.approx(usual)
+    assert profiles.fit_usual(rows)[0] == pytest.approx(1e-5, rel=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,14 @@ def test_more_clients_mean_more_throughput_and_longer_waits(costs):
     assert many.tpot_s > few.tpot_s
     assert few.interval[0] < 1 < few.interval[1]
     assert sum(few.decode_parts.values()) < few.tpot_s * 1.2
+
+
+def test_a_prompt_without_a_graph_waits_for_the_host_to_launch_its_kernels(costs):
+    slow = StepCosts(costs.engine)
+    slow.host = replace(costs.host, eager_layer_s=0.01)
+    assert slow.prefill(0, 512, 0.0) == costs.prefill(0, 512, 0.0)
+    assert slow.prefill(0, 513, 0.0) == pytest.approx(0.01 * 32)
+    assert slow.prefill(8, 513, 0.0) < 0.01 * 32 < slow.prefill(8, 513, 0.0) + slow.decode(8, 8.0)
 
 
 def test_a_rate_is_carried_by_the_least_concurrency_that_can(costs):
@@ -365,6 +376,7 @@ def test_errors_are_those_of_models_left_out():
     assert told["tpot with four scalars"]["rows"] == 6
     assert 0.1 < told["tpot with four scalars"]["median"] < 0.25
     assert set(told) == {f"{m} with {s}" for m in ("tpot", "ttft") for s in ("four scalars", "none")}
+    assert profiles.held_out(rows, {("slow", "d")})["tpot with none"]["rows"] == 3
 
 
 def test_an_unknown_device_is_told_with_the_nearest_name():

@@ -1,9 +1,12 @@
 """Which operators a step runs: their weights must add up to the model, their cuts to the whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models import device, forward, llm
+from models.calibration import predict
 from models.engine import Engine, Settings
 from models.parameters import count
 
@@ -116,3 +119,16 @@ def test_sparse_attention_reads_no_more_than_it_picks_but_scores_all():
     latent = forward.prefill_calls(Engine(model, H100), ONE * 8192, ONE * 0)[1]
     assert latent.shape["batch"][0] * latent.shape["q_len"][0] == 8192
     assert latent.shape["q_len"][0] / 2 == model.index_topk
+
+
+def test_gathering_takes_no_longer_than_reducing_the_same():
+    (gather,) = by_op(Engine(llm.load("qwen3-30b-a3b"), H100, dp=4, ep=4), "all_gather")
+    engine = Engine(llm.load("qwen3-30b-a3b"), H100, dp=4, ep=4)
+    assert predict.call_s(engine, gather)[0] <= predict.call_s(engine, replace(gather, op="all_reduce"))[0]
+
+
+def test_fused_reductions_take_the_lesser_time():
+    engine = Engine(llm.load("llama-3.1-70b"), H100, tp=8)
+    reduce = by_op(engine, "all_reduce", np.geomspace(1, 8192, 5)[2])[0]
+    fused = replace(engine, settings=Settings(fuse_allreduce_rms=True))
+    assert predict.call_s(fused, reduce)[0] <= predict.call_s(engine, reduce)[0]

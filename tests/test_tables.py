@@ -12,6 +12,9 @@ from models.tables import step_table, total_s
 
 H100 = device.load("h100-sxm")
 LLAMA = llm.load("llama-3.1-8b")
+PLAIN = replace(
+    load("vllm"), decode_factor=1.0, prefill_factor=1.0, eager_layer_s=0.0
+)  # nothing fused, nothing waited for
 
 
 def ideal_cost(engine, call):
@@ -40,7 +43,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def table(engine):
-    return step_table(engine, ideal_cost, load("vllm"))
+    return step_table(engine, ideal_cost, PLAIN)
 
 
 def packed(*tables):
@@ -112,9 +115,9 @@ def test_a_run_of_decodes_is_the_sum_of_its_steps(table, limit_ps):
 
 
 def test_a_tables_host_times_are_those_fitted_on_its_device(engine):
-    plain, host = load("vllm"), of_engine(engine)
+    host = of_engine(engine)
     assert host.provenance == "calibrated"
-    free = replace(plain, host_step_s=0.0, layer_s=0.0, host_sequence_s=0.0)
+    free = replace(PLAIN, host_step_s=0.0, layer_s=0.0, host_sequence_s=0.0)
     bare, fitted = step_table(engine, ideal_cost, free), step_table(engine, ideal_cost)
     seconds_of = {"step": host.step_s(LLAMA.layers), "sequence": 64 * host.host_sequence_s}
     for kind, column in (("step", "token_ps"), ("sequence", "sequence_ps")):
@@ -122,7 +125,15 @@ def test_a_tables_host_times_are_those_fitted_on_its_device(engine):
         assert getattr(fitted, column)[0, 64] * 1e-12 == pytest.approx(device_s + seconds_of[kind], rel=1e-6)
 
 
-def test_a_device_without_serving_results_has_middling_host_times():
+def test_a_step_without_a_graph_waits_for_the_host_to_launch_its_kernels(engine, table):
+    waiting = step_table(engine, ideal_cost, replace(PLAIN, eager_layer_s=1e-3))
+    assert waiting.token_ps[0, 512] == table.token_ps[0, 512]
+    host_s = PLAIN.step_s(LLAMA.layers)
+    assert waiting.token_ps[0, 513] * 1e-12 == pytest.approx(host_s + LLAMA.layers * 1e-3)
+    assert waiting.token_ps[0, 8192] == table.token_ps[0, 8192]
+
+
+def test_a_device_without_serving_results_has_the_frameworks_host_times():
     lone, h100 = load("vllm", "no_such_device"), load("vllm", "h100_sxm")
     assert lone.provenance == "modelled"
     assert 0.5 < lone.layer_s / h100.layer_s < 2.0

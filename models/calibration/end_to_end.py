@@ -86,7 +86,11 @@ def _engine(
 ) -> Engine:
     budget_tokens = launch.budget_tokens or BUDGET_TOKENS
     settings = Settings(
-        1024, budget_tokens, memory_fraction=launch.memory_fraction, fuse_allreduce_rms=launch.fuse_allreduce_rms
+        max_num_seqs=1024,
+        max_num_batched_tokens=budget_tokens,
+        memory_fraction=launch.memory_fraction,
+        fuse_allreduce_rms=launch.fuse_allreduce_rms,
+        max_cudagraph_capture_size=launch.graph_tokens,
     )
     framework = {"trtllm": "tensorrt-llm"}.get(framework, framework)
     return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings, version)

@@ -20,6 +20,7 @@ class Launch:
     poll_steps: tuple[int, int] = (1, 1)
     drafts_tokens: int = 0
     fuse_allreduce_rms: bool = False
+    graph_tokens: int | None = None
 
     def polls(self, clients: float) -> int:
         """Return the steps between two looks of the scheduler at its requests, with so many clients."""

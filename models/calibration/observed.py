@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from models import framework
 from models.calibration import profiles
 from models.calibration.benchmarks import Run
 from models.closed_loop import Answered, Load
@@ -29,7 +30,8 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
     rows = [_row(engine, run, seen) for run, seen in zip(runs, before, strict=True) if run.tpot_s]
     if not rows:
         raise ValueError("no run with a time per token: a fit needs at least one")
-    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows, (), engine.framework)), strict=True))
+    usual = np.array([getattr(framework.load(engine.framework), name) for name in SCALARS])
+    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows, (), usual)), strict=True))
     costs.host = replace(costs.host, **found, provenance="calibrated")
     after = [answer(costs, load) for load in loads]
     return {

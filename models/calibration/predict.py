@@ -115,17 +115,24 @@ def call_s(engine: Engine, call: Call) -> Floats:
     """Return the seconds of one operator of a step of an Engine, one entry per row of its shape."""
     calibration = _calibration(engine)
     if call.op in RINGS:
-        own = collective_s(calibration, call.op, call.shape)
-        if call.op != "all_reduce" or not engine.settings.fuse_allreduce_rms:
-            return own
-        # Large messages go the engine's own way: it leaves those to fuse alone that would take longer fused.
-        return np.minimum(own, collective_s(Calibration(engine.device, "trtllm"), call.op, call.shape))
+        return _exchange_s(engine, calibration, call)
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
     seconds = operator_s(calibration, call.op, dtype, call.shape, kv_dtype, in_graph=True)
     spared = _spared_of(engine, call.op, dtype)
     return _without(spared, engine, calibration, call, seconds) if spared else seconds
+
+
+def _exchange_s(engine: Engine, calibration: Calibration, call: Call) -> Floats:
+    own = collective_s(calibration, call.op, call.shape)
+    if call.op in ("all_gather", "reduce_scatter"):
+        # An all-reduce of the whole buffer is both in one, and engines have kernels of their own for it.
+        return np.minimum(own, collective_s(calibration, "all_reduce", call.shape))
+    if call.op == "all_reduce" and engine.settings.fuse_allreduce_rms:
+        # Large messages go the engine's own way: it leaves those to fuse alone that would take longer fused.
+        return np.minimum(own, collective_s(Calibration(engine.device, "trtllm"), call.op, call.shape))
+    return own
 
 
 def _spared_of(engine: Engine, op: str, dtype: str) -> tuple[str, ...]:

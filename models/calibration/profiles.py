@@ -4,9 +4,10 @@ python -m models.calibration.profiles END_TO_END.parquet
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ from models.framework import SCALARS, Framework
 from models.versions import LATEST, parsed
 
 Floats = npt.NDArray[np.float64]
+Pair = tuple[str, str]  # a model and a device
 
 FEWEST_ROWS = 12
 SOFT_SCALE = 1.5  # in units of the noise
-# Where the fit starts and what it is held near: natural logs by which a scalar may typically stray.
+# Where the fit of a framework starts, and how far its scalars may typically stray, as natural logs; then how far those
+# of one device may stray from the framework's.
 CENTRE = np.log([6e-6, 0.95, 1.0])
+WIDE_STRAY = np.array([0.4, 0.04, 0.04])
 STRAY = np.array([0.5, 0.05, 0.05])
-FIRST_TOKEN_STRAY = 4.0  # how far the time to a first token may stray from a framework's own, as a factor either way
+FIRST_TOKEN_S = 0.02
+FIRST_TOKEN_STRAY = 4.0  # how far the time to a first token may stray from the framework's, as a factor either way
 OF_VERSION = 0.5  # how far a version's scalars may stray from those of all versions, as a share of STRAY
 MODEL_NOISE = 0.1  # log error that all rows of one model share, which scalars cannot explain
 
@@ -65,30 +70,37 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for engine in sorted({row.engine for row in rows}):
         of_engine = [row for row in rows if row.engine == engine]
-        tables = [table for device in sorted({row.device for row in of_engine}) for table in _tables(of_engine, device)]
+        usual = fit_usual(of_engine)
+        devices = sorted({row.device for row in of_engine})
+        tables = [table for device in devices for table in _tables(of_engine, device, usual)]
         for table in tables:
             print(engine, table, file=sys.stderr)
-        write(engine, tables)
+        write(engine, usual, tables)
 
 
-def held_out(rows: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Return errors of every (model, device) under scalars fitted to the other models on its device, and under none.
+def held_out(rows: Sequence[Measured], pairs: Collection[Pair] | None = None) -> dict[str, dict[str, float]]:
+    """Return errors of (model, device) pairs, all or these, under scalars fitted without them, and under none.
 
-    None are the scalars that no device was asked about: where every fit starts.
+    The scalars are those of the pair's device, fitted to its other models; none are those of its framework on all
+    devices together.
     """
     fitted: list[tuple[Floats, Floats]] = []
     plain: list[tuple[Floats, Floats]] = []
-    for engine, device in sorted({(row.engine, row.device) for row in rows}):
-        every = [row for row in rows if (row.engine, row.device) == (engine, device)]
-        start = np.append(np.exp(CENTRE), framework.load(engine).first_token_s)
-        for model in sorted({row.model for row in every}):
-            left_out = kept(every, model, True)
-            fitted.append(log_errors(fit(kept(every, model, False), (), engine), left_out))
-            plain.append(log_errors(start, left_out))
+    for engine in sorted({row.engine for row in rows}):
+        of_engine = [row for row in rows if row.engine == engine]
+        for pair in sorted({_pair(row) for row in of_engine}):
+            if pairs is not None and pair not in pairs:
+                continue
+            others = [row for row in of_engine if _pair(row) != pair and (pairs is None or _pair(row) not in pairs)]
+            left_out = [row for row in of_engine if _pair(row) == pair]
+            usual = fit_usual(others)
+            on_device = [row for row in others if row.device == pair[1]]
+            fitted.append(log_errors(fit(on_device, (), usual), left_out))
+            plain.append(log_errors(usual, left_out))
     told = {}
-    for name, pairs in (("four scalars", fitted), ("none", plain)):
+    for name, errors in (("four scalars", fitted), ("none", plain)):
         for i, metric in enumerate(("tpot", "ttft")):
-            relative = np.expm1(np.concatenate([pair[i] for pair in pairs]))
+            relative = np.expm1(np.concatenate([pair_errors[i] for pair_errors in errors]))
             size = np.abs(relative)
             told[f"{metric} with {name}"] = {
                 "rows": float(len(size)),
@@ -100,16 +112,20 @@ def held_out(rows: Sequence[Measured]) -> dict[str, dict[str, float]]:
     return told
 
 
-def _tables(rows: Sequence[Measured], device: str) -> Iterator[dict[str, Any]]:
+def _pair(row: Measured) -> Pair:
+    return row.model, row.device
+
+
+def _tables(rows: Sequence[Measured], device: str, usual: Floats) -> Iterator[dict[str, Any]]:
     """Yield the fitted scalars on one device: of all versions, then of each with rows enough."""
     every = [row for row in rows if row.device == device]
     if len(every) < FEWEST_ROWS:
         return
-    yield {"device": device, "versions": "", **describe(every)}
+    yield {"device": device, "versions": "", **describe(every, (), usual)}
     for version in sorted({row.version for row in every}, key=parsed):
         own = [row for row in every if row.version == version]
         if len(own) >= FEWEST_ROWS and parsed(version) != LATEST:
-            yield {"device": device, "versions": version, **describe(own, every)}
+            yield {"device": device, "versions": version, **describe(own, every, usual)}
 
 
 def read(path: Path) -> list[Measured]:
@@ -144,7 +160,7 @@ def _components(parts: Parts, layers: int, host: Framework) -> tuple[tuple[float
     return scaled, parts.steps * host.host_step_s + parts.sequences * host.host_sequence_s + parts.fixed_s
 
 
-def describe(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> dict[str, Any]:
+def describe(rows: Sequence[Measured], others: Sequence[Measured], usual: Floats) -> dict[str, Any]:
     """Return the scalars of one framework on one device, with the errors of each model left out of the fit.
 
     Where `others` of all versions are given, the scalars stay near theirs.
@@ -152,12 +168,10 @@ def describe(rows: Sequence[Measured], others: Sequence[Measured] = ()) -> dict[
     models = sorted({row.model for row in rows})
     errors = []
     for model in models:
-        found = fit(kept(rows, model, False), kept(others, model, False), rows[0].engine)
+        found = fit(kept(rows, model, False), kept(others, model, False), usual)
         errors.append(log_errors(found, kept(rows, model, True)))
     tpot, ttft = (np.concatenate([pair[i] for pair in errors]) for i in (0, 1))
-    table: dict[str, Any] = dict(
-        zip(SCALARS, (float(value) for value in fit(rows, others, rows[0].engine)), strict=True)
-    )
+    table: dict[str, Any] = dict(zip(SCALARS, map(float, fit(rows, others, usual)), strict=True))
     low, high = np.quantile(-tpot, (0.05, 0.95))
     table |= {"interval": (float(np.exp(min(low, -0.02))), float(np.exp(max(high, 0.02))))}
     table |= {"provenance": "calibrated", "rows": len(rows), "models": len(models)}
@@ -174,11 +188,18 @@ def kept(rows: Sequence[Measured], model: str, is_it: bool) -> list[Measured]:
     return [row for row in rows if (row.model == model) == is_it]
 
 
-def fit(rows: Sequence[Measured], others: Sequence[Measured], engine: str) -> Floats:
-    """Return the scalars that explain rows best, held near those that explain others, or near where scalars lie."""
-    centre, stray = (_least_squares(others, CENTRE, STRAY), OF_VERSION * STRAY) if others else (CENTRE, STRAY)
+def fit_usual(rows: Sequence[Measured]) -> Floats:
+    """Return the scalars of a framework on all devices, by which those of one are held."""
+    scalars = np.exp(_least_squares(rows, CENTRE, WIDE_STRAY))
+    return np.append(scalars, _first_token_s(scalars, rows, FIRST_TOKEN_S))
+
+
+def fit(rows: Sequence[Measured], others: Sequence[Measured], usual: Floats) -> Floats:
+    """Return the scalars that explain rows best, held near those that explain others, or near the usual ones."""
+    wide = np.log(usual[:-1])
+    centre, stray = (_least_squares(others, wide, STRAY), OF_VERSION * STRAY) if others else (wide, STRAY)
     scalars = np.exp(_least_squares(rows, centre, stray))
-    return np.append(scalars, _first_token_s(scalars, rows or others, framework.load(engine).first_token_s))
+    return np.append(scalars, _first_token_s(scalars, rows or others, float(usual[-1])))
 
 
 def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> Floats:
@@ -222,10 +243,13 @@ def log_errors(found: Floats, rows: Sequence[Measured]) -> tuple[Floats, Floats]
     )
 
 
-def write(engine: str, tables: Sequence[dict[str, Any]]) -> None:
-    """Put the fitted tables at the end of a framework's catalogue file, in place of earlier ones."""
+def write(engine: str, usual: Floats, tables: Sequence[dict[str, Any]]) -> None:
+    """Put a framework's own scalars and the fitted tables into its catalogue file, in place of earlier ones."""
     path = framework.FOLDER / f"{engine}.toml"
-    lines = [path.read_text().split("\n[[fitted]]")[0].rstrip()]
+    head = path.read_text().split("\n[[fitted]]")[0].rstrip()
+    for name, value in zip(SCALARS, map(float, usual), strict=True):
+        head = re.sub(rf"(?m)^{name} = .*$", f"{name} = {_value(value)}", head)
+    lines = [head]
     for table in tables:
         lines.append("\n[[fitted]]  # errors: median and p90 of models left out of the fit")
         lines += [f"{key} = {_value(value)}" for key, value in table.items()]
