@@ -2,13 +2,14 @@
 
 from models.compiled import inner_kernel, kernel
 from simulator.blocks import blocks, own_blocks
-from simulator.cache import drop_leavings, give_blocks, leave_content, take_blocks
+from simulator.cache import drop_leavings, give_blocks, leave_content, pin, push_out, take_blocks, unheld_blocks
 from simulator.dataplane import (
     arrive_ready,
     begun_steps,
     blocks_crossed,
     book_steps,
     cut_run,
+    look_again,
     queue_at,
     release_source,
     set_end,
@@ -25,6 +26,7 @@ from simulator.layout import (
     DECODING,
     DEPARTS,
     FAR,
+    FINISHED,
     HELD,
     IDLE,
     LOADING,
@@ -47,6 +49,7 @@ from simulator.tournament import settle_load
 SUBMIT, HOLD, REJECT, CANCEL, WITHDRAW = 0, 1, 2, 3, 4
 DEPART, LEASE, UNLEASE, LAND, DROP = 5, 6, 7, 8, 9
 FAIL, SETTLE, REPRICE = 10, 11, 12
+PIN, UNPIN, PUSH_OUT = 13, 14, 15
 
 
 @kernel
@@ -83,7 +86,34 @@ def act(state, now_ps, action, slot, lane, amount):
         state.lanes[lane].next_variant = amount
         if state.lanes[lane].activity != IDLE:
             cut_run(state, state.lanes[lane], now_ps)
+    elif action == PIN:
+        return _pin(state, slot, amount, now_ps)
+    elif action == UNPIN:
+        _unpin(state, slot, now_ps)
+    elif action == PUSH_OUT:
+        push_out(state, state.requests[slot], state.lanes[lane], amount)
     return True
+
+
+@inner_kernel
+def _pin(state, slot, contents, now_ps):
+    """Keep a request's prompt, so many content blocks, in the cache of the lane that it ended on; say if any is."""
+    row = state.requests[slot]
+    here = state.lanes[row.lane]
+    if row.status != FINISHED or row.held_nodes > 0 or here.caching == 0:
+        return False
+    if not _spares(state, here, unheld_blocks(state, row, here, contents), now_ps):
+        return False
+    pin(state, row, here, contents)
+    return row.held_nodes > 0
+
+
+@inner_kernel
+def _unpin(state, slot, now_ps):
+    row = state.requests[slot]
+    if row.status == FINISHED and row.held_nodes > 0:
+        leave_content(state, row, state.lanes[row.lane])
+        look_again(state, state.lanes[row.lane], now_ps)
 
 
 @inner_kernel
@@ -194,24 +224,30 @@ def _depart(state, slot, now_ps):
 
 @inner_kernel
 def _lease(state, slot, lane, tokens, now_ps):
-    """Keep blocks for so many tokens of a request free on a lane that it will come to; say if there were enough.
-
-    A run of decodes that would have taken them later ends with the step under way.
-    """
+    """Keep blocks for so many tokens of a request free on a lane that it will come to; say if there were enough."""
     row, here = state.requests[slot], state.lanes[lane]
     if row.leased_lane != lane and (row.leased_lane != NONE or here.running + here.loading >= here.max_sequences):
         return False
     need = max(0, blocks(tokens, here) - row.leased_blocks)
-    begun = blocks_crossed(state.words, here, begun_steps(state, here, now_ps))
-    if need > here.free_blocks - here.late_blocks - begun - here.watermark_blocks:
+    if not _spares(state, here, need, now_ps):
         return False
-    if need > here.free_blocks - here.late_blocks - blocks_crossed(state.words, here, here.run_steps):
-        cut_run(state, here, now_ps)
     if row.leased_lane == NONE:
         here.loading += 1
         row.leased_lane = lane
     take_blocks(state, here, need)
     row.leased_blocks += need
+    return True
+
+
+@inner_kernel
+def _spares(state, here, need, now_ps):
+    """Say whether so many blocks are free beside those of the steps begun; a run that would take them later is cut."""
+    free_blocks = here.free_blocks - here.late_blocks
+    begun = blocks_crossed(state.words, here, begun_steps(state, here, now_ps))
+    if need > free_blocks - begun - here.watermark_blocks:
+        return False
+    if need > free_blocks - blocks_crossed(state.words, here, here.run_steps):
+        cut_run(state, here, now_ps)
     return True
 
 
@@ -336,6 +372,8 @@ def _lose_abroad(state, here, slot, now_ps):
     if row.leased_lane == here.number:
         row.leased_lane = NONE
         row.leased_blocks = 0
+    if row.status == FINISHED and row.held_nodes > 0 and row.lane == here.number:
+        leave_content(state, row, here)
     comes = (row.status == LOADING or row.status == READY) and row.lane == here.number
     goes = row.source_lane == here.number and (row.status == LOADING or row.status == MOVING or row.status == WAITING)
     if comes:

@@ -124,6 +124,47 @@ def drop_leavings(state, row, here):
 
 
 @inner_kernel
+def unheld_blocks(state, row, here, contents):
+    """Return the blocks of a prompt's first content blocks in a lane's cache that nobody refers to."""
+    found_blocks = 0
+    for place in range(contents):
+        node = find(state, here.number, state.contents[row.contents_at + place])
+        if node == NONE:
+            break
+        if state.nodes[node].refs == 0:
+            found_blocks += state.nodes[node].blocks
+    return found_blocks
+
+
+@inner_kernel
+def pin(state, row, here, contents):
+    """Refer to a prompt's first content blocks, as far as they are whole in the cache, for a request that is done."""
+    while row.held_nodes < contents:
+        node = find(state, here.number, state.contents[row.contents_at + row.held_nodes])
+        if node == NONE or state.nodes[node].blocks < state.nodes[node].whole_blocks:
+            return
+        if state.nodes[node].refs == 0:
+            _take_from_queue(state.nodes, here, node)
+        state.nodes[node].refs += 1
+        row.held_nodes += 1
+        row.held_blocks += state.nodes[node].blocks
+
+
+@inner_kernel
+def push_out(state, row, here, contents):
+    """Evict what of a prompt's first content blocks nobody refers to, to the tiers below where there are any."""
+    for place in range(contents):
+        node = find(state, here.number, state.contents[row.contents_at + place])
+        if node != NONE and state.nodes[node].refs == 0:
+            found = state.nodes[node]
+            if has_tiers(state, here) and found.blocks == found.whole_blocks:
+                write_back(state, here, found.content, found.blocks)
+            found.blocks_before += found.blocks
+            _unlink(state.nodes, here, node)
+            forget(state, node)
+
+
+@inner_kernel
 def share(state, row, here, computed_tokens):
     """Make known the content blocks that a request will have computed; where another did already, no more of them."""
     size = state.clock[0].content_tokens

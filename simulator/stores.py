@@ -19,6 +19,7 @@ from simulator.tiers import (
     IS_SHARED,
     LATENCY_PS,
     MAIN,
+    MOVES_UP,
     NEAREST,
     NEWEST,
     OLDEST,
@@ -62,7 +63,8 @@ class Tier:
     A replica moves bytes_per_s each way; a shared tier carries total_bytes_per_s for all together. A transfer also
     takes its latency, and operation_s for every operation_blocks KV blocks. eviction is "lru", "fifo" or "s3-fifo",
     which a scan does not flush. quotas are shares of the capacity by tenant: who holds most beyond its own gives
-    first. With writes_through it takes prompts when they are computed, else what the tier above evicts.
+    first. With writes_through it takes prompts when they are computed, else what the tier above evicts. What was read
+    stays, so that of a conversation that comes back only the new part is written; unless moves_up.
 
     >>> Tier("dram", 256e9, 50e9).eviction
     'lru'
@@ -79,6 +81,7 @@ class Tier:
     eviction: str = "lru"
     quotas: Mapping[str, float] = field(default_factory=dict)
     writes_through: bool = False
+    moves_up: bool = False
 
     def __post_init__(self) -> None:
         if self.eviction not in EVICTIONS:
@@ -153,6 +156,7 @@ def _store(tier: Tier, pool: "Pool", below: int, tenants: tuple[str, ...]) -> Wo
     words[BLOCK_SHIFT] = (limits.block_tokens - 1).bit_length()
     words[CAPACITY_BLOCKS] = int(tier.capacity_bytes / (token_bytes * limits.block_tokens))
     words[EVICTION], words[WRITES_THROUGH] = EVICTIONS[tier.eviction], tier.writes_through
+    words[MOVES_UP] = tier.moves_up
     words[PS_PER_TOKEN] = _ps(token_bytes / min(tier.bytes_per_s, pipe_bytes_per_s))
     words[PIPE_PS_PER_TOKEN] = _ps(token_bytes / pipe_bytes_per_s)
     words[LATENCY_PS], words[OPERATION_PS] = _ps(tier.latency_s), _ps(tier.operation_s)

@@ -20,7 +20,7 @@ NEAREST, FETCH_PS, FETCH_LAYERS, LANE_WORDS = range(4)
 # What a store keeps at its place. Rates are of what one lane moves; the pipe's, how long the store is busy for all.
 BELOW, CAPACITY_BLOCKS, USED_BLOCKS, BLOCK_SHIFT, EVICTION, WRITES_THROUGH = range(6)
 PS_PER_TOKEN, LATENCY_PS, OPERATION_PS, OPERATION_BLOCKS, PIPE_PS_PER_TOKEN, PIPE_OPERATION_PS = range(6, 12)
-READ_FREE_PS, WRITE_FREE_PS, READ_TOKENS, WRITTEN_TOKENS, IS_SHARED, TENANTS, STORE_WORDS = range(12, 19)
+READ_FREE_PS, WRITE_FREE_PS, READ_TOKENS, WRITTEN_TOKENS, IS_SHARED, MOVES_UP, TENANTS, STORE_WORDS = range(12, 20)
 
 # After it come its shelves, three for each tenant; the quota is that of the tenant, on its main shelf.
 OLDEST, NEWEST, BLOCKS, QUOTA_BLOCKS, SHELF_WORDS = range(5)
@@ -59,26 +59,30 @@ def _holder(state, here, content):
 
 @inner_kernel
 def fetch(state, row, here, nodes, from_tokens, until_tokens):
-    """Read a prompt's tokens, those of its content blocks after the first `nodes`, from the stores that hold them."""
-    size, store = state.clock[0].content_tokens, state.words[here.tiers_at + NEAREST]
-    while store != NONE:
-        tokens = 0
-        for place in range(nodes, row.contents):
-            end_tokens = min((place + 1) * size, row.input_tokens)
-            if end_tokens > until_tokens:
-                break
-            node = _holder(state, here, state.contents[row.contents_at + place])
-            if state.nodes[node].lane == state.lanes.size + store:
-                tokens += max(0, end_tokens - max(place * size, from_tokens))
-                _touch(state, store, node)
-        if tokens > 0:
-            _read(state.words, store, here, tokens)
-        store = state.words[store + BELOW]
+    """Read a prompt's tokens of its content blocks after the first `nodes`: a transfer for each run in one store."""
+    size, place, tokens, reading = state.clock[0].content_tokens, nodes, 0, NONE
+    while place * size < until_tokens:
+        node = _holder(state, here, state.contents[row.contents_at + place])
+        store = state.nodes[node].lane - state.lanes.size
+        if store != reading:
+            _read(state.words, reading, here, tokens)
+            reading, tokens = store, 0
+        tokens += max(0, min((place + 1) * size, row.input_tokens) - max(place * size, from_tokens))
+        if state.words[store + MOVES_UP]:
+            _take_off(state, node)
+            state.words[store + USED_BLOCKS] -= state.nodes[node].blocks
+            forget(state, node)
+        else:
+            _touch(state, store, node)
+        place += 1
+    _read(state.words, reading, here, tokens)
 
 
 @inner_kernel
 def _read(words, store, here, tokens):
     """Let the coming step wait for so many tokens, after what it waits for already and what others read."""
+    if tokens == 0:
+        return
     operations = _operations(words, store, blocks(tokens, here))
     begin_ps = max(here.start_ps + words[here.tiers_at + FETCH_PS], words[store + READ_FREE_PS])
     words[store + READ_FREE_PS] = begin_ps + _busy_ps(words, store, operations, tokens)

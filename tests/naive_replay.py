@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import groupby
 
 import naive_tiers
 import numpy as np
@@ -219,11 +220,11 @@ class NaiveLane:
         return reads if any(tokens for _, _, tokens in reads) else []
 
     def fetch(self, reads):
-        for store in self.stores:
-            found = [(content, tokens) for holder, content, tokens in reads if holder is store]
-            for content, _ in found:
-                store.touch(content)
-            tokens = sum(tokens for _, tokens in found)
+        for store, run in groupby(reads, key=lambda read: read[0]):
+            tokens = 0
+            for _, content, more in run:
+                store.give(content)
+                tokens += more
             if tokens:
                 self.fetch_ps = store.read(self.start_ps + self.fetch_ps, tokens) - self.start_ps
 

@@ -47,6 +47,12 @@ class NaiveStore:
         self.read_free_ps, end_ps = self.passing(self.read_free_ps, begin_ps, tokens)
         return end_ps
 
+    def give(self, content):
+        if self.tier.moves_up:
+            del self.kept[self.tenant_of(content)][content]
+        else:
+            self.touch(content)
+
     def touch(self, content):
         entries = self.kept[self.tenant_of(content)]
         if self.tier.eviction == "lru":

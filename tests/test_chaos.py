@@ -7,11 +7,23 @@ import pytest
 from test_dataplane import outcome, random_case
 
 from simulator.actions import DEPART, DROP, LAND, LEASE, UNLEASE
-from simulator.control.actions import Assign, Cancel, Close, Fail, Open, SetLimit, SetRole, SetVariant, Withdraw
+from simulator.control.actions import (
+    Assign,
+    Cancel,
+    Close,
+    Fail,
+    Open,
+    Pin,
+    PushOut,
+    SetLimit,
+    SetRole,
+    SetVariant,
+    Withdraw,
+)
 from simulator.control.plane import operate
-from simulator.layout import DECODING, HELD, MOVING, NONE, WAITING
+from simulator.layout import DECODING, FINISHED, HELD, MOVING, NONE, WAITING
 
-KINDS = ("fail", "close", "open", "cancel", "withdraw", "migrate", "reprice", "limit", "role")
+KINDS = ("fail", "close", "open", "cancel", "withdraw", "migrate", "reprice", "limit", "role", "pin", "push out")
 
 
 def meddling(seed, mean_gap_s):
@@ -23,6 +35,7 @@ def meddling(seed, mean_gap_s):
             yield plane.wait(rng.exponential(mean_gap_s))
             meddle(plane, rng, str(rng.choice(KINDS)))
         yield plane.wait(mean_gap_s)
+        plane.unpin_all()
         for lane in np.flatnonzero(~plane.is_open).tolist():
             plane.do(Open(lane))
 
@@ -53,6 +66,10 @@ def meddle(plane, rng, kind):
         plane.do(SetVariant(lane, int(rng.integers(0, 2))))
     elif kind == "limit":
         plane.do(SetLimit(lane, "long_prefill_tokens", int(rng.integers(4, 40))))
+    elif kind in ("pin", "push out"):
+        done = np.flatnonzero(plane.requests["status"] == FINISHED)
+        if done.size:
+            plane.do((Pin if kind == "pin" else PushOut)(int(rng.choice(done))))
     elif kind == "role" and not (plane.lanes["role"] > 0).any():
         plane.do(SetRole(lane, "both"))
 

@@ -111,6 +111,7 @@ def random_tiers(rng):
             eviction=str(rng.choice(list(EVICTIONS))),
             quotas={"a": 0.5, "b": 0.2} if rng.random() < 0.3 else {},
             writes_through=bool(rng.random() < 0.4),
+            moves_up=bool(rng.random() < 0.3),
         )
         for place in range(count)
     )

@@ -150,6 +150,26 @@ def test_a_replica_that_fails_loses_its_own_tiers_but_not_the_shared_one():
         assert run.is_finished.all()
 
 
+def conversation(turns, others):
+    """Return a conversation that grows by a content block a turn, with prompts of others between its turns."""
+    contents = []
+    for turn in range(1, turns + 1):
+        contents.append(list(range(1, turn + 1)))
+        contents += [[1000 * turn + each] for each in range(others)]
+    lengths = [PROMPT * len(each) for each in contents]
+    return toys.trace(np.arange(len(contents)) * 0.5, lengths, 1, contents)
+
+
+def test_of_a_conversation_that_comes_back_only_what_is_new_is_written_again():
+    written = []
+    for moves_up in (False, True):
+        run = replay(conversation(6, 8), Fleet((pool(dram(moves_up=moves_up), prompts=8),)))
+        assert run.outcome.cached_tokens[-9] == 5 * PROMPT
+        written.append(run.traffic[0].written_tokens // PROMPT)
+    others = 8 * 6 - 8  # of the last turn, eight prompts are in memory yet
+    assert written == [others + 6, others + sum(range(1, 7))]
+
+
 def test_tiers_are_checked_where_they_are_made():
     with pytest.raises(ValueError, match="unknown eviction 'lfu' of tier dram; known: lru, fifo, s3-fifo"):
         dram(eviction="lfu")

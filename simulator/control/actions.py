@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.actions import CANCEL, DEPART, FAIL, REJECT, REPRICE, SETTLE, SUBMIT, WITHDRAW
+from simulator.actions import CANCEL, DEPART, FAIL, PIN, PUSH_OUT, REJECT, REPRICE, SETTLE, SUBMIT, UNPIN, WITHDRAW
 from simulator.fleet import ROLES
 from simulator.layout import COMING, DECODING, FINISHED, HELD, NONE, WAITING
 
@@ -96,7 +96,43 @@ class SetLimit:
     value: int
 
 
-Action = Assign | Withdraw | Cancel | Refuse | Depart | Open | Close | Fail | SetRole | SetVariant | SetLimit
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Keep the prompt of a request that is done in the cache of the lane it ended on, as far as it is there."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Let what was pinned for a request be evicted again."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushOut:
+    """Evict what of a request's prompt nobody uses from the lane it ended on, to the tiers below where it has any."""
+
+    done: int
+
+
+Action = (
+    Assign
+    | Withdraw
+    | Cancel
+    | Refuse
+    | Depart
+    | Open
+    | Close
+    | Fail
+    | SetRole
+    | SetVariant
+    | SetLimit
+    | Pin
+    | Unpin
+    | PushOut
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +178,11 @@ def _check_depart(plane: "Plane", action: Depart) -> str | None:
     return None if plane.status(action.request) == DECODING else "the request is not decoding"
 
 
+def _check_done(plane: "Plane", action: Pin | Unpin | PushOut) -> str | None:
+    in_trace = 0 <= action.done < len(plane.requests)
+    return None if in_trace and plane.status(action.done) == FINISHED else "the request is not finished"
+
+
 def _check_open(plane: "Plane", action: Open) -> str | None:
     return "the lane is open" if plane.is_open[action.lane] else None
 
@@ -178,6 +219,9 @@ _CHECKS: dict[type, Callable[[Any, Any], str | None]] = {
     SetRole: _check_role,
     SetVariant: _check_variant,
     SetLimit: _check_limit,
+    Pin: _check_done,
+    Unpin: _check_done,
+    PushOut: _check_done,
 }
 
 
@@ -240,6 +284,19 @@ def _set_limit(plane: "Plane", action: SetLimit) -> None:
     plane.lanes[action.name][action.lane] = action.value
 
 
+def _pin(plane: "Plane", action: Pin) -> None:
+    plane.act(PIN, action.done, amount=plane.content_blocks(action.done))
+
+
+def _unpin(plane: "Plane", action: Unpin) -> None:
+    plane.act(UNPIN, action.done)
+
+
+def _push_out(plane: "Plane", action: PushOut) -> None:
+    lane = int(plane.requests["lane"][action.done])
+    plane.act(PUSH_OUT, action.done, lane, plane.content_blocks(action.done))
+
+
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     Assign: _assign,
     Withdraw: _withdraw,
@@ -252,4 +309,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     SetRole: _set_role,
     SetVariant: _set_variant,
     SetLimit: _set_limit,
+    Pin: _pin,
+    Unpin: _unpin,
+    PushOut: _push_out,
 }

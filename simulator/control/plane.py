@@ -14,7 +14,7 @@ import simpy
 
 from models.compiled import bound
 from models.step import PICOSECONDS_PER_SECOND
-from simulator.actions import DROP, HOLD, REJECT, SUBMIT, act
+from simulator.actions import DROP, HOLD, REJECT, SUBMIT, UNPIN, act
 from simulator.advance import advance
 from simulator.control.actions import Action, Assign, Refusal, perform, refusal
 from simulator.control.matching import matched_tokens
@@ -59,6 +59,9 @@ class Reject(NamedTuple):
 Decision = int | Hold | Reject
 Router = Callable[[RequestView, FleetView], Decision]
 Routing = Callable[["Plane"], Router]
+Interlude = Callable[
+    ["Plane", int, int, float], Process
+]  # between a parent's end and a child: (parent, child, seconds)
 
 
 class Sight(NamedTuple):
@@ -113,13 +116,15 @@ def operate(
     controllers: Sequence[Controller] = (),
     sight: Sight = CLEAR,
     closed_loop: Families | None = None,
+    interlude: Interlude | None = None,
     hands_over: bool = True,
     fast_forward: bool = True,
     sample_s: float | None = None,
 ) -> Operation:
     """Replay a trace on a fleet with policies: a routing, None for the fleet's built-in router, and controllers.
 
-    In a closed loop a request comes some time after the last of its parents, rows before it, has ended.
+    In a closed loop a request comes some time after the last of its parents, rows before it, has ended; an interlude
+    plays what happens in that time, as tools that take workers do.
     With `hands_over` off, the control plane moves what prefill lanes have done.
     """
     environment = simpy.Environment(initial_time=0)
@@ -128,7 +133,7 @@ def operate(
     if hands_over:
         plane.listen(TELL_PREFILLED, plane.compute_again)
     if closed_loop is not None:
-        plane.withhold(closed_loop)
+        plane.withhold(closed_loop, interlude)
     if routing is not None:
         plane.router = routing(plane)
     for controller in controllers:
@@ -137,6 +142,7 @@ def operate(
     if sample_s is not None:
         environment.process(_sample(plane, sampler, sample_s))
     environment.run(until=environment.process(plane.run()))
+    plane.unpin_all()
     outcome = blank(len(trace))
     clear_out(plane.state, outcome, 0)
     series = sampler.series() if sample_s is not None else None
@@ -144,6 +150,10 @@ def operate(
     passed = traffic(fleet, plane.state)
     run = Run(trace, fleet, outcome, plane.lanes, plane.clock, series, arrived_ps=arrived_ps, traffic=passed)
     return Operation(run, plane.ledger)
+
+
+def _wait(plane: "Plane", parent: int, child: int, seconds: float) -> Process:
+    yield plane.wait(seconds)
 
 
 def _sample(plane: "Plane", sampler: Sampler, every_s: float) -> Process:
@@ -160,6 +170,7 @@ class Plane:
     ) -> None:
         contents = contents_of(trace)
         self.environment, self.trace, self.fleet, self.sight = environment, trace, fleet, sight
+        self._contents_at = contents.offsets
         state, self.plan = lay_out(
             fleet, contents.blocks, contents.tokens, tenants=contents.tenants, fast_forward=fast_forward
         )
@@ -179,6 +190,7 @@ class Plane:
         self._listeners: dict[int, list[Callable[[int], None]]] = {}
         self._awaited: dict[int, list[tuple[int, simpy.Event]]] = {}
         self._children: dict[int, list[int]] = {}
+        self._interlude: Interlude = _wait
         self._is_withheld = np.zeros(len(trace), bool)
         self._last_event = (-1, 0.0)
         self._live = (*live(self.lanes), self.is_open)
@@ -208,6 +220,12 @@ class Plane:
         found = np.zeros(self.lanes.size, np.int64)
         matched_tokens(self.state, number, found)
         return found
+
+    def content_blocks(self, number: int) -> int:
+        """Return how many content blocks a request's prompt is told to have, and can have by its length."""
+        size = int(self.clock["content_tokens"][0])
+        told = int(self._contents_at[number + 1] - self._contents_at[number]) if self._contents_at.size else 0
+        return min(told, -(-int(self.requests["input_tokens"][number]) // size))
 
     def status(self, number: int) -> int:
         """Return a request's status, as simulator.layout names it."""
@@ -283,10 +301,16 @@ class Plane:
         """Note down that so many more lanes are paid for from now on, or fewer."""
         self.ledger.paid.append((self.now_s, self.ledger.paid[-1][1] + lanes))
 
+    def unpin_all(self) -> None:
+        """Let go of all that is pinned for requests that are done."""
+        for number in np.flatnonzero((self.requests["status"] == FINISHED) & (self.requests["held_nodes"] > 0)):
+            self.act(UNPIN, int(number))
+
     # The gateway.
 
-    def withhold(self, families: Families) -> None:
-        """Let requests with parents come some time after the last of these has ended."""
+    def withhold(self, families: Families, interlude: Interlude | None = None) -> None:
+        """Let requests with parents come some time after the last of these has ended, when an interlude is over."""
+        self._interlude = interlude or _wait
         parents = families.parents
         children = np.repeat(np.arange(len(self.trace)), parents.lengths)
         if (parents.values >= children).any():
@@ -300,12 +324,12 @@ class Plane:
             for number in self._children.pop(parent, []):
                 missing[number] -= 1
                 if missing[number] == 0:
-                    self.environment.process(self._come_later(number, float(families.delay_s[number])))
+                    self.environment.process(self._come_later(parent, number, float(families.delay_s[number])))
 
         self.listen(TELL_FINISHED | TELL_CANCELLED | TELL_REFUSED, release)
 
-    def _come_later(self, number: int, seconds: float) -> Process:
-        yield self.wait(seconds)
+    def _come_later(self, parent: int, number: int, seconds: float) -> Process:
+        yield from self._interlude(self, parent, number, seconds)
         self.requests["arrival_ps"][number] = self.environment.now
         self.act(HOLD, number)
 
