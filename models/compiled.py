@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numba
+
+from models.linked import InnerCompiler
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_FILES = (
-    *("models/operators.py", "models/attention.py", "models/reference.py", "models/step.py"),
+    *("models/linked.py", "models/reference.py"),
+    *("models/operators.py", "models/attention.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/boosting.py", "models/calibration/residual.py"),
     *("simulator/actions.py", "simulator/advance.py", "simulator/blocks.py", "simulator/cache.py"),
     *("simulator/control/lanes_now.py", "simulator/control/matching.py"),
@@ -48,19 +53,15 @@ def cache_directory() -> Path | None:
     return None
 
 
-def _load_numba() -> tuple[Any, bool]:
-    """Import numba with its cache pointed at our folder; say whether a cache can be kept."""
+def _choose_cache() -> bool:
+    """Point numba's cache at our folder; say whether one can be kept."""
     folder = cache_directory()
     if folder is not None:
-        os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    import numba
-
-    if folder is not None:
-        numba.config.CACHE_DIR = str(folder)
-    return numba, folder is not None
+        os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = str(folder)
+    return folder is not None
 
 
-_NUMBA, _CAN_CACHE = _load_numba()
+_CAN_CACHE = _choose_cache()
 
 
 def kernel(function: Function) -> Function:
@@ -69,7 +70,7 @@ def kernel(function: Function) -> Function:
     It may use the arrays that it is given but make none: so it need not count references, which would take longer
     than its sums.
     """
-    compiled: Function = _NUMBA.njit(cache=_CAN_CACHE, error_model="numpy", _nrt=False)(function)
+    compiled: Function = numba.njit(cache=_CAN_CACHE, error_model="numpy", _nrt=False)(function)
     return compiled
 
 
@@ -80,7 +81,7 @@ def bound(compiled: Function, *arguments: Any) -> Function:
     """
     if not hasattr(compiled, "get_overload"):
         return compiled
-    signature = tuple(_NUMBA.typeof(argument) for argument in arguments)
+    signature = tuple(numba.typeof(argument) for argument in arguments)
     compiled.compile(signature)  # type: ignore[attr-defined]
     entry: Function = compiled.get_overload(signature)
     return entry
@@ -91,7 +92,7 @@ def inner_kernel(function: Function) -> Function:
 
     Nor is it cached: those that call it are, with it inside.
     """
-    compiled: Function = _NUMBA.njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(
-        function
-    )
+    compiled: Function = numba.njit(
+        error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=InnerCompiler
+    )(function)
     return compiled
