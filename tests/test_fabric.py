@@ -228,3 +228,62 @@ class NamedLink(Link):
     @property
     def name(self):
         return self.word
+
+
+def carried(links, orders, size_bytes=4 * GB, interrupt_s=None):
+    """Carry bytes from a to c as links fail and are mended: (time, what, link); return when, how much, the fabric."""
+    environment = simpy.Environment(initial_time=0)
+    fabric = Fabric(environment, links)
+    sent = fabric.carry("a", "c", size_bytes)
+
+    def play():
+        for at_s, what, link in orders:
+            yield environment.timeout(round(at_s * SECOND_PS) - environment.now)
+            getattr(fabric, what)(link)
+
+    def interrupt():
+        yield environment.timeout(round(interrupt_s * SECOND_PS))
+        sent.interrupt()
+
+    environment.process(play())
+    if interrupt_s is not None:
+        environment.process(interrupt())
+    arrived_bytes = environment.run(until=sent)
+    return environment.now / SECOND_PS, arrived_bytes, fabric
+
+
+DIRECT, VIA = Link("a", "c", 1.0 * GB), (Link("a", "b", 0.5 * GB), Link("b", "c", 0.5 * GB))
+
+
+def test_what_a_failing_link_cuts_short_goes_on_when_it_is_mended():
+    end_s, arrived, fabric = carried([DIRECT], [(1.0, "fail", "a>c"), (3.0, "mend", "a>c")])
+    assert (end_s, arrived, fabric.cut) == (6.0, 4 * GB, 1)
+    assert fabric.carried_bytes == {"a>c": 4 * GB}  # none twice
+
+
+def test_what_a_failing_link_cuts_short_takes_another_way_where_there_is_one():
+    end_s, arrived, fabric = carried([DIRECT, *VIA], [(1.0, "fail", "a>c")])
+    assert (end_s, arrived) == (1.0 + 3 / 0.5, 4 * GB)
+    assert fabric.carried_bytes == {"a>c": 1 * GB, "a>b": 3 * GB, "b>c": 3 * GB}
+
+
+def test_others_gain_what_a_cut_transfer_leaves_of_links_that_are_up():
+    environment = simpy.Environment(initial_time=0)
+    fabric = Fabric(environment, [A, B])
+    both, alone = fabric.send(ON_BOTH, 100 * GB), fabric.send(ON_A, 18 * GB)
+    environment.run(until=1 * SECOND_PS)
+    fabric.fail("b>c")
+    assert environment.run(until=both) == 2 * GB
+    environment.run(until=alone)
+    assert environment.now == 2 * SECOND_PS  # 8 GB in the first second, 10 in the next
+
+
+def test_a_carrier_that_is_called_back_tells_what_has_arrived():
+    assert carried([DIRECT], [], interrupt_s=1.5)[:2] == (1.5, 1.5 * GB)
+    assert carried([DIRECT], [(1.0, "fail", "a>c")], interrupt_s=1.5)[:2] == (1.5, 1.0 * GB)
+
+
+def test_a_link_that_fails_while_operations_are_posted_carries_nothing():
+    link = Link("a", "c", 1.0 * GB, operation_s=1.0)
+    end_s, _, fabric = carried([link], [(0.5, "fail", "a>c"), (2.0, "mend", "a>c")])
+    assert (end_s, fabric.cut) == (2.0 + 1.0 + 4.0, 1)

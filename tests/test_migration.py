@@ -1,6 +1,7 @@
 """Migration: requests move with their KV or without, in time that is bytes over bandwidth, and nothing leaks."""
 
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import toys
 
 from simulator.control.actions import Cancel, Close, Fail
 from simulator.control.fabric import Fabric, Link
+from simulator.control.failures import failing_links
 from simulator.control.freeness import freeness
 from simulator.control.migration import (
     Move,
@@ -18,6 +20,7 @@ from simulator.control.migration import (
     draining_by_moving,
     handing_over,
     link,
+    one_fabric,
     one_mover,
     operations,
     over,
@@ -329,6 +332,68 @@ def test_transfers_over_a_fabric_share_what_they_have_in_common():
     run = operated(toys.trace([0, 0], 8, 10), [handing_over(wire)], on, hands_over=False).run
     apart = operated(toys.trace([0, 0], 8, 10), [handing_over(WIRE)], on, hands_over=False).run
     assert run.e2e_s.max() - apart.e2e_s.max() == pytest.approx(8 * MS)  # 16 tokens through one link, not 8
+
+
+def cutting(fabric, link, fail_s, mend_s=None):
+    """A controller that lets a link fail, and mends it where a time is given."""
+
+    def controller(plane):
+        yield plane.wait(fail_s)
+        fabric(plane.environment).fail(link)
+        if mend_s is not None:
+            yield plane.wait(mend_s - fail_s)
+            fabric(plane.environment).mend(link)
+
+    return controller
+
+
+def test_kv_cut_short_by_a_failing_link_comes_when_that_is_mended_or_is_computed_again():
+    on, trace = pd(), toys.trace([0], 8, 10)
+    whole = operated(trace, [handing_over(WIRE)], on, hands_over=False).run  # prompt until 1 ms, KV until 9 ms
+    for mend_s, patience_s, later_ms in ((25 * MS, inf, 20), (None, 14 * MS, None)):
+        fabric = one_fabric([Link("p", "d", 1e9)])
+        hand = handing_over(over(fabric, ["p", "d"]), patience_s=patience_s)
+        if mend_s is None:
+            mend_s = 30 * MS  # after two tries and part of a third
+        operation = operated(trace, [hand, cutting(fabric, "p>d", 5 * MS, mend_s)], on, hands_over=False)
+        assert operation.run.is_finished.all()
+        if later_ms:
+            assert operation.run.e2e_s[0] - whole.e2e_s[0] == pytest.approx(later_ms * MS)
+        else:
+            assert operation.ledger.actions["Not handed over in time"] == 2
+            assert operation.run.e2e_s[0] > whole.e2e_s[0] + 20 * MS
+
+
+def test_a_move_whose_kv_does_not_come_in_time_is_computed_again():
+    fabric, moves = one_fabric([Link("a", "b", 1e9)]), []
+
+    def controller(plane):
+        mover = Mover(plane, over(fabric, ["a", "b"]), patience_s=20 * MS)
+        yield plane.wait(5 * MS)
+        moves.append((yield mover.start(Move(0, 1, Stop()))))
+
+    operation = operated(toys.trace([0], 8, 60), [controller, cutting(fabric, "a>b", 8 * MS)])
+    assert moves[0].why == "its KV did not come in time"
+    assert operation.run.is_finished.all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_links_fail_no_request_is_lost_and_nothing_leaks(seed):
+    rng = np.random.default_rng(seed)
+    links = [Link("p", f"d{lane}", 1e9) for lane in range(2)] + [Link("p", "s", 5e8), Link("s", "d0", 5e8)]
+    fabric = one_fabric(links)
+    trace = toys.trace(np.cumsum(rng.exponential(4 * MS, 60)), rng.integers(1, 60, 60), rng.integers(2, 40, 60))
+    patience_s = float(rng.choice([5 * MS, 40 * MS]))
+    hand = handing_over(over(fabric, ["p", "d0", "d1"]), patience_s=patience_s)
+    failing = failing_links(fabric, [link.name for link in links], 30 * MS, 10 * MS, seed)
+    first, second = (operated(trace, [hand, failing], pd(2), hands_over=False) for _ in range(2))
+    assert first.run.is_finished.all()
+    assert first.ledger.actions["Link failed"] > 3
+    assert outcome(first.run).tobytes() == outcome(second.run).tobytes()
+
+
+def outcome(run):
+    return np.stack([column.astype(np.int64) for column in run.outcome], axis=-1)
 
 
 def test_the_same_seed_gives_the_same_moves():

@@ -1,7 +1,7 @@
 """The fabric: links between devices, and flows that share them max-min fairly as each starts, ends or is cut short."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from heapq import heapify, heappop, heappush
@@ -157,7 +157,8 @@ class Transfer(simpy.Event):  # type: ignore[misc]
 class Fabric:
     """Links and the transfers on them, in an environment whose time is whole picoseconds.
 
-    carried_bytes tells what each link has carried up to the last change of its flows.
+    carried_bytes tells what each link has carried up to the last change of its flows. A link that fails ends the
+    transfers on it early, with what has arrived by then.
     """
 
     def __init__(self, environment: simpy.Environment, links: Iterable[Link]) -> None:
@@ -170,10 +171,57 @@ class Fabric:
         self._users: dict[str, dict[Transfer, None]] = {name: {} for name in self.links}
         self._active: dict[Transfer, None] = {}
         self._alarm_ps = inf
+        self._down: set[str] = set()
+        self._mended = environment.event()
+        self.cut = 0  # transfers that a failing link ended
 
     def route(self, source: str, target: str) -> tuple[str, ...]:
-        """Return the names of the links on a way of fewest hops."""
-        return route(self.links.values(), source, target)
+        """Return the names of the links on a way of fewest hops that is up; ValueError where there is none."""
+        return route([link for link in self.links.values() if link.name not in self._down], source, target)
+
+    def carry(self, source: str, target: str, size_bytes: float, operations: int = 1) -> simpy.Process:
+        """Send bytes over whatever way is up, again and again until all have arrived, waiting while there is none.
+
+        The process ends with the bytes that arrived: fewer than asked where it was interrupted.
+        """
+        return self.environment.process(self._carry(source, target, size_bytes, operations))
+
+    def _carry(self, source: str, target: str, size_bytes: float, operations: int) -> Generator[Any, Any, float]:
+        route(self.links.values(), source, target)  # there is a way when all is well
+        arrived_bytes, transfer = 0.0, None
+        try:
+            while True:
+                try:
+                    way = self.route(source, target)
+                except ValueError:
+                    yield self._mended
+                    continue
+                transfer = self.send(way, size_bytes - arrived_bytes, operations)
+                yield transfer
+                arrived_bytes = size_bytes - transfer.left_bytes
+                if transfer.left_bytes == 0.0:
+                    return arrived_bytes
+        except simpy.Interrupt:
+            if transfer is not None and not transfer.is_over:
+                self.cancel(transfer)
+                arrived_bytes = size_bytes - transfer.left_bytes
+            return arrived_bytes
+
+    def fail(self, name: str) -> None:
+        """Let a link go down: what is on it ends with what has arrived."""
+        self._link(name)
+        self._down.add(name)
+        for transfer in list(self._users[name]):
+            self.cut += 1
+            self.cancel(transfer)
+
+    def mend(self, name: str) -> None:
+        """Let a link come up again."""
+        self._link(name)
+        if name in self._down:
+            self._down.remove(name)
+            self._mended.succeed()
+            self._mended = self.environment.event()
 
     def send(self, path: Sequence[str], size_bytes: float, operations: int = 1) -> Transfer:
         """Send bytes along links by name; they flow once the operations are posted and the latency has passed.
@@ -228,6 +276,10 @@ class Fabric:
         transfer.settled_ps = self.environment.now
         if not transfer.path or transfer.left_bytes == 0.0:
             transfer.left_bytes = 0.0
+            self._end(transfer)
+            return
+        if not self._down.isdisjoint(transfer.path):  # while its operations were posted
+            self.cut += 1
             self._end(transfer)
             return
         self._active[transfer] = None

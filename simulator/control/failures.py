@@ -1,8 +1,12 @@
 """What goes wrong: lanes, nodes and links that fail and are mended, devices that slow down, clients that leave."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+import simpy
 
 from simulator.control.actions import Cancel, Close, Fail, Open, SetVariant
+from simulator.control.fabric import Fabric
 from simulator.control.plane import Controller, Plane, Process
 from simulator.layout import COMING, FINISHED
 
@@ -32,6 +36,31 @@ def _fail_and_mend(plane: Plane, group: list[int], up_s: float, down_s: float, r
         yield plane.wait(rng.exponential(down_s))
         for lane in failed:
             plane.do(Open(lane))
+
+
+def failing_links(
+    fabric: Callable[[simpy.Environment], Fabric], links: Sequence[str], up_s: float, down_s: float, seed: int = 0
+) -> Controller:
+    """Let each of these links of a fabric fail at random and be mended, exponential times of these means."""
+
+    def controller(plane: Plane) -> Process:
+        for index, link in enumerate(links):
+            rng = np.random.default_rng([seed, index])
+            plane.environment.process(_cut_and_mend(plane, fabric(plane.environment), link, up_s, down_s, rng))
+        yield plane.wait(0)
+
+    return controller
+
+
+def _cut_and_mend(
+    plane: Plane, fabric: Fabric, link: str, up_s: float, down_s: float, rng: np.random.Generator
+) -> Process:
+    while True:
+        yield plane.wait(rng.exponential(up_s))
+        fabric.fail(link)
+        plane.ledger.count("Link failed")
+        yield plane.wait(rng.exponential(down_s))
+        fabric.mend(link)
 
 
 def straggling(lane: int, from_s: float, until_s: float, variant: int = 1) -> Controller:

@@ -6,6 +6,7 @@ Room is leased where a request goes before anything is sent; whatever comes betw
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import simpy
 from models.step import PICOSECONDS_PER_SECOND
 from simulator.actions import DEPART, DROP, LAND, LEASE, UNLEASE
 from simulator.control.actions import Assign, Withdraw
-from simulator.control.fabric import Fabric
+from simulator.control.fabric import Fabric, Link
 from simulator.control.freeness import free_tokens, freeness, now
 from simulator.control.plane import Controller, Plane, Process
 from simulator.control.scaling import Drain, send_back
@@ -53,15 +54,36 @@ def link(bytes_per_s: float, latency_s: float = 0.0, operation_s: float = 0.0) -
 
 
 def over(make: Callable[[simpy.Environment], Fabric], places: Sequence[str]) -> Wire:
-    """Return the wire over a fabric that all transfers share; places names each lane's device in it."""
+    """Return the wire over a fabric that all transfers share; places names each lane's device in it.
+
+    What a failing link cuts short goes on over another way, or when the link is mended.
+    """
 
     def wire(plane: Plane) -> Send:
         fabric = make(plane.environment)
-        return lambda source, to, size_bytes, operations: fabric.send(
-            fabric.route(places[source], places[to]), size_bytes, operations
+        return lambda source, to, size_bytes, operations: fabric.carry(
+            places[source], places[to], size_bytes, operations
         )
 
     return wire
+
+
+def one_fabric(links: Sequence[Link]) -> Callable[[simpy.Environment], Fabric]:
+    """Return what gives each environment one fabric of these links, the same for all who ask."""
+    known: list[tuple[simpy.Environment, Fabric]] = []
+
+    def fabric(environment: simpy.Environment) -> Fabric:
+        if not known or known[-1][0] is not environment:
+            known[:] = [(environment, Fabric(environment, links))]
+        return known[-1][1]
+
+    return fabric
+
+
+def _stop(sent: simpy.Event) -> None:
+    """End a transfer that is of no more use."""
+    if isinstance(sent, simpy.Process) and sent.is_alive:
+        sent.interrupt()
 
 
 # One request from a lane to another.
@@ -113,10 +135,13 @@ class Moved(NamedTuple):
 
 
 class Mover:
-    """Moves requests over a wire; a move takes handshake_s from departure beside what is sent."""
+    """Moves requests over a wire; a move takes handshake_s from departure beside what is sent.
 
-    def __init__(self, plane: Plane, wire: Wire, handshake_s: float = 0.0) -> None:
-        self.plane, self.handshake_s, self._send = plane, handshake_s, wire(plane)
+    KV that has not come patience_s after the departure is given up, and computed again.
+    """
+
+    def __init__(self, plane: Plane, wire: Wire, handshake_s: float = 0.0, patience_s: float = inf) -> None:
+        self.plane, self.handshake_s, self.patience_s, self._send = plane, handshake_s, patience_s, wire(plane)
         self.moves: list[Moved] = []
         self.under_way: dict[int, tuple[int, int]] = {}  # (from, to) by request
 
@@ -176,8 +201,10 @@ class Mover:
             if rounds >= mode.most_rounds:
                 return self._give_up(moved, rounds, copied, "it grows as fast as it is copied")
             ended = plane.happens(STOPS, number)
-            yield self._kv(moved.source, to, held - copied) | ended
+            sent = self._kv(moved.source, to, held - copied)
+            yield sent | ended
             if ended.triggered:
+                _stop(sent)
                 return self._give_up(moved, rounds, copied, "it ended")
             copied = held
         told = plane.happens(STOPS | TELL_DEPARTED, number)
@@ -187,10 +214,11 @@ class Mover:
             return self._give_up(moved, rounds, copied, "it ended")
         departed_s = plane.now_s
         total = int(plane.requests["computed_tokens"][number])
-        yield self._kv(moved.source, to, total - copied)
+        if not (yield from in_time(plane, self._kv(moved.source, to, total - copied), self.patience_s)):
+            return self._fall(moved, rounds + 1, total, "its KV did not come in time")
         yield plane.wait(self.handshake_s)
         if plane.status(number) != MOVING or not plane.act(LAND, number):
-            return self._fall(moved, rounds + 1, total)
+            return self._fall(moved, rounds + 1, total, "a lane was lost")
         return moved._replace(
             tokens=total,
             rounds=rounds + 1,
@@ -219,16 +247,27 @@ class Mover:
         self.plane.act(UNLEASE, moved.move.request)
         return moved._replace(rounds=rounds, tokens=copied, sent_bytes=self._bytes(moved.source, copied), why=why)
 
-    def _fall(self, moved: Moved, rounds: int, total: int) -> Moved:
+    def _fall(self, moved: Moved, rounds: int, total: int, why: str) -> Moved:
         """Let a request that cannot land be computed again."""
         self.plane.act(DROP, moved.move.request)
-        return self._give_up(moved, rounds, total, "a lane was lost")
+        return self._give_up(moved, rounds, total, why)
 
     def _kv(self, source: int, to: int, tokens: int) -> simpy.Event:
         return self._send(source, to, self._bytes(source, tokens), 1)
 
     def _bytes(self, source: int, tokens: int) -> float:
         return self.plane.pool_of(source).engine.kv_bytes_per_token * tokens
+
+
+def in_time(plane: Plane, sent: simpy.Event, patience_s: float) -> Process:
+    """Wait for what was sent, so long at most; say whether it came, ending it where not."""
+    if patience_s == inf:
+        yield sent
+        return True
+    yield sent | plane.wait(patience_s)
+    if not sent.processed:
+        _stop(sent)
+    return sent.processed
 
 
 # Who moves, and where.
@@ -349,13 +388,13 @@ def draining_by_moving(mover: Callable[[Plane], Mover], mode: Mode = PreCopy()) 
     return drain
 
 
-def one_mover(wire: Wire, handshake_s: float = 0.0) -> Callable[[Plane], Mover]:
+def one_mover(wire: Wire, handshake_s: float = 0.0, patience_s: float = inf) -> Callable[[Plane], Mover]:
     """Return what gives each plane one mover, the same for all who ask: moves of controllers see each other."""
     known: list[tuple[Plane, Mover]] = []
 
     def mover(plane: Plane) -> Mover:
         if not known or known[-1][0] is not plane:
-            known[:] = [(plane, Mover(plane, wire, handshake_s))]
+            known[:] = [(plane, Mover(plane, wire, handshake_s, patience_s))]
         return known[-1][1]
 
     return mover
@@ -393,12 +432,13 @@ def handing_over(
     grain: str = WHOLE,
     choose: Choose = most_free,
     hides_bytes_per_s: float = 0.0,
+    patience_s: float = inf,
 ) -> Controller:
     """Return the controller that moves finished prompts to decode lanes; for operate(..., hands_over=False).
 
     A prompt goes to the first lane of those chosen that has room; where none has, prompts wait in order, their KV where
     it is. Layer by layer, what the last chunk's time hides, at hides_bytes_per_s, has gone by its end: all but one
-    layer at most.
+    layer at most. KV that has not come after patience_s is given up, and computed again.
     """
 
     def control(plane: Plane) -> Process:
@@ -428,9 +468,10 @@ def handing_over(
             if grain == LAYERWISE:
                 chunk_s = int(row["last_chunk_ps"]) / PICOSECONDS_PER_SECOND
                 size_bytes -= min(size_bytes * (1 - 1 / engine.layers), hides_bytes_per_s * chunk_s)
-            yield send(source, to, size_bytes, operations(grain, tokens, block_tokens, engine.layers))
-            plane.ledger.count("Handed over")
-            if plane.status(number) == MOVING and not plane.act(LAND, number):
+            sent = send(source, to, size_bytes, operations(grain, tokens, block_tokens, engine.layers))
+            has_come = yield from in_time(plane, sent, patience_s)
+            plane.ledger.count("Handed over" if has_come else "Not handed over in time")
+            if plane.status(number) == MOVING and not (has_come and plane.act(LAND, number)):
                 plane.act(DROP, number)
             go(number)
 
