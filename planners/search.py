@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.llm import Llm
 from planners import disaggregated, mix, rehearsal
 from planners.answer import plain
-from planners.bound import rigorous_usd_per_hour, windows_of
+from planners.bound import Windows, rigorous_usd_per_hour, windows_of
+from planners.classes import classified
 from planners.demand import Market, survey
 from planners.disaggregated import role_offers
 from planners.dominance import shortlist
@@ -34,6 +38,7 @@ TRAINING = 6  # siblings that the search sees
 BLOCK_S = 60.0
 FEWEST_BLOCKS = 20
 SEEDS_APART = 10_000
+NO_CLASSES: Mapping[str, str] = MappingProxyType({})
 EFFORT_SPLIT = 60  # fleets of pools hand in hand to rehearse
 
 
@@ -65,6 +70,7 @@ def find_plan(
     split: bool = False,
     notes: tuple[str, ...] = (),
     variants: Variants = AS_USUAL,
+    classes: Mapping[str, str] = NO_CLASSES,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
@@ -73,12 +79,14 @@ def find_plan(
     trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
     prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
     tried too; the bound then holds for those as well. variants are those of engines to choose from; of many the search
-    looks at those that no other is as good as for this trace, and the bound holds for all. notes are what else to be
-    wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad input.
+    looks at those that no other is as good as for this trace, and the bound holds for all. classes name requests by
+    rules, for promises to them. notes are what else to be wary of, and go into the plan. Raises Infeasible with the
+    reasons that bind, ValueError for bad input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
     tell = progress or _say_nothing
+    trace = classified(trace, classes)
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
@@ -87,36 +95,89 @@ def find_plan(
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
         offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
-    market = survey(trace, slos, offers)
-    fluid = fluid_mix(market)
-    if fluid is None:
-        raise why(market)
-    windows = windows_of(market)
-    bound_usd = rigorous_usd_per_hour(market, windows)
-    sketch = _sketch(market, fluid, bound_usd, notes)
-    tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
-    if analytic:
-        return sketch
-    training = siblings_of(trace, range(1, TRAINING + 1), seed) if siblings else ()
-    looked_at = list(range(len(market.offers))) if variants == AS_USUAL else shortlist(market)
+    sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell)
+    market, windows, sketch = sought.sketched()
+    return sketch if analytic else find(sought, market, windows).plan
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What a fleet is sought for, engines at hand; all as find_plan takes it."""
+
+    trace: Trace
+    slos: tuple[Slo, ...]
+    offers: tuple[Offer, ...]
+    limits: Limits | None = None
+    variants: Variants = AS_USUAL
+    seed: int = 0
+    siblings: int = 0
+    notes: tuple[str, ...] = ()
+    tell: Listener = lambda progress: None
+
+    def sketched(self) -> tuple[Market, Windows, Plan]:
+        """Return the market, the windows that every fleet is held against, and a plan that nobody has rehearsed."""
+        market = survey(self.trace, self.slos, self.offers)
+        fluid = fluid_mix(market)
+        if fluid is None:
+            raise why(market)
+        windows = windows_of(market)
+        bound_usd = rigorous_usd_per_hour(market, windows)
+        sketch = _sketch(market, fluid, bound_usd, self.notes)
+        self.tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
+        return market, windows, sketch
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A search that is over: all that was on offer, what fails alone [engine of it], the bound, and the hunt itself."""
+
+    sought: Sought
+    market: Market
+    windows: Windows
+    hunt: Hunt
+    fails_alone: npt.NDArray[np.bool_]
+    usd_per_hour_bound: float
+
+    @property
+    def plan(self) -> Plan:
+        """Return the cheapest fleet that survived as a plan."""
+        numbers = range(TRAINING + 1, TRAINING + 1 + self.sought.siblings)
+        fresh = siblings_of(self.sought.trace, numbers, self.sought.seed)
+        return _plan(self.hunt, self.usd_per_hour_bound, self.sought.notes, fresh)
+
+    def plan_of(self, verdict: Verdict) -> Plan:
+        """Return another fleet that survived as a plan; what is known of cheaper ones is known for it, too."""
+        hunt = copy(self.hunt)
+        assert hunt.best is not None, "something survived"
+        if hunt.is_exhausted:
+            hunt.conditional_usd, hunt.is_exhausted = hunt.best.usd_per_hour, False
+        hunt.best, hunt.best_run = verdict, rehearsal.rehearse(hunt.market, verdict.candidate)
+        return replace(self, hunt=hunt).plan
+
+
+def find(sought: Sought, market: Market, windows: Windows) -> Found:
+    """Return the outcome of the search on a market; raises Infeasible where nothing survives."""
+    training = siblings_of(sought.trace, range(1, TRAINING + 1), sought.seed) if sought.siblings else ()
+    looked_at = list(range(len(market.offers))) if sought.variants == AS_USUAL else shortlist(market)
     hunt = Hunt(
         market.only(looked_at),
         windows.only(looked_at),
-        lambda words: tell(Progress("rehearsal", words)),
+        lambda words: sought.tell(Progress("rehearsal", words)),
         training,
-        limits,
+        sought.limits,
     )
-    _search(hunt)
-    if hunt.best is None and hunt.rows:
-        raise _too_limited(hunt)
+    search_all(hunt)
+    if hunt.best is None:
+        raise _too_limited(hunt) if hunt.rows else nothing_survived(hunt.verdicts.values())
     fails_alone = np.zeros(len(market.offers), bool)
     fails_alone[looked_at] = hunt.fails_alone()
-    bound_usd = max(bound_usd, rigorous_usd_per_hour(market, windows, fails_alone))
-    fresh = siblings_of(trace, range(TRAINING + 1, TRAINING + 1 + siblings), seed)
-    return _plan(hunt, bound_usd, notes, fresh)
+    least_usd = rigorous_usd_per_hour(market, windows)
+    bound_usd = max(least_usd, rigorous_usd_per_hour(market, windows, fails_alone))
+    return Found(sought, market, windows, hunt, fails_alone, bound_usd)
 
 
-def _search(hunt: Hunt) -> None:
+def search_all(hunt: Hunt) -> None:
+    """Let a hunt go through all that it knows to try."""
     disaggregated.search(hunt, EFFORT_SPLIT)
     hunt.single_engines()
     hunt.mixes()
@@ -127,7 +188,7 @@ def _search(hunt: Hunt) -> None:
 def _too_limited(hunt: Hunt) -> Infeasible:
     """Return what would have to give for the cheapest fleet there is without the limits, or, if less, for any mix."""
     unlimited = Hunt(hunt.market, hunt.windows, hunt.tell, hunt.siblings, replace(Limits(), spare=hunt.limits.spare))
-    _search(unlimited)
+    search_all(unlimited)
     if unlimited.best is None:
         return nothing_survived(unlimited.verdicts.values())
     chosen = unlimited.best.candidate
@@ -207,8 +268,8 @@ def _sketch(market: Market, fluid: mix.Mix, bound_usd: float, notes: tuple[str, 
 
 def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[Trace]) -> Plan:
     market, best, run = hunt.market, hunt.best, hunt.best_run
-    if best is None or run is None:
-        raise nothing_survived(hunt.verdicts.values())
+    assert best is not None, "something survived"
+    assert run is not None, "what survived was rehearsed"
     ttft_limit_s = limit_s(market.slos, "ttft")
     failed = hunt.cheaper_failure()
     return Plan(

@@ -88,16 +88,27 @@ def read(path: str | Path) -> Study:
     ValueError lists every mistake with its place.
     """
     study = marked_yaml.read(path, Study)
-    text = Path(path).read_text(encoding="utf-8")
-    mistakes = []
+    found = mistakes(study, str(path), Path(path).read_text(encoding="utf-8"))
+    if found:
+        raise ValueError("\n".join(found))
+    return seen_from(path, study)
+
+
+def mistakes(study: Study, file: str, text: str, place: marked_yaml.Place = ()) -> list[str]:
+    """Return every mistake in the values of a study that stands at a place of a file."""
+    found = []
     for key, check in _CHECKS.items():
         try:
             check(study)
         except ValueError as error:
-            mistakes.append(f"{marked_yaml.place_of(str(path), text, (key,))}: {key}: {error}")
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return changed(study, {"trace": _seen_from(path, study.trace), "model": _seen_from(path, study.model)})
+            where = (*place, key)
+            found.append(f"{marked_yaml.place_of(file, text, where)}: {'.'.join(map(str, where))}: {error}")
+    return found
+
+
+def seen_from(file: str | Path, study: Study) -> Study:
+    """Return the study with paths of trace and model, where they are relative, as seen from a file's folder."""
+    return changed(study, {"trace": _seen_from(file, study.trace), "model": _seen_from(file, study.model)})
 
 
 def changed(study: Study, changes: Mapping[str, Any]) -> Study:

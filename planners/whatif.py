@@ -17,7 +17,7 @@ from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_fo
 from planners.infeasible import Infeasible, nothing_fits
 from planners.limits import Limits
 from planners.plan import Plan
-from planners.search import find_plan
+from planners.search import Found, Sought, find, find_plan
 from planners.slo import Slo, holds, parse, parse_all, tightest_s
 from simulator.fleet import PricedEngine
 from traces import Trace
@@ -73,6 +73,15 @@ class Question:
             "variants": self.variants,
         }
         return find_plan(self.trace, None, self.slos, **options)
+
+    def found(self) -> Found:
+        """Return the whole outcome of the search for a plan. Raises Infeasible."""
+        offers, (named, notes) = self.offers(), devices_named(self.devices)
+        if not offers:
+            raise nothing_fits(self.llm, named)
+        sought = Sought(self.trace, self.slos, offers, self.limits, self.variants, self.seed, notes=notes)
+        market, windows, _ = sought.sketched()
+        return find(sought, market, windows)
 
     def _changed(self, offer: Offer) -> Offer:
         device = offer.device_name

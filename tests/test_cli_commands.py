@@ -46,6 +46,7 @@ INVOCATIONS: tuple[tuple[str, ...], ...] = (
     ("whatif", *CHAT, "--vary", "price=1x,2x"),
     ("regret", *CHAT, "--scenario", "rate=2x"),
     ("schedule", *CHAT, "--profile", "hours.csv"),
+    ("portfolio",),
     ("compare", "out/plan.json", "out/plan.json"),
     ("export", "vllm-bench", "out/plan.json", "-o", "bench"),
     ("calibrate", "bench/vllm-bench.json", "--model", "llama-3.1-8b", "--device", "l40s"),
@@ -81,6 +82,8 @@ def folder(tmp_path_factory):
     rows = "".join(f"{number / 4},{100 + 10 * (number % 7)},{20 + number % 5}\n" for number in range(80))
     (folder / "chat.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
     (folder / "vms.csv").write_text("InstanceType,AcceleratorName,AcceleratorCount,Price,Region\nx,L4,1,0.7,eu\n")
+    chat = "{trace: chat.csv, model: llama-3.1-8b, devices: [l40s], slo: ['ttft:p99<=2s']}"
+    (folder / "portfolio.yaml").write_text(f"plans:\n  one: {chat}\n  two: {chat}\nlimits: {{power_w: 9000}}\n")
     (folder / "hours.csv").write_text("requests\n400\n900\n600\n")
     row = {
         "device": "h100_sxm",

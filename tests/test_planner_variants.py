@@ -174,6 +174,21 @@ def test_variants_are_written_down_where_they_are_not_as_usual():
     assert plan_file.study_of(inputs).engines == wide.engines
 
 
+def test_flags_say_what_may_vary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{number / 4},100,20\n" for number in range(40))
+    (tmp_path / "chat.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
+    asked = ["fleet", "chat.csv", "--model", "llama-3.1-8b", "--devices", "l40s", "--slo", "ttft:p99<=2s", "--analytic"]
+    flags = ["--variants", "kv_dtypes=fp8", "--variants", "dp=1,8", "--variants", "speculative=none,3:0.7", "--json"]
+    outcome = CliRunner().invoke(main, [*asked, *flags])
+    assert outcome.exit_code == 0, outcome.output
+    engines = json.loads(outcome.stdout)["inputs"]["engines"]
+    assert (engines["kv_dtypes"], engines["dp"], engines["speculative"]) == (["fp8"], [1, 8], ["none", "3:0.7"])
+    refused = CliRunner().invoke(main, [*asked, "--variants", "dp"])
+    assert refused.exit_code == 2
+    assert "--variants dp: expected KEY=VALUE,VALUE" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -42,8 +42,8 @@ def fleet(
     """Find the cheapest fleet that keeps every promise on TRACE; on the bundled sample where no TRACE is named.
 
     Requests can be of several classes, named by the trace's column slo_class or by --class, and promised to by
-    --slo "NAME/ttft:p99<=1s". In what engines may vary beside their cut is said by --set, as
-    "engines.kv_dtypes=[bf16,fp8]", engines.dp=[1,8], "engines.speculative=[none,'3:0.7']".
+    --slo "NAME/ttft:p99<=1s". In what engines may vary beside their cut is said by --variants: dtypes and
+    kv_dtypes, dp as 1,8 ranks that share experts, speculative as 3 tokens drafted and taken with a chance of 0.7.
 
     plan.json is written to the working folder, or to DIR with requests.parquet beside it.
     """

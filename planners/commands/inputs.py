@@ -1,5 +1,6 @@
 """What a command is to plan: the flags, over a plan.yaml where there is one."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ class Flags:
     kinds: str | None
     limits: tuple[str, ...]
     classes: tuple[str, ...]
+    variants: tuple[str, ...]
     seed: int | None
     file: str | None
     settings: tuple[str, ...]
@@ -35,7 +37,8 @@ def study_of(flags: Flags) -> "Study":
     given["devices"] = None if flags.devices is None else split_names(flags.devices)
     given["kinds"] = None if flags.kinds is None else split_names(flags.kinds)
     limits = (f"limits.{limit}" for limit in flags.limits)
-    settings = (*limits, *(f"classes.{rule}" for rule in flags.classes), *flags.settings)
+    classes = (f"classes.{rule}" for rule in flags.classes)
+    settings = (*limits, *classes, *map(_variants, flags.variants), *flags.settings)
     given = {name: value for name, value in given.items() if value is not None}
     if path is not None:
         return studies.with_settings(studies.changed(studies.read(path), given), settings)
@@ -44,6 +47,15 @@ def study_of(flags: Flags) -> "Study":
     if not flags.slo:
         raise ValueError('no promise given; expected at least one, as in --slo "ttft:p99<=2s"')
     return studies.with_settings(studies.Study(**given), settings)
+
+
+def _variants(text: str) -> str:
+    """Return a text like "dp=1,8" as a setting of plan.yaml: engines.dp=[1, 8]."""
+    key, is_given, values = text.partition("=")
+    if not is_given:
+        raise ValueError(f"--variants {text}: expected KEY=VALUE,VALUE,... as in kv_dtypes=bf16,fp8")
+    listed = [int(value) if value.isdecimal() else value for value in split_names(values)]
+    return f"engines.{key}={json.dumps(listed)}"
 
 
 def split_names(text: str) -> tuple[str, ...]:

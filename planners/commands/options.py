@@ -56,6 +56,12 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--class", "classes", multiple=True, metavar="NAME=RULE", help="A class: chat=input_tokens<2000; repeat."
         ),
+        click.option(
+            "--variants",
+            multiple=True,
+            metavar="KEY=VALUES",
+            help="Engines: dtypes, kv_dtypes, dp, speculative=none,3:0.7.",
+        ),
         click.option("--seed", type=int, metavar="N", help="Seed of whatever is drawn; 0 by default."),
         click.option("-f", "--file", "file", metavar="FILE", help="A plan.yaml; the one in this folder by default."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of it."),
