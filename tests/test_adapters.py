@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from models import device, llm
 from models.engine import Engine
 from simulator.control.adapters import AdapterPool, HostLink, LoraCost, adapter_tokens, host_link, lora_cost
-from simulator.control.scheduled_lane import Request, ScheduledLane
+from simulator.control.lane_view import Request
+from simulator.control.scheduled_lane import ScheduledLane
 from simulator.control.schedulers import no_preempt
 from simulator.control.step_prices import StepPrices
 

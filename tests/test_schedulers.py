@@ -8,7 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.control.estimators import OutputLengths, RunningMean, factors, fit, with_error
-from simulator.control.scheduled_lane import IllegalStep, KvPool, LaneView, Request, ScheduledLane, Slice, Step
+from simulator.control.kv_pool import KvPool
+from simulator.control.lane_view import IllegalStep, LaneView, Request, Slice, Step
+from simulator.control.scheduled_lane import ScheduledLane
 from simulator.control.schedulers import SCHEDULERS, edf, fcfs, most_tokens, no_preempt, priority, s_edf, vllm_chunked
 from simulator.control.step_prices import StepPrices
 from simulator.fleet import Fleet, Pool

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.engine import PICOSECONDS_PER_SECOND, Engine
-from simulator.control.scheduled_lane import Request
+from simulator.control.lane_view import Request
 
 SLOTS_PER_RANK = 4  # q, k, v and o: rank rows each of A beside B, as wide as a token's keys beside its values
 KERNELS_PER_LAYER = 8  # for each of the four, one that shrinks to the rank and one that expands from it

@@ -5,191 +5,27 @@ a step that is preempted keeps the work done up to the boundary, and goes on fro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import simpy
 from simpy.events import URGENT
 
+from simulator.control.kv_pool import Pool
+from simulator.control.lane_view import (
+    GRANULARITIES,
+    UNBOUNDED_TOKENS,
+    Cursor,
+    IllegalStep,
+    LaneView,
+    Paused,
+    Request,
+    Scheduler,
+    Served,
+    Slice,
+    Step,
+    Wait,
+)
 from simulator.control.step_prices import StepPrices
-
-GRANULARITIES = ("step", "layer", "op")
-NO_DEADLINE_PS = 1 << 62
-UNBOUNDED_TOKENS = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a lane is told of a request; how many tokens it will answer with is known to the lane alone.
-
-    limit_tokens is the most that the client asked for; a lower priority goes first, where a scheduler looks at it.
-    An adapter takes adapter_tokens slots of the KV pool while requests that use it run.
-    """
-
-    number: int
-    arrival_ps: int
-    input_tokens: int
-    limit_tokens: int = UNBOUNDED_TOKENS
-    deadline_ps: int = NO_DEADLINE_PS
-    priority: int = 0
-    adapter: int | None = None
-    adapter_tokens: int = 0
-    label: str = ""
-
-
-class Cursor(NamedTuple):
-    """How far a request has come on its lane, as its scheduler sees it."""
-
-    request: Request
-    computed_tokens: int
-    generated_tokens: int
-    is_decoding: bool
-
-    @property
-    def number(self) -> int:
-        """Return the request's number."""
-        return self.request.number
-
-    @property
-    def prefill_left(self) -> int:
-        """Return the tokens to compute before the next can be sampled; after an eviction its own output counts too."""
-        return self.request.input_tokens + self.generated_tokens - self.computed_tokens
-
-
-class Slice(NamedTuple):
-    """A part of a step: so many tokens of a request; one where it decodes."""
-
-    number: int
-    tokens: int
-
-
-class Paused(NamedTuple):
-    """A step that stopped at a boundary, or the one under way: its slices, and how long it has worked on them."""
-
-    slices: tuple[Slice, ...]
-    done_ps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a lane does next.
-
-    preempt says where the scheduler is asked again when a request arrives meanwhile: at the step's end, or at the next
-    layer or operator, at least quantum_ps after the step or the last boundary of that spacing began. Slices equal to
-    those of a paused step resume it. A step of decodes alone may be repeated until a request arrives or finishes.
-    Requests in `evict` lose their KV first and wait at the head of the queue; adapters of those in `prefetch` start
-    to load beside the step.
-    """
-
-    slices: tuple[Slice, ...]
-    preempt: str = "step"
-    quantum_ps: int = 0
-    repeat: int = 1
-    evict: tuple[int, ...] = ()
-    prefetch: tuple[int, ...] = ()
-
-
-class LaneView(NamedTuple):
-    """What a scheduler sees: its queue in order of arrival, what runs in order of admission, and the pool.
-
-    paused are the steps that stopped at a boundary, under_way the one that stands at a boundary now, or None.
-    decode_steps counts those done since the lane began.
-    """
-
-    now_ps: int
-    waiting: tuple[Cursor, ...]
-    running: tuple[Cursor, ...]
-    paused: tuple[Paused, ...]
-    under_way: Paused | None
-    free_tokens: int
-    capacity_tokens: int
-    decode_steps: int
-
-
-Scheduler = Callable[[LaneView], Step | None]
-
-
-class Pool(Protocol):
-    """Where KV lives, and adapters with it."""
-
-    capacity_tokens: int
-
-    def free_tokens(self) -> int:
-        """Return the tokens that may be taken now."""
-        ...
-
-    def take(self, tokens: int) -> None:
-        """Take KV; what is not free was refused before."""
-        ...
-
-    def give(self, tokens: int) -> None:
-        """Give KV back."""
-        ...
-
-    def ready_ps(self, requests: Sequence[Request], now_ps: int) -> int:
-        """Return when the adapters of a step's requests are there, loading what is not."""
-        ...
-
-    def can_load(self, requests: Sequence[Request], kv_tokens: int) -> bool:
-        """Say whether a step's adapters and so many KV tokens more fit at once."""
-        ...
-
-    def prefetch(self, requests: Sequence[Request], now_ps: int) -> None:
-        """Start loading adapters that will be needed, where there is room."""
-        ...
-
-    def keep(self, requests: Sequence[Request]) -> None:
-        """Let go of adapters that none of these requests uses."""
-        ...
-
-
-class KvPool:
-    """A pool of KV alone."""
-
-    def __init__(self, capacity_tokens: int) -> None:
-        self.capacity_tokens, self.used_tokens = capacity_tokens, 0
-
-    def free_tokens(self) -> int:
-        """Return the tokens that may be taken now."""
-        return self.capacity_tokens - self.used_tokens
-
-    def take(self, tokens: int) -> None:
-        """Take KV."""
-        self.used_tokens += tokens
-        assert self.used_tokens <= self.capacity_tokens
-
-    def give(self, tokens: int) -> None:
-        """Give KV back."""
-        self.used_tokens -= tokens
-        assert self.used_tokens >= 0
-
-    def ready_ps(self, requests: Sequence[Request], now_ps: int) -> int:
-        """Return now: there is nothing to load."""
-        return now_ps
-
-    def can_load(self, requests: Sequence[Request], kv_tokens: int) -> bool:
-        """Say whether so many KV tokens more fit."""
-        return kv_tokens <= self.free_tokens()
-
-    def prefetch(self, requests: Sequence[Request], now_ps: int) -> None:
-        """Do nothing."""
-
-    def keep(self, requests: Sequence[Request]) -> None:
-        """Do nothing."""
-
-
-class IllegalStep(ValueError):
-    """A step that a lane cannot take, with the reason."""
-
-
-class Served(NamedTuple):
-    """What became of a request."""
-
-    request: Request
-    scheduled_ps: int
-    first_token_ps: int
-    finish_ps: int
-    evictions: int
 
 
 class _Work:
@@ -197,13 +33,13 @@ class _Work:
 
     __slots__ = (
         *("request", "output_tokens", "computed", "generated", "is_decoding", "held", "scheduled_ps"),
-        *("first_token_ps", "evictions", "is_running", "pause", "_seen"),
+        *("first_token_ps", "evictions", "is_running", "is_leaving", "pause", "_seen"),
     )
 
     def __init__(self, request: Request, output_tokens: int) -> None:
         self.request, self.output_tokens = request, max(1, output_tokens)
         self.computed, self.generated, self.held = 0, 0, 0
-        self.is_decoding, self.is_running = False, False
+        self.is_decoding, self.is_running, self.is_leaving = False, False, False
         self.scheduled_ps, self.first_token_ps, self.evictions = -1, -1, 0
         self.pause: _UnderWay | None = None
         self._seen: Cursor | None = None
@@ -259,7 +95,7 @@ class ScheduledLane:
     """One lane with its own KV pool in an environment whose time is whole picoseconds.
 
     extra_ps(requests and their tokens) adds to the price of every step, as adapters do. listener(what, request), with
-    what "first token", "finished" or "refused", is told of events as they happen.
+    what "first token", "finished", "refused" or "cancelled", is told of events as they happen.
     """
 
     def __init__(
@@ -277,6 +113,7 @@ class ScheduledLane:
         self.max_context_tokens = max_context_tokens
         self.served: list[Served] = []
         self.refused: list[Request] = []
+        self.cancelled: list[Request] = []
         self.blocking_ps: list[int] = []  # from an arrival at a busy lane to when its scheduler could act on it
         self.steps = self.decode_steps = self.busy_ps = self.preemptions = 0
         self._extra_ps = extra_ps or (lambda parts: 0)
@@ -321,6 +158,28 @@ class ScheduledLane:
             self._unanswered.append(self.environment.now)
             self._wake(self._now)
 
+    def cancel(self, number: int) -> bool:
+        """Let a client give up: at once where no step works on its request, else at the end of that step.
+
+        Say whether the request was on this lane. A paused step of others, too, keeps it until that has ended.
+        """
+        work = self._works.get(number)
+        if work is None:
+            return False
+        now = self._now
+        if work.pause is not None:
+            work.is_leaving = True
+            self._abandon(work.pause)
+        elif now is not None and any(part is work for part, _ in now.parts):
+            work.is_leaving = True
+        else:
+            self._leave(work)
+        if now is None:
+            self._decide()
+        elif now.runs > 1:
+            self._cut(now)
+        return True
+
     def view(self, under_way: Paused | None = None) -> LaneView:
         """Return what the scheduler sees now."""
         return LaneView(
@@ -337,10 +196,25 @@ class ScheduledLane:
     def _decide(self) -> None:
         """Ask the scheduler for the next step."""
         self._answer()
-        step = self.scheduler(self.view())
         self._now = None
-        if step is not None:
-            self._begin(step)
+        self._end += 1  # no alarm that was set before is of use
+        answer = self.scheduler(self.view())
+        if isinstance(answer, Wait):
+            self._ask_again(answer.until_ps)
+        elif answer is not None:
+            self._begin(answer)
+
+    def _ask_again(self, until_ps: int) -> None:
+        """Ask the scheduler at a time unless something makes it be asked before."""
+        end, delay_ps = self._end, until_ps - self.environment.now
+        if delay_ps <= 0:
+            raise IllegalStep(f"a wait until {until_ps} ps, which is not after now, {self.environment.now} ps")
+
+        def ask() -> None:
+            if end == self._end:
+                self._decide()
+
+        self._after(delay_ps, ask)
 
     def _answer(self) -> None:
         """Book how long the requests that came meanwhile were not heard."""
@@ -474,18 +348,35 @@ class ScheduledLane:
             is_over = work.advance(tokens * under_way.runs, now_ps)
             if had_none and work.first_token_ps >= 0:
                 self._tell("first token", work.request)
-            if is_over:
-                self._finish(work)
+            if is_over or work.is_leaving:
                 has_left = True
+                (self._finish if is_over else self._leave)(work)
         if has_left:
             self.pool.keep([work.request for work in self._running])
         self._decide()
 
+    def _abandon(self, paused: _UnderWay) -> None:
+        """Forget a step that stands at a boundary where all its clients have left."""
+        if all(work.is_leaving for work, _ in paused.parts):
+            self._paused.remove(paused)
+            for work, _ in paused.parts:
+                self._leave(work)
+
+    def _leave(self, work: _Work) -> None:
+        """Let go of a request whose client has given up."""
+        self._let_go(work)
+        self.cancelled.append(work.request)
+        self.pool.keep([each.request for each in self._running])
+        self._tell("cancelled", work.request)
+
+    def _let_go(self, work: _Work) -> None:
+        self.pool.give(work.held)
+        (self._running if work.is_running else self._waiting).remove(work)
+        del self._works[work.request.number]
+
     def _finish(self, work: _Work) -> None:
         now_ps = self.environment.now
-        self.pool.give(work.held)
-        self._running.remove(work)
-        del self._works[work.request.number]
+        self._let_go(work)
         self.served.append(Served(work.request, work.scheduled_ps, work.first_token_ps, now_ps, work.evictions))
         self._tell("finished", work.request)
 
@@ -531,12 +422,13 @@ class ScheduledLane:
         under_way.waking = False
         self._answer()
         step = self.scheduler(self.view(Paused(under_way.step.slices, under_way.worked_ps(now_ps))))
-        if step is None or (step.slices == under_way.step.slices and not step.evict):
+        if not isinstance(step, Step) or (step.slices == under_way.step.slices and not step.evict):
             return
         self.busy_ps += max(0, now_ps - under_way.begin_ps)
         under_way.done_ps = under_way.worked_ps(now_ps)
         for work, _ in under_way.parts:
             work.pause = under_way
         self._paused.append(under_way)
+        self._abandon(under_way)
         self.preemptions += 1
         self._begin(step)

@@ -1,11 +1,11 @@
 """Schedulers of a lane: each a function that returns one, by name in one dict."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.control.estimators import EstimatePs
-from simulator.control.scheduled_lane import UNBOUNDED_TOKENS, Cursor, LaneView, Paused, Scheduler, Slice, Step
+from simulator.control.lane_view import UNBOUNDED_TOKENS, Cursor, LaneView, Paused, Scheduler, Slice, Step, Wait
 
 UNTIL_SOMETHING_HAPPENS = 1 << 30
 SMALL_PROMPT_TOKENS = 2048
@@ -120,6 +120,30 @@ def no_preempt(
     return plan
 
 
+def windowed(window_ps: int, batch_tokens: int = SMALL_PROMPT_TOKENS, max_sequences: int = 256) -> Scheduler:
+    """Whole prompts in order of arrival, as a batch that is full or whose oldest has waited for a window (LAPS).
+
+    Until then what runs decodes, a step at a time; where nothing runs the lane waits.
+    """
+
+    def plan(view: LaneView) -> Step | Wait | None:
+        room_tokens = min(batch_tokens, view.free_tokens)
+        batch = list(_first_tokens(view.waiting, room_tokens))[: max_sequences - len(view.running)]
+        if not batch and view.waiting and view.waiting[0].prefill_left <= view.free_tokens:
+            batch = [view.waiting[0]]  # longer than a batch is to be: alone
+        is_full = len(batch) < len(view.waiting)
+        if batch:
+            until_ps = batch[0].request.arrival_ps + window_ps
+            if is_full or view.now_ps >= until_ps:
+                return Step(tuple(Slice(each.number, each.prefill_left) for each in batch))
+            if not view.running:
+                return Wait(until_ps)
+        decodes = _decodes(view)
+        return decodes if decodes is None or not batch else replace(decodes, repeat=1)
+
+    return plan
+
+
 def most_tokens(used_and_remaining: Iterable[tuple[int, int]]) -> int:
     """Return the most KV that requests hold at any time until the last ends, if none is preempted and none comes.
 
@@ -140,6 +164,7 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "s-edf": s_edf,
     "vllm-chunked": vllm_chunked,
     "no-preempt": no_preempt,
+    "windowed": windowed,
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.studies.card import Card, Claim, Finding, Row, over_seeds
 
 if TYPE_CHECKING:
-    from simulator.control.scheduled_lane import Scheduler
+    from simulator.control.lane_view import Scheduler
     from simulator.control.step_prices import StepPrices
     from simulator.systems.flow_prefill import Prompt
 

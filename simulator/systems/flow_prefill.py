@@ -9,7 +9,9 @@ import simpy
 
 from models.engine import PICOSECONDS_PER_SECOND
 from simulator.control.estimators import Polynomial, fit, with_error
-from simulator.control.scheduled_lane import KvPool, Request, ScheduledLane, Scheduler
+from simulator.control.kv_pool import KvPool
+from simulator.control.lane_view import Request, Scheduler
+from simulator.control.scheduled_lane import ScheduledLane
 from simulator.control.schedulers import SMALL_PROMPT_TOKENS, edf, fcfs, s_edf, vllm_chunked
 from simulator.control.step_prices import StepPrices
 

@@ -8,7 +8,8 @@ import simpy
 
 from models.engine import PICOSECONDS_PER_SECOND, Engine
 from simulator.control.adapters import AdapterPool, adapter_tokens, host_link, lora_cost
-from simulator.control.scheduled_lane import Request, ScheduledLane
+from simulator.control.lane_view import Request
+from simulator.control.scheduled_lane import ScheduledLane
 from simulator.control.schedulers import no_preempt
 from simulator.control.step_prices import StepPrices
 
