@@ -29,7 +29,9 @@ class Device:
     processors counts SMs, compute units or cores; cache_bytes is the last-level cache.
     calibration names the device in measurement tables; kin names the catalogue device, itself measured, whose
     efficiencies stand in where this one was not. labels are other names in measurement tables.
-    assumed lists the TOML keys whose value is an assumption, explained in note.
+    assumed lists the TOML keys whose value is an assumption, explained in note. serving holds a user's own scalars of
+    serving frameworks on it, which stand before those of models/catalogue/frameworks; file is where a device that is
+    not the catalogue's was read from.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Device:
     assumed: tuple[str, ...]
     source: str
     note: str
+    serving: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    file: str = ""
 
     def peak_flops_per_s(self, dtype: str) -> float:
         """Return the dense peak for a dtype, or that of the next wider one the device computes in.
@@ -81,6 +85,7 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> Device:
     """Return a device by its catalogue name, or from the path of a TOML file of the same form.
 
+    A file may give the name of the device that it stands for, by which prices know it, and [[serving]] tables.
     ValueError names the nearest and all known devices, or the file and key that are wrong.
 
     >>> load("h100-sxm").flops_per_s["bf16"]
@@ -114,15 +119,16 @@ _REQUIRED = (
 _OPTIONAL = (
     *("memory_mib", "bandwidth_alone_gb_per_s", "bandwidth_shared_gb_per_s", "link_gb_per_s_per_direction"),
     *("link_kind", "tdp_w", "idle_w", "processors", "cache_mib", "shape_quantum_tokens", "soc", "capex_usd"),
-    *("calibration", "kin", "labels", "assumed", "note"),
+    *("calibration", "kin", "labels", "assumed", "note", "name", "serving"),
 )
+SERVING_SCALARS = ("layer_s", "decode_factor", "prefill_factor", "first_token_s")
 
 
 def _read(path: Path) -> Device:
     table = toml_file.read(path, _REQUIRED, _OPTIONAL)
     _check(path, table)
     return Device(
-        name=path.stem,
+        name=table.get("name", path.stem),
         title=table["title"],
         vendor=table["vendor"],
         kind=table["kind"],
@@ -148,6 +154,8 @@ def _read(path: Path) -> Device:
         assumed=tuple(table.get("assumed", ())),
         source=table["source"],
         note=table.get("note", ""),
+        serving=tuple(table.get("serving", ())),
+        file="" if path.parent == FOLDER else str(path),
     )
 
 
@@ -160,6 +168,11 @@ def _check(path: Path, table: dict[str, Any]) -> None:
         raise ValueError(f"{path}: kind {table['kind']!r} is none of {', '.join(KINDS)}")
     toml_file.check_keys(f"{path}: [dense_tflops]", table["dense_tflops"], (), DTYPES)
     quantities = {**table, **table["dense_tflops"]}
+    for row in table.get("serving", ()):
+        toml_file.check_keys(f"{path}: [[serving]]", row, ("framework", *SERVING_SCALARS), ("versions", "source"))
+        wrong = [key for key in SERVING_SCALARS if not (isinstance(row[key], float | int) and row[key] > 0)]
+        if wrong:
+            raise ValueError(f"{path}: [[serving]]: {wrong[0]} must be a positive number, not {row[wrong[0]]!r}")
     for key, value in quantities.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         expects_number = key in DTYPES or key.endswith(_NUMBER_ENDINGS)

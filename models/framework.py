@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.device import SERVING_SCALARS
 from models.engine import Engine
 from models.versions import distance
 
-SCALARS = ("layer_s", "decode_factor", "prefill_factor", "first_token_s")
+SCALARS = SERVING_SCALARS
 FOLDER = Path(__file__).parent / "catalogue" / "frameworks"
 ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llama-cpp": "llama.cpp", "llamacpp": "llama.cpp"}
 
@@ -72,9 +73,16 @@ class Framework:
 
 
 def of_engine(engine: Engine) -> Framework:
-    """Return an Engine's serving framework as fitted on its device in its version, or the nearest that was."""
-    label = engine.device.calibration or engine.device.name
-    found = load(engine.framework, label, engine.framework_version or "")
+    """Return an Engine's serving framework as fitted on its device in its version, or the nearest that was.
+
+    What its user's own device file says of the framework stands before what the catalogue does.
+    """
+    label, version = engine.device.calibration or engine.device.name, engine.framework_version or ""
+    found = load(engine.framework, label, version)
+    own = [row for row in engine.device.serving if ALIASES.get(row["framework"], row["framework"]) == found.name]
+    if own:
+        chosen = min(own, key=lambda row: distance(version, row.get("versions", "")))
+        found = replace(found, **{name: chosen[name] for name in SCALARS}, provenance="calibrated")
     captured = engine.settings.max_cudagraph_capture_size
     return found if captured is None else replace(found, graph_max_tokens=captured)
 

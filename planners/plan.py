@@ -204,6 +204,7 @@ def _pool_result(pool: PlannedPool) -> dict[str, Any]:
     return {
         "name": pool.name,
         "device": pool.device,
+        **({"device_file": engine.device.file} if engine and engine.device.file else {}),
         "replicas": pool.replicas,
         **cut,
         **kinds,
@@ -226,7 +227,8 @@ def _outcome_result(outcome: Outcome) -> dict[str, Any]:
 
 def _planned_pool(pool: Mapping[str, Any], llm: Llm) -> PlannedPool:
     cut = {key: pool[key] for key in ("tp", "pp", "dp", "ep", "dtype", "kv_dtype", "framework")}
-    engine = Engine(llm, device.load(pool["device"]), settings=_settings(pool["settings"]), **cut)
+    found = device.load(pool.get("device_file", pool["device"]))
+    engine = Engine(llm, found, settings=_settings(pool["settings"]), **cut)
     kept = {key: pool[key] for key in ("name", "device", "replicas", "usd_per_hour", "speed", "busy", "role")}
     return PlannedPool(**kept, engine=engine)
 

@@ -43,7 +43,8 @@ def calibrate(
 
     FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, inference-perf, llm-d and llama-bench
     write, a query_range of Prometheus, or scrapes of an engine's metrics: of two, what was between them. The errors
-    before and after the fit are told.
+    before and after the fit are told. FILE of -o is a device file: name it wherever a device is named, as
+    --device FILE, --devices FILE,l4 or in fleet.yaml, and it stands for the catalogue's device, price included.
     """
     if this_machine:
         result, lines, words = _this_machine()
@@ -67,14 +68,20 @@ def _files(
     from models.engine import Engine
 
     runs = benchmarks.read_all(files)
-    fitted = observed.fit(Engine(llms.load(model), devices.load(device), framework=engine, **cut), runs)
+    measured = devices.load(device)
+    fitted = observed.fit(Engine(llms.load(model), measured, framework=engine, **cut), runs)
     rows = [["run", "TTFT", "predicted", "after", "time per token", "predicted", "after"]]
     for run in fitted["runs"]:
         names = ("ttft_s", "ttft_before_s", "ttft_after_s", "tpot_s", "tpot_before_s", "tpot_after_s")
         rows.append([run["place"], *(seconds(run[name]) for name in names)])
     lines = [f"{name} = {value:.4g}" for name, value in fitted["scalars"].items()]
     words = "\n\n".join([table(rows, right=[1, 2, 3, 4, 5, 6]), "\n".join(lines)])
-    return fitted, "\n".join(lines) + "\n", words
+    source = f"plan calibrate: {len(runs)} run{'s' if len(runs) > 1 else ''} of {model}"
+    return (
+        fitted,
+        observed.device_text(measured, engine, cut["framework_version"] or "", fitted["scalars"], source),
+        words,
+    )
 
 
 def _this_machine() -> tuple[dict[str, Any], str, str]:
