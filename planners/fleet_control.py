@@ -148,7 +148,9 @@ def _routing(line: RoutingLine | None) -> "Routing | None":
 
 
 def _autoscale(line: AutoscaleLine, fleet: "Fleet", keys: tuple[str | int, ...]) -> "Controller":
-    from simulator.control.scaling import AT_ONCE, AUTOSCALERS, METRICS, Part, Startup, autoscale, startup
+    from simulator.control.autoscalers import AUTOSCALERS
+    from simulator.control.replicas import AT_ONCE, Part, Startup, startup
+    from simulator.control.scaling import METRICS, autoscale
 
     _check_pool(line.pool, fleet, (*keys, "pool"))
     if line.metric not in METRICS:

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 from bench_replay import LIMITS, engine
 
+from simulator.control.autoscalers import target_tracking
 from simulator.control.migration import link, one_mover, pairing
 from simulator.control.plane import Controller, operate
-from simulator.control.scaling import autoscale, target_tracking, waiting
+from simulator.control.scaling import autoscale, waiting
 from simulator.fleet import Fleet, Link, Pool, PricedEngine
 from traces.trace import Ragged, Trace
 

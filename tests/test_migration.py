@@ -8,6 +8,7 @@ import pytest
 import toys
 
 from simulator.control.actions import Cancel, Close, Fail
+from simulator.control.autoscalers import band
 from simulator.control.fabric import Fabric, Link
 from simulator.control.failures import failing_links
 from simulator.control.freeness import freeness
@@ -28,7 +29,8 @@ from simulator.control.migration import (
     rebalancing_queues,
 )
 from simulator.control.plane import operate
-from simulator.control.scaling import METRICS, Spot, autoscale, band
+from simulator.control.replicas import Spot
+from simulator.control.scaling import METRICS, autoscale
 from simulator.fleet import Fleet, Pool
 from simulator.fleet import Link as FleetLink
 from simulator.replay import replay

@@ -6,25 +6,20 @@ import numpy as np
 import pytest
 import toys
 
-from simulator.control.plane import operate
-from simulator.control.scaling import (
-    AT_ONCE,
+from simulator.control.autoscalers import (
     AUTOSCALERS,
-    METRICS,
-    Part,
     Reading,
-    Spot,
-    Startup,
     apa,
-    autoscale,
     band,
     kpa,
     mean_wait,
     predictive,
     queueing,
-    startup,
     target_tracking,
 )
+from simulator.control.plane import operate
+from simulator.control.replicas import AT_ONCE, Part, Spot, Startup, startup
+from simulator.control.scaling import METRICS, autoscale
 
 MS = 1e-3
 SLOW = Startup((Part("image pull", 0.05, "assumed"), Part("warm-up", 0.01, "assumed")))

@@ -19,7 +19,7 @@ from simulator.control.actions import Assign, Withdraw
 from simulator.control.fabric import Fabric, Link
 from simulator.control.freeness import free_tokens, freeness, now
 from simulator.control.plane import Controller, Plane, Process
-from simulator.control.scaling import Drain, send_back
+from simulator.control.replicas import Drain, send_back
 from simulator.layout import (
     DECODE,
     DECODING,

@@ -127,7 +127,7 @@ class Scaling:
 
     def _operate(self, name: str, busy: Sequence[float], variation: float, **settings: float) -> "Operation":
         from simulator.control.plane import operate
-        from simulator.control.scaling import startup
+        from simulator.control.replicas import startup
         from simulator.systems.aibrix import fleet, scaled_by_apa, scaled_by_hpa
 
         priced = _engine()

@@ -4,9 +4,11 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
+from simulator.control.autoscalers import apa, target_tracking
 from simulator.control.plane import Controller, Plane, Routing
+from simulator.control.replicas import AT_ONCE, Startup
 from simulator.control.routers import prefix_aware
-from simulator.control.scaling import AT_ONCE, Metric, Startup, apa, autoscale, concurrency, target_tracking
+from simulator.control.scaling import Metric, autoscale, concurrency
 from simulator.fleet import Fleet, Pool, PricedEngine
 
 LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
