@@ -39,6 +39,20 @@ def test_freeness_counts_the_batch_and_memory_does_not():
     assert seen == [0, 1]
 
 
+def test_dispatch_counts_all_of_a_queue():
+    seen = []
+
+    def looking(plane):
+        yield plane.wait(5 * MS)
+        seen.append(freest(plane)(plane.request(5), plane.view()))
+
+    # lane 0 has room for one of these at a time and three wait there; lane 1 has less memory free, and no queue
+    trace = toys.trace([0, 1 * MS, 1 * MS, 1 * MS, 0, 20 * MS], [90, 90, 90, 90, 120, 4], 30)
+    lanes = (0, 0, 0, 0, 1, 0)
+    operate(trace, fleet(2), routing=lambda plane: lambda request, view: lanes[request.number], controllers=[looking])
+    assert seen == [1]
+
+
 def test_moves_make_room_for_the_head_of_a_queue_that_is_blocked():
     trace = toys.trace([0, 0, 1 * MS, 20 * MS], [60, 30, 30, 70], [80, 80, 80, 5])
 

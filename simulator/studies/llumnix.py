@@ -49,10 +49,11 @@ LONG_TOKENS = 512  # more than the last stage copies, whatever came meanwhile
 PAST = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the knee
 VARIATIONS = (2.0, 4.0)
 LATE_S = (0.25, 1.0)
-THRESHOLDS = (10.0, 30.0)
+THRESHOLDS = (0.2, 1.0, 10.0)  # blocks a request
 # Machines, requests, and halvings of the span of rates: quick or not; curve, ablation and sweep have the quick size.
-# Fewer requests would end before the longest answers do, and memory would never fill.
-SIZES = {True: (1, 1000, 5), False: (4, 10_000, 7)}
+# An instance has as many requests in the one as in the other: with fewer, half have come before queues are there, and
+# the knee would be a rate that nothing sustains.
+SIZES = {True: (1, 2500, 6), False: (4, 10_000, 7)}
 BASE, FULL = "load-aware", "llumnix"
 
 
@@ -73,7 +74,7 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         2: [each - 1 for each in _to_mean(below, FULL, BASE, lost_s)],
         3: _to_mean(at_knee["MM"], BASE, FULL, lambda found: found.fragmentation),
         4: [1e3 * 1e3 * _slope(each) for each in moves],
-        5: [sum(one.rounds for one in each) / max(1, len(each)) for each in moves],
+        5: [_stages(each) for each in moves],
     }
     return Finding(
         figures={CARD.claims[place].figure: over_seeds(values) for place, values in figures.items()},
@@ -94,6 +95,7 @@ class Bench:
     def __init__(self, facts: Mapping[str, Any], seeds: Sequence[int], machines: int, count: int) -> None:
         self.facts, self.seeds, self.machines, self.count = facts, seeds, machines, count
         self.instances = machines * facts["devices_per_machine"]
+        self.fleet = _fleet(self.instances, facts["kv_tokens"])
         self._known: dict[tuple[str, float], Pair] = {}
 
     def knee(self, workload: str, halvings: int) -> float:
@@ -107,7 +109,7 @@ class Bench:
         for _ in range(halvings):
             middle = (low * high) ** 0.5
             trace = _trace(self.facts["lengths"], self.seeds[0], workload, middle, self.count)
-            run = operate(trace, _fleet(self.instances, self.facts["kv_tokens"]), routing=least_memory).run
+            run = operate(trace, self.fleet, routing=least_memory).run
             if np.median(run.queue_s) <= UNQUEUED_S:
                 low = float(middle)
             else:
@@ -138,9 +140,13 @@ class Bench:
         from simulator.systems.llumnix import Migration
 
         facts = self.facts
-        threshold, assumed = facts["freeness_threshold"], facts["assumed"]
+        steps, assumed = self.steps(facts["freeness_threshold"]), facts["assumed"]
         mode = PreCopy(facts["tail_blocks"], facts["most_rounds"])
-        return Migration(threshold, threshold, facts["poll_s"], assumed["handshake_s"], mode)
+        return Migration(steps, steps, facts["poll_s"], assumed["handshake_s"], mode)
+
+    def steps(self, blocks: float) -> float:
+        """Return the decode steps that so many free blocks a request are."""
+        return blocks * self.fleet.pools[0].engine.limits.block_tokens
 
     def ablation(self, workload: str, rate_per_s: float) -> list[Row]:
         """Return what dispatch alone, migration alone, and other ways to move do."""
@@ -164,7 +170,10 @@ class Bench:
         from simulator.control.plane import Sight
 
         found = {
-            f"freeness threshold {each:g}": self.pair(workload, rate_per_s, low=each, high=each) for each in THRESHOLDS
+            f"freeness threshold of {each:g} blocks": self.pair(
+                workload, rate_per_s, low=self.steps(each), high=self.steps(each)
+            )
+            for each in THRESHOLDS
         }
         found |= {f"arrivals of variation {each:g}": self.pair(workload, rate_per_s, each) for each in VARIATIONS}
         found |= {
@@ -191,9 +200,8 @@ class Bench:
             *(self.machines, facts["devices_per_machine"]),
             *(facts["assumed"]["host_bytes_per_s"], facts["nic_bytes_per_s"]),
         )
-        fleet = _fleet(self.instances, facts["kv_tokens"])
         trace = _trace(facts["lengths"], seed, workload, rate_per_s, self.count, variation)
-        return serve(trace, fleet, routing, wire, migration, sight or CLEAR)
+        return serve(trace, self.fleet, routing, wire, migration, sight or CLEAR)
 
 
 def p99_ttft_s(found: "Outcome") -> float:
@@ -275,6 +283,12 @@ def _over(value: float, base: float) -> float:
     return value / base
 
 
+def _stages(moves: Sequence[Any]) -> float:
+    """Return the mean stages of moves that the last stage alone could not have copied; 0 where there are none."""
+    long = [each.rounds for each in moves if each.tokens > LONG_TOKENS]
+    return float(sum(long)) / max(1, len(long))
+
+
 def _slope(moves: Sequence[Any]) -> float:
     """Return the seconds of downtime that each token more brings, by least squares."""
     import numpy as np
@@ -322,12 +336,14 @@ def _note(moves: Sequence[Sequence[Any]], knees: Mapping[str, float], full: "Seq
     downtimes_s = [one.downtime_s for each in moves for one in each]
     kept = sum(len(each) for each in moves)
     given_up = sum(len(each.moves) for each in full) - kept
-    long = [one.rounds for each in moves for one in each if one.tokens > LONG_TOKENS]
     mean_ms = 1e3 * sum(downtimes_s) / max(1, kept)
     rates = ", ".join(f"{name} {knee:.1f}/s" for name, knee in knees.items())
     return (
         f"knees {rates}; {kept} moves, {given_up} given up, "
-        f"{mean_ms:.0f} ms out, of which the hand-shake is an input; what fits the last stage goes in one, moves of "
-        f"more than {LONG_TOKENS} tokens in {sum(long) / max(1, len(long)):.2f}; at the knee most lanes are full, and "
-        "moves can but spread what is left"
+        f"{mean_ms:.0f} ms out, of which the hand-shake is an input; what fits the last stage goes in one, and stages "
+        f"are those of moves of more than {LONG_TOKENS} tokens; at the knee, a rate that half of the requests find no "
+        "queue at because they come before it, memory is full everywhere: moves can but spread what is left, and the "
+        "99th percentile is that of the longest prompts. Changed after first runs: thresholds are blocks a request, as "
+        "in the code (they were read as tokens), dispatch counts all of a queue, as there (its head alone), quick runs "
+        "have as many requests an instance as the paper (250, not 625), and stages leave short moves out"
     )
