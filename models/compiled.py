@@ -18,11 +18,11 @@ KERNEL_FILES = (
     *("models/linked.py", "models/reference.py"),
     *("models/operators.py", "models/attention.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/boosting.py", "models/calibration/residual.py"),
-    *("simulator/actions.py", "simulator/advance.py", "simulator/blocks.py", "simulator/cache.py"),
-    *("simulator/control/lanes_now.py", "simulator/control/matching.py"),
-    *("simulator/dataplane.py", "simulator/layout.py", "simulator/nodes.py", "simulator/tiers.py"),
+    *("simulator/actions.py", "simulator/advance.py", "simulator/batch.py", "simulator/blocks.py"),
+    *("simulator/cache.py", "simulator/control/lanes_now.py", "simulator/control/matching.py"),
+    *("simulator/ending.py", "simulator/forming.py", "simulator/lane.py", "simulator/layout.py", "simulator/nodes.py"),
     *("simulator/queues.py", "simulator/reserve.py", "simulator/routing.py", "simulator/series.py"),
-    *("simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
+    *("simulator/tiers.py", "simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
 )
 
 

@@ -1,23 +1,10 @@
 """What the control plane may do to the data plane, and whether physics lets it."""
 
 from models.compiled import inner_kernel, kernel
+from simulator.batch import arrive_ready, release_source, stop_decoding, unlease
 from simulator.blocks import blocks, own_blocks
 from simulator.cache import drop_leavings, give_blocks, leave_content, pin, push_out, take_blocks, unheld_blocks
-from simulator.dataplane import (
-    arrive_ready,
-    begun_steps,
-    blocks_crossed,
-    book_steps,
-    cut_run,
-    look_again,
-    queue_at,
-    release_source,
-    set_end,
-    stop_decoding,
-    tell,
-    unlease,
-    wake,
-)
+from simulator.lane import begun_steps, blocks_crossed, book_steps, cut_run, look_again, queue_at, set_end, tell, wake
 from simulator.layout import (
     CANCELLED,
     CANCELS,

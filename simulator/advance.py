@@ -2,7 +2,10 @@
 
 from models.compiled import inner_kernel, kernel
 from simulator.actions import cancel, submit
-from simulator.dataplane import arrive_ready, begin_step, end_step, keep_step, release_source, wake
+from simulator.batch import arrive_ready, release_source
+from simulator.ending import end_step
+from simulator.forming import begin_step
+from simulator.lane import keep_step, wake
 from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
 from simulator.routing import choose_lane
 from simulator.timers import DEADLINE, next_timer_ps, take_timer

@@ -7,6 +7,8 @@ from models.compiled import inner_kernel
 from simulator.blocks import most_blocks
 from simulator.layout import NONE, PREFILLING
 
+KEY_SHIFT = 32  # of the step in the key of a finish
+
 
 @inner_kernel
 def append_waiting(requests, here, slot):

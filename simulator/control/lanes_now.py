@@ -1,7 +1,7 @@
 """What lanes have done and hold at this very time, between two of their events."""
 
 from models.compiled import kernel
-from simulator.dataplane import begun_steps, blocks_crossed
+from simulator.lane import begun_steps, blocks_crossed
 
 
 @kernel
