@@ -11,11 +11,13 @@ Demand counts each request at the cost of its work on the engine that does it ch
 be served by different pools, each at its own cheapest. An engine's power is what a replica of it, busy throughout the
 window, could do at most in that measure.
 
+Demand is also counted at values of tokens that no engine earns faster than its power says (planners/values.py). These
+add up over what different engines do, so that prompts and answers count together (planners/joint.py).
+
 All windows of prompts at once give one row more. In that measure a fleet is one queue of a certain speed, in which
 every prompt that is kept waits no longer than patience; `fewest_misses` says how many must be left out at a speed.
 """
 
-import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,22 +26,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from planners.demand import Market, sizes
-from planners.slo import limit_s
+from planners.demand import Market, misses_allowed, sizes
+from planners.joint import joint_rows
+from planners.queue import least_speed
+from planners.siblings import origins
+from planners.slo import Slo, limit_s, loosest
 from planners.solver import mathopt, solve
+from planners.windows import Relief, Row, densest, lengths_s, relief_of
 from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
+from traces import Trace
 from traces.trace import NS_PER_S
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-SHORTEST = 1.25  # length of the shortest windows, in patience with a prompt
-LENGTH_RATIO = 2.0
-MOST_WINDOWS = 40
-BUDGETS = 4.0  # windows are taken until they hold so many times the misses allowed, or MOST_WINDOWS
 NODES = 20_000
 TOLERANCE = 1e-6  # the solver's own
-HALVINGS = 30
+CLOSENESS = 1e-4  # of the speed of a queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +57,7 @@ class Part:
     prompt_due_s: Array
     answer_due_s: Array
     able: npt.NDArray[np.bool_]
-    allowed: float
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One window, from the arrival of its first request to its end: power [engine] of a replica, demand, and relief.
-
-    relief is (how many requests, what each takes out at most); rows of one family share the misses allowed.
-    """
-
-    first: int
-    end_s: float
-    power: Array
-    demand: float
-    relief: tuple[tuple[int, float], ...]
-    family: int
+    slos: tuple[Slo, ...]  # whose misses are allowed together
     allowed: float
 
 
@@ -98,8 +86,11 @@ class Windows:
         return True
 
 
-def windows_of(market: Market) -> Windows:
-    """Return the windows of a market that fleets are held against; where it has classes, those of every view of it."""
+def windows_of(market: Market, siblings: Sequence[Trace] = ()) -> Windows:
+    """Return the windows of a market that fleets are held against; where it has classes, those of every view of it.
+
+    With siblings of the trace, also what they ask for; of classes only the trace counts.
+    """
     rows: list[Row] = []
     for view in market.views:
         seen, families = windows_of(view.market), len(rows)
@@ -110,14 +101,14 @@ def windows_of(market: Market) -> Windows:
         return Windows(tuple(rows), False)
     for part in _parts(market):
         cost = _Cost(market, part)
-        hopeless = int(np.isinf(cost.cheapest).sum())
-        if hopeless > part.allowed:
+        if cost.hopeless > part.allowed:
             return Windows((), True)
         for windows in _families(part, cost):
             family = len(rows)
-            rows += [_row(part, cost, first, end_s, family, part.allowed - hopeless) for first, end_s in windows]
+            rows += [_row(part, cost, first, end_s, family, part.allowed - cost.hopeless) for first, end_s in windows]
         if not np.isfinite(part.answer_due_s).any():
-            rows.append(_queue_row(part, cost, len(rows), part.allowed - hopeless))
+            rows += _queue_rows(part, cost, len(rows), [market.trace, *siblings])
+    rows += joint_rows(market, siblings, len(rows))
     return Windows(tuple(row for row in rows if row.demand > 0), False)
 
 
@@ -135,67 +126,30 @@ def rigorous_usd_per_hour(
     return _cheapest_usd(market.usd_per_hour, windows.rows, fails)
 
 
-def fewest_misses(work: Array, arrival_s: Array, patience_s: float, speed: float, most: float = math.inf) -> float:
-    """Return how many requests one queue has to leave out at least, parts of one allowed, so that none waits too long.
+def _queue_rows(part: Part, cost: "_Cost", family: int, traces: Sequence[Trace]) -> list[Row]:
+    """Return rows that say how fast the one queue of all prompts must be; prompts all have the same patience.
 
-    What is kept of a request's work is done within patience_s of its arrival. Whenever that cannot be, the heaviest of
-    the requests since the queue was last empty are left out until it can, as if that always made the queue as much
-    shorter. No choice leaves out fewer: let one have left out u requests up to some arrival and have a shorter queue
-    than ours; then we could make ours as short, the heaviest first, and still have left out at most u. Idling, a
-    request that joins, and leaving out what must be, all keep this true. Stops counting beyond `most`.
+    One for the market's trace, the first, and one for each sibling whose queue must be faster than those before.
     """
-    queued, misses, before_s = 0.0, 0.0, 0.0
-    kept: list[tuple[float, float]] = []  # (minus the work of a request, minus what is kept of it)
-    longest = speed * patience_s
-    for now_s, own in zip(arrival_s.tolist(), work.tolist(), strict=True):
-        queued -= speed * (now_s - before_s)
-        before_s = now_s
-        if queued <= 0.0:
-            queued = 0.0
-            kept.clear()
-        queued += own
-        heapq.heappush(kept, (-own, -own))
-        while queued > longest and kept:
-            whole, left = heapq.heappop(kept)
-            part = min(-left, queued - longest)
-            misses += part / -whole if whole else 0.0
-            queued -= part
-            if -left > part:
-                heapq.heappush(kept, (whole, left + part))
-                break
-        if misses > most:
-            break
-    return misses
-
-
-def least_speed(work: Array, arrival_s: Array, patience_s: float, allowed: float) -> float:
-    """Return a speed below which one queue leaves out more requests than allowed, to one part in 2**HALVINGS."""
-    if not work.size or work.max() <= 0:
-        return 0.0
-    low, high = 0.0, float(work.sum()) / patience_s  # at which even all at once are done in time
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if fewest_misses(work, arrival_s, patience_s, middle, allowed) > allowed * (1 + TOLERANCE):
-            low = middle
-        else:
-            high = middle
-        if high - low <= TOLERANCE * high:
-            break
-    return low
-
-
-def _queue_row(part: Part, cost: "_Cost", family: int, allowed: float) -> Row:
-    """Return the row that says how fast the one queue of all prompts must be; prompts all have the same patience."""
     costs = cost.pieces(np.arange(part.arrival_s.size))[0]
     cheapest = costs.min(axis=0)
     served = np.isfinite(cheapest)
     patience_s = float((part.prompt_due_s - part.arrival_s).max())
-    speed = least_speed(cheapest[served], part.arrival_s[served], patience_s, allowed)
     power = cost.usd / cost.by_engine((costs[:, served] / cheapest[served]).min(axis=1, initial=np.inf))
-    return Row(0, float(part.prompt_due_s.max()), power[cost.stand_in], speed, (), family, 0.0)
+    rows: list[Row] = []
+    for trace in traces:
+        origin = origins(traces[0], trace) if rows else np.arange(cheapest.size)
+        if origin is not None:
+            work, kept, arrival_s = cheapest[origin], served[origin], trace.arrival_ns / NS_PER_S
+            allowed = float(sum(misses_allowed(slo, trace) for slo in part.slos)) if rows else part.allowed
+            left = max(allowed - np.count_nonzero(~kept), 0.0)
+            above = max((row.demand for row in rows), default=0.0)
+            speed = least_speed(work[kept], arrival_s[kept], patience_s, left, above, CLOSENESS)
+            rows.append(Row(0, float(arrival_s[-1]), power[cost.stand_in], speed, (), family + len(rows), 0.0))
+    return rows
 
 
-def _misses(relief: tuple[tuple[int, float], ...], lacking: float) -> float:
+def _misses(relief: Relief, lacking: float) -> float:
     """Return the fewest requests to leave out that take so much out of a window's demand, parts of one allowed."""
     misses = 0.0
     for count, each in relief:
@@ -219,6 +173,7 @@ class _Cost:
         prompts, answers = self.pieces(np.arange(len(market.trace)))
         self.cheapest_prompt = prompts.min(axis=0)
         self.cheapest = self.cheapest_prompt + answers.min(axis=0) if self.is_split else (prompts + answers).min(axis=0)
+        self.hopeless = int(np.isinf(self.cheapest).sum())
 
     def pieces(self, rows: Counts) -> tuple[Array, Array]:
         """Return what prompts and answers [engine that others stand in for, request] cost."""
@@ -263,63 +218,38 @@ def _parts(market: Market) -> Iterator[Part]:
     outputs = sizes(market.trace)[1]
     arrival_s = market.trace.arrival_ns / NS_PER_S
     ttft_s, tpot_s, e2e_s = (limit_s(market.slos, metric) for metric in ("ttft", "tpot", "e2e"))
-    late = {slo.metric: market.late[place] for place, slo in enumerate(market.slos) if _is_loosest(market, place)}
-    allowed = {
-        slo.metric: float(market.demand.allowed[place])
-        for place, slo in enumerate(market.slos)
-        if _is_loosest(market, place)
-    }
+    late = {slo.metric: market.late[market.slos.index(slo)] for slo in loosest(market.slos)}
     prompt_due_s = arrival_s + min(ttft_s, e2e_s)
     answer_s = (outputs - 1) * tpot_s if math.isfinite(tpot_s) else np.where(outputs > 1, np.inf, 0.0)
     answer_due_s = arrival_s + np.minimum(ttft_s + answer_s, e2e_s)
     never = np.full(outputs.size, np.inf)
     if math.isfinite(min(ttft_s, e2e_s)):
-        prompts = {metric for metric in ("ttft", "e2e") if metric in late}
-        able = ~np.any([late[metric] for metric in prompts], axis=0)
-        total = sum(allowed[metric] for metric in prompts)
+        slos = tuple(slo for slo in loosest(market.slos) if slo.metric != "tpot")
+        able = ~np.any([late[slo.metric] for slo in slos], axis=0)
         prices = tuple(prompt_prices(offer.priced) for offer in market.offers)
-        yield Part(prices, arrival_s, prompt_due_s, never, able, total)
+        yield Part(prices, arrival_s, prompt_due_s, never, able, slos, _allowed(market, slos))
     if np.isfinite(answer_due_s).any():
-        able = ~np.any(list(late.values()), axis=0)
-        yield Part(market.prices, arrival_s, prompt_due_s, answer_due_s, able, sum(allowed.values()))
+        able, slos = ~np.any(list(late.values()), axis=0), loosest(market.slos)
+        yield Part(market.prices, arrival_s, prompt_due_s, answer_due_s, able, slos, _allowed(market, slos))
 
 
-def _is_loosest(market: Market, place: int) -> bool:
-    slo = market.slos[place]
-    return slo.limit_s == limit_s(market.slos, slo.metric)
+def _allowed(market: Market, slos: Sequence[Slo]) -> float:
+    return float(sum(market.demand.allowed[market.slos.index(slo)] for slo in slos))
 
 
 def _families(part: Part, cost: _Cost) -> Iterator[list[tuple[int, float]]]:
-    """Yield families of windows (first request, end) that share no request: the densest of each length."""
+    """Yield families of windows (first request, end) that share no request: the densest of each length.
+
+    Density takes an answer for due within half of it.
+    """
     patience_s = float(part.prompt_due_s[0] - part.arrival_s[0])
     due_s = np.where(np.isfinite(part.answer_due_s), part.answer_due_s, part.prompt_due_s)
     span_s = float(due_s.max() - part.arrival_s[0])
-    length_s = SHORTEST * patience_s
-    while length_s < span_s:
-        yield _densest(part, cost, length_s, patience_s)
-        length_s *= LENGTH_RATIO
+    for length_s in lengths_s(patience_s, span_s):
+        in_time = part.answer_due_s - part.arrival_s <= length_s / 2
+        weight = np.where(in_time, cost.cheapest, cost.cheapest_prompt)
+        yield densest(part.arrival_s, weight, length_s, patience_s, part.allowed)
     yield [(0, float(part.arrival_s[0]) + span_s)]
-
-
-def _densest(part: Part, cost: _Cost, length_s: float, patience_s: float) -> list[tuple[int, float]]:
-    """Return disjoint windows of one length, the densest first; density takes an answer for due within half of it."""
-    in_time = part.answer_due_s - part.arrival_s <= length_s / 2
-    weight = np.where(in_time, cost.cheapest, cost.cheapest_prompt)
-    filled = np.concatenate([[0.0], np.cumsum(np.where(np.isfinite(weight), weight, 0.0))])
-    beyond = np.searchsorted(part.arrival_s, part.arrival_s + length_s - patience_s, side="right")
-    density = filled[beyond] - filled[:-1]
-    windows: list[tuple[int, float]] = []
-    held = 0
-    while len(windows) < MOST_WINDOWS and held < max(BUDGETS * part.allowed, 1):
-        first = int(np.argmax(density))
-        if density[first] <= 0:
-            break
-        last = int(beyond[first])
-        windows.append((first, float(part.arrival_s[first]) + length_s))
-        held += last - first
-        overlapping = slice(int(np.searchsorted(beyond, first, side="right")), last)
-        density[overlapping] = 0.0
-    return windows
 
 
 def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed: float) -> Row:
@@ -334,7 +264,7 @@ def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed
     cheapest = prompts.min(axis=0) + answers.min(axis=0) if cost.is_split else pieces[0].min(axis=0)
     cheapest = cheapest[np.isfinite(cheapest)]
     power = cost.usd * (end_s - float(part.arrival_s[first])) / rates
-    return Row(first, end_s, power[cost.stand_in], float(cheapest.sum()), _relief(cheapest, allowed), family, allowed)
+    return Row(first, end_s, power[cost.stand_in], float(cheapest.sum()), relief_of(cheapest, allowed), family, allowed)
 
 
 def _least_ratio(costs: Array) -> Array:
@@ -345,32 +275,25 @@ def _least_ratio(costs: Array) -> Array:
     return ratios
 
 
-def _relief(demand: Array, allowed: float) -> tuple[tuple[int, float], ...]:
-    """Return the heaviest requests by groups of 1, 1, 2, 4, ..., each with the largest of its group."""
-    ordered = np.sort(demand)[::-1]
-    relief, taken, size = [], 0, 1
-    while taken < min(ordered.size, allowed):
-        relief.append((min(size, ordered.size - taken), float(ordered[taken])))
-        size, taken = max(1, taken + size), taken + size
-    return tuple(relief)
-
-
 def _cheapest_usd(usd: Array, rows: Sequence[Row], fails_alone: npt.NDArray[np.bool_]) -> float:
     """Return the least that replicas meeting every row cost, or the best bound on it that the solver proves."""
     library = mathopt()
     model = library.Model()
     replicas = [model.add_integer_variable(lb=0) for _ in usd]
-    missed: dict[int, list[Any]] = {}
-    allowed: dict[int, float] = {}
+    missed: dict[tuple[int, int], list[Any]] = {}
+    allowed: dict[tuple[int, int], float] = {}
     for row in rows:
-        relief = [(model.add_variable(lb=0, ub=float(count)), each) for count, each in row.relief]
-        missed.setdefault(row.family, []).extend(count for count, _ in relief)
-        allowed[row.family] = row.allowed
+        taken = []
+        for kind, (relief, most) in enumerate(row.misses):
+            counts = [(model.add_variable(lb=0, ub=float(count)), each) for count, each in relief]
+            missed.setdefault((row.family, kind), []).extend(count for count, _ in counts)
+            allowed[row.family, kind] = most
+            taken += counts
         done = sum(float(power / row.demand) * count for power, count in zip(row.power, replicas, strict=True) if power)
-        model.add_linear_constraint(done + sum(each / row.demand * count for count, each in relief) >= 1.0)
-    for family, counts in missed.items():
-        if counts:
-            model.add_linear_constraint(sum(counts) <= allowed[family])
+        model.add_linear_constraint(done + sum(each / row.demand * count for count, each in taken) >= 1.0)
+    for budget, counted in missed.items():
+        if counted:
+            model.add_linear_constraint(sum(counted) <= allowed[budget])
     model.add_linear_constraint(
         sum((1 if fails else 2) * n for n, fails in zip(replicas, fails_alone, strict=True)) >= 2
     )

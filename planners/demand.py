@@ -95,7 +95,7 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
     """
     offers = tuple(sorted(offers, key=lambda offer: offer.name))
     fresh, edges, names = fresh_tokens(trace), input_edges(sizes(trace)[0]), named(slos)
-    allowed = tuple(_misses_allowed(slo, trace) for slo in slos)
+    allowed = tuple(misses_allowed(slo, trace) for slo in slos)
     horizon_s = max(_horizon_s(trace, _promised(slos, name)) for name in ("", *names))
     whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s)
     if not names:
@@ -287,7 +287,8 @@ def _patience_s(slos: Sequence[Slo], outputs: Counts) -> float:
     return min(whole_s, limit_s(slos, "e2e"))
 
 
-def _misses_allowed(slo: Slo, trace: Trace) -> int:
+def misses_allowed(slo: Slo, trace: Trace) -> int:
+    """Return how many requests of a trace may break a promise; one token alone has no TPOT."""
     outputs = sizes(trace)[1][members(trace, slo.slo_class)]
     counted = int((outputs > 1).sum()) if slo.metric == "tpot" else outputs.size
     return slo.misses_allowed(counted)

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from models.engine import Settings
-from planners.bound import Row
 from planners.demand import Market, sizes
 from planners.engines import Offer, name_of, offer
 from planners.hunt import CHEAPER_BY, Hunt
 from planners.rehearsal import Candidate
+from planners.windows import Row
 from planners.work import decode_work_s, prompt_prices, token_prices, worth_of
 from traces import Trace
 

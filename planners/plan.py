@@ -68,10 +68,10 @@ class OutOfSample:
 class Plan:
     """The cheapest fleet found, how requests are routed to it, and how sure that is.
 
-    usd_per_hour_bound is rigorous: no fleet of the offered engines under any router costs less. The conditional bound
-    holds for fleets routed like this one, and where not all of them were replayed, for what the search learned of
-    their pools: it is no proof. latency_s, attainment
-    and requests are those of the rehearsal on the whole trace; empty where the plan is analytic, not rehearsed.
+    usd_per_hour_bound is rigorous: no fleet of the offered engines that survives costs less, whatever its router. The
+    conditional bound holds for fleets routed like this one, and where not all of them were replayed, for what the
+    search learned of their pools: it is no proof. latency_s, attainment and requests are those of the rehearsal on the
+    whole trace; empty where the plan is analytic, not rehearsed.
     shares[bucket][pool] are the fractions of each bucket of prompt lengths, class by class where there are classes, and
     ttft_limit_s what the router "in-time" holds prompts against, as in simulator.fleet.Fleet.
     """

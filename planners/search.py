@@ -14,7 +14,7 @@ from models.llm import Llm
 from planners import disaggregated, mix, rehearsal
 from planners.answer import plain
 from planners.bound import Windows, rigorous_usd_per_hour, windows_of
-from planners.classes import classified
+from planners.classes import classified, named
 from planners.demand import Market, survey
 from planners.disaggregated import role_offers
 from planners.dominance import shortlist
@@ -27,6 +27,7 @@ from planners.limits import Limits, overruns
 from planners.mix import Demand
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
+from planners.siblings import siblings_of
 from planners.slo import Slo, holds, kept, latency_of_class_s, limit_s, tightest_s, value_s
 from simulator.run import Run
 from traces import Trace
@@ -35,9 +36,6 @@ __all__ = ["Infeasible", "Progress", "find_plan"]
 
 
 TRAINING = 6  # siblings that the search sees
-BLOCK_S = 60.0
-FEWEST_BLOCKS = 20
-SEEDS_APART = 10_000
 NO_CLASSES: Mapping[str, str] = MappingProxyType({})
 EFFORT_SPLIT = 60  # fleets of pools hand in hand to rehearse
 
@@ -95,6 +93,8 @@ def find_plan(
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
         offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
+    if siblings and not named(slos):
+        notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
     sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell)
     market, windows, sketch = sought.sketched()
     return sketch if analytic else find(sought, market, windows).plan
@@ -114,13 +114,17 @@ class Sought:
     notes: tuple[str, ...] = ()
     tell: Listener = lambda progress: None
 
+    def training(self) -> tuple[Trace, ...]:
+        """Return the siblings that a fleet has to survive, too."""
+        return siblings_of(self.trace, range(1, TRAINING + 1), self.seed) if self.siblings else ()
+
     def sketched(self) -> tuple[Market, Windows, Plan]:
         """Return the market, the windows that every fleet is held against, and a plan that nobody has rehearsed."""
         market = survey(self.trace, self.slos, self.offers)
         fluid = fluid_mix(market)
         if fluid is None:
             raise why(market)
-        windows = windows_of(market)
+        windows = windows_of(market, self.training())
         bound_usd = rigorous_usd_per_hour(market, windows)
         sketch = _sketch(market, fluid, bound_usd, self.notes)
         self.tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
@@ -157,13 +161,12 @@ class Found:
 
 def find(sought: Sought, market: Market, windows: Windows) -> Found:
     """Return the outcome of the search on a market; raises Infeasible where nothing survives."""
-    training = siblings_of(sought.trace, range(1, TRAINING + 1), sought.seed) if sought.siblings else ()
     looked_at = list(range(len(market.offers))) if sought.variants == AS_USUAL else shortlist(market)
     hunt = Hunt(
         market.only(looked_at),
         windows.only(looked_at),
         lambda words: sought.tell(Progress("rehearsal", words)),
-        training,
+        sought.training(),
         sought.limits,
     )
     search_all(hunt)
@@ -204,17 +207,6 @@ def _too_limited(hunt: Hunt) -> Infeasible:
 def _fluid_usd(market: Market) -> float:
     """Return what the load costs were replicas divisible and never idle."""
     return float(np.min(market.demand.load * market.usd_per_hour[:, None], axis=0).sum())
-
-
-def siblings_of(trace: Trace, numbers: Sequence[int], seed: int) -> tuple[Trace, ...]:
-    """Return resampled siblings of a trace: blocks of it in random order, so that its bursts stay; one for each number.
-
-    Blocks are of BLOCK_S, or shorter where the trace has fewer than FEWEST_BLOCKS of those.
-    """
-    from traces import transform
-
-    block_s = min(BLOCK_S, trace.span_s / FEWEST_BLOCKS)
-    return tuple(transform.resample(trace, SEEDS_APART * seed + number, block_s) for number in numbers)
 
 
 def fluid_mix(market: Market) -> mix.Mix | None:

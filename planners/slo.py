@@ -98,6 +98,11 @@ def tightest_s(slos: Sequence[Slo], metric: str) -> float:
     return min(limit_s([slo for slo in slos if slo.slo_class == name], metric) for name in {s.slo_class for s in slos})
 
 
+def loosest(slos: Sequence[Slo]) -> tuple[Slo, ...]:
+    """Return the promise of each metric that allows the longest time."""
+    return tuple({slo.metric: slo for slo in slos if slo.limit_s == limit_s(slos, slo.metric)}.values())
+
+
 def value_s(run: "Run", slo: Slo) -> float:
     """Return the percentile that the promise speaks of, as it came out in a run; NaN where no request has it."""
     if not slo.slo_class:

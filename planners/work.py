@@ -53,7 +53,7 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     """
     from scipy.optimize import linprog
 
-    growth = _growth(priced)
+    growth = growth_of(priced)
     tpot_limit_s *= growth
     prefill, decodes = _grid(priced)
     kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
@@ -74,17 +74,17 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     assert found.status == 0, found.message
     prefill_s, decode_s, kv_s, patience = -found.ineqlin.marginals * scale
     share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, tpot_limit_s)
-    reading_s, pair_s = _context_s(priced) / priced.lanes, _pair_s(priced) / priced.lanes
+    reading_s, pair_s = context_floor_s(priced) / priced.lanes, pair_floor_s(priced) / priced.lanes
     context_s = float(share * kv_s + reading_s) / growth
     return TokenPrices(float(share * prefill_s), float(share * decode_s) / growth, context_s, pair_s)
 
 
 def prompt_prices(priced: PricedEngine) -> TokenPrices:
     """Return the highest price of a prompt's token where decodes are free: that of the step that is best at prompts."""
-    tokens_s, sequences_s = _floor(priced.table.token_ps[0]), _floor(priced.table.sequence_ps[0])
+    tokens_s, sequences_s = floor_s(priced.table.token_ps[0]), floor_s(priced.table.sequence_ps[0])
     tokens = np.arange(1, priced.limits.max_batched_tokens + 1)
     least_s = ((tokens_s[tokens] + sequences_s[1]) / tokens).min() / priced.lanes
-    return TokenPrices(float(least_s), 0.0, 0.0, _pair_s(priced) / priced.lanes)
+    return TokenPrices(float(least_s), 0.0, 0.0, pair_floor_s(priced) / priced.lanes)
 
 
 def worth_of(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Worth:
@@ -92,7 +92,7 @@ def worth_of(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Wo
 
     fresh are the prompt tokens that no cache can hold, by default all.
     """
-    _, decodes, context = _per_request(inputs, outputs)
+    _, decodes, context = pieces_of(inputs, outputs)
     prefill = np.maximum(inputs if fresh is None else fresh, 1)
     return float(prefill.sum()), float(decodes.sum()), float(context.sum())
 
@@ -106,7 +106,7 @@ def prefill_work_s(prices: TokenPrices, fresh: Counts) -> Array:
 
 def decode_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
     """Return the replica time that each answer takes at least: its steps, and the KV that they hold."""
-    _, decodes, context = _per_request(inputs, outputs)
+    _, decodes, context = pieces_of(inputs, outputs)
     work_s: Array = decodes * prices.decode_s + context * prices.context_s
     return work_s
 
@@ -130,7 +130,7 @@ def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts |
     ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
     ttft_s = ttft_s + _attention_alone_s(priced, prompts)
     cell = np.minimum((whole + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
-    tpot_s = (_floor(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])) / _growth(priced)
+    tpot_s = (floor_s(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])) / growth_of(priced)
     steps = np.maximum(outputs, 1) - 1
     fits = whole + np.maximum(outputs, 1) <= limits.max_context_tokens
     return Alone(
@@ -140,12 +140,12 @@ def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts |
     )
 
 
-def _growth(priced: PricedEngine) -> float:
+def growth_of(priced: PricedEngine) -> float:
     """Return the tokens of a sequence that one decode step yields: more than one where drafts are verified."""
     return priced.limits.growth_parts / (1 << priced.limits.part_shift)
 
 
-def _per_request(inputs: Counts, outputs: Counts) -> tuple[Array, Array, Array]:
+def pieces_of(inputs: Counts, outputs: Counts) -> tuple[Array, Array, Array]:
     """Return prefill tokens, decode steps and the sum over those of the KV tokens read."""
     prefill = np.maximum(inputs, 1).astype(np.float64)
     steps = np.maximum(outputs, 1) - 1.0
@@ -158,8 +158,8 @@ def _valid_share(
     """Return the largest factor on all prices at which no step whatever earns more than it takes."""
     limits = priced.limits
     most_decodes = min(limits.max_sequences, limits.max_batched_tokens)
-    tokens_s, sequences_s = _floor(priced.table.token_ps[0]), _floor(priced.table.sequence_ps[0])
-    edges = _spread(limits.max_batched_tokens, FINE_RATIO)
+    tokens_s, sequences_s = floor_s(priced.table.token_ps[0]), floor_s(priced.table.sequence_ps[0])
+    edges = spread(limits.max_batched_tokens, FINE_RATIO)
     low, high = edges[:, None], np.append(edges[1:] - 1, edges[-1])[:, None]  # cells of prefill tokens
     decodes = np.arange(most_decodes + 1)[None, :]
     high = np.minimum(high, limits.max_batched_tokens - decodes)
@@ -177,12 +177,12 @@ def _grid(priced: PricedEngine) -> tuple[Counts, Counts]:
     """Return (prefill tokens, decodes) of a grid of legal steps."""
     limits = priced.limits
     most_decodes = min(limits.max_sequences, limits.max_batched_tokens)
-    prefill, decodes = np.meshgrid(_spread(limits.max_batched_tokens), _spread(most_decodes), indexing="ij")
+    prefill, decodes = np.meshgrid(spread(limits.max_batched_tokens), spread(most_decodes), indexing="ij")
     legal = (prefill + decodes <= limits.max_batched_tokens) & (prefill + decodes > 0)
     return prefill[legal], decodes[legal]
 
 
-def _spread(most: int, ratio: float = GRID_RATIO) -> Counts:
+def spread(most: int, ratio: float = GRID_RATIO) -> Counts:
     """Return counts from 0 to `most`: one by one at first, then in a constant ratio."""
     counts = list(range(min(EXACT_UP_TO, most) + 1))
     while counts[-1] < most:
@@ -192,18 +192,18 @@ def _spread(most: int, ratio: float = GRID_RATIO) -> Counts:
 
 def _step_s(priced: PricedEngine, prefill: Counts, decodes: Counts) -> Array:
     """Return what steps with at least so many prefill tokens and decodes take at least, attention aside."""
-    tokens_s, sequences_s = _floor(priced.table.token_ps[0]), _floor(priced.table.sequence_ps[0])
+    tokens_s, sequences_s = floor_s(priced.table.token_ps[0]), floor_s(priced.table.sequence_ps[0])
     step_s: Array = tokens_s[prefill + decodes] + sequences_s[np.maximum(decodes, 1)]
     return step_s
 
 
-def _floor(column_ps: npt.NDArray[np.int64]) -> Array:
+def floor_s(column_ps: npt.NDArray[np.int64]) -> Array:
     """Return, for each count, the least time of that count or any larger one [s]."""
     floor: Array = np.minimum.accumulate(column_ps[::-1])[::-1] / PICOSECONDS_PER_SECOND
     return floor
 
 
-def _context_s(priced: PricedEngine) -> float:
+def context_floor_s(priced: PricedEngine) -> float:
     """Return the least time per KV token that attention of decodes takes, over all batches and contexts.
 
     Within a cell time is a line, so its ratio to the context is least at an edge.
@@ -216,7 +216,7 @@ def _context_s(priced: PricedEngine) -> float:
     return float(ratios.min()) / PICOSECONDS_PER_SECOND
 
 
-def _pair_s(priced: PricedEngine) -> float:
+def pair_floor_s(priced: PricedEngine) -> float:
     """Return the least time per (query, key) pair of prefill, over all chunks: c**2 / 2 pairs, and c for each past."""
     table = priced.table
     chunk = np.arange(1, table.prefill_ps.shape[1])

@@ -12,7 +12,7 @@ from conftest import SHARED
 import traces
 from models import llm
 from planners.search import find_plan
-from planners.slo import parse_all
+from planners.slo import limit_s, parse_all
 from traces.trace import Trace
 from traces.transform import scale_rate
 
@@ -48,11 +48,12 @@ def measure(case: str, siblings: int, analytic: bool, split: bool) -> str:
 def rules(case: str) -> str:
     """Return what rules of thumb buy for a case, and whether that survives its replay."""
     from planners.demand import survey
+    from planners.engines import devices_named, offers_for
     from planners.rules import by_rules
-    from planners.search import _offers
 
-    offers, _ = _offers(llm.load(MODEL), None, parse_all(PROMISES))
-    found = by_rules(survey(workload(case), parse_all(PROMISES), offers))
+    slos = parse_all(PROMISES)
+    offers = offers_for(llm.load(MODEL), devices_named(None)[0], tpot_limit_s=limit_s(slos, "tpot"))
+    found = by_rules(survey(workload(case), slos, offers))
     rows = [f"{one.utilisation:g}: {one.usd_per_hour:.2f} USD/h {one.fails or 'survives'}" for one in found]
     return "\n".join([f"{case} at a fixed utilisation of", *(f"  {row}" for row in rows)])
 

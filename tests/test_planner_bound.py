@@ -14,9 +14,12 @@ from test_dataplane import random_case
 
 from models.step import PICOSECONDS_PER_SECOND
 from planners import work
-from planners.bound import fewest_misses, least_speed, rigorous_usd_per_hour
+from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import fresh_tokens, sizes, survey
+from planners.queue import fewest_misses, least_speed
+from planners.siblings import siblings_of
 from planners.slo import holds
+from planners.values import Values, earnings, values_of
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 
@@ -59,6 +62,33 @@ def test_no_schedule_takes_less_than_the_work(seed):
         assert least_s <= busy_s * (1 + 1e-9)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9))
+def test_no_replica_earns_faster_than_its_earnings(seed):
+    trace, fleet = random_case(seed)
+    fleet, rng = Fleet((replace(fleet.pools[0], role="both"),)), np.random.default_rng(seed)
+    run = replay(trace, fleet)
+    engine, served = fleet.pools[0].engine, run.is_finished
+    inputs, outputs = (column[served] for column in sizes(trace))
+    if not served.all():
+        return
+    slow = np.nan_to_num(run.metric_s("tpot"))
+    limit_s = float(rng.choice([np.inf, np.quantile(slow, rng.uniform())]))
+    worth = Values(*rng.uniform(0, 1, 3) * [1, rng.choice([1, 10]), 0.1], 1e-3)
+    earned = worth.of_prompts(fresh_tokens(trace)[served]).sum()
+    earned += worth.of_answers(inputs, outputs)[slow <= limit_s].sum()
+    busy_s = run.lanes["busy_ps"].sum() / PICOSECONDS_PER_SECOND / engine.lanes
+    assert earned <= busy_s * earnings(engine, worth, limit_s) * (1 + 1e-9)
+
+
+def test_values_are_the_prices_of_the_cheapest_steps():
+    # A step of 1 ms and 0.1 ms a token: 64 prefill tokens in 7.4 ms or 8 decodes in 1.8 ms; together they cost no less.
+    engine = planner_toys.offer("toy", 1.0).priced
+    found = values_of([engine], np.array([2.0]), (640.0, 0.0, 0.0), np.inf)
+    assert found.prefill == pytest.approx(2 * 7.4e-3 / 64, rel=1e-3)
+    assert earnings(engine, found, np.inf) == pytest.approx(2.0, rel=1e-2)
+
+
 def test_what_an_earlier_request_brought_need_not_be_computed_again():
     # Blocks of 4 tokens: the second prompt of 10 shares two blocks, so that 2 of its tokens are fresh.
     trace = toys.trace([0.0, 1.0, 2.0], [10, 10, 9], 1, [[1, 2], [1, 2], [3, 4]], content_tokens=4)
@@ -82,6 +112,24 @@ def test_no_surviving_fleet_under_any_router_costs_less_than_the_bound(block):
                 assert not holds(replay(trace, Fleet(pools, router)), promises), (seed, counts, router)
             cheaper += 1
     assert cheaper > 0, "some fleets must be cheaper than the bound, or it says nothing"
+
+
+def test_no_fleet_that_survives_a_sibling_too_costs_less_than_the_bound_for_both():
+    promises = planner_toys.promises("ttft:p90<=60ms", "tpot:p90<=6ms")
+    higher = 0
+    for seed in range(12):
+        trace, offers = planner_toys.random_market(seed)
+        market, siblings = survey(trace, promises, offers), siblings_of(trace, (1, 2), 0)
+        alone, bound = (rigorous_usd_per_hour(market, windows_of(market, some)) for some in ((), siblings))
+        assert bound >= alone * (1 - 1e-5)
+        higher += bound > alone * 1.01
+        for counts in itertools.product(range(4), repeat=len(offers)):
+            pools = tuple(Pool(offer.priced, count) for offer, count in zip(offers, counts, strict=True) if count)
+            cost = sum(offer.usd_per_hour * count for offer, count in zip(offers, counts, strict=True))
+            if pools and alone <= cost < bound:
+                runs = [replay(one, Fleet(pools)) for one in (trace, *siblings)]
+                assert not all(holds(run, promises) for run in runs), (seed, counts)
+    assert higher > 0, "some sibling must ask for more than its trace"
 
 
 def test_bursts_raise_the_bound():
@@ -138,3 +186,15 @@ def test_a_queue_is_as_fast_as_its_burst_needs():
     assert least_speed(work_s, arrival_s, 1.0, 0.0) == pytest.approx(6.0, rel=1e-4)
     assert least_speed(work_s, arrival_s, 1.0, 1.0) == pytest.approx(4.0, rel=1e-4)
     assert least_speed(work_s, arrival_s, 1.0, 3.0) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_queue_that_is_fast_enough_already_asks_for_nothing(seed):
+    rng = np.random.default_rng(seed)
+    arrival_s, work_s = np.cumsum(rng.exponential(rng.choice([0.02, 1.0], 300))), rng.exponential(1.0, 300)
+    speed = least_speed(work_s, arrival_s, 2.0, 5.0)
+    assert (
+        fewest_misses(work_s, arrival_s, 2.0, speed * 0.99) > 5.0 >= fewest_misses(work_s, arrival_s, 2.0, speed * 1.01)
+    )
+    assert least_speed(work_s, arrival_s, 2.0, 5.0, above=speed * 0.9) == pytest.approx(speed, rel=1e-4)
+    assert least_speed(work_s, arrival_s, 2.0, 5.0, above=speed * 1.01) == 0.0

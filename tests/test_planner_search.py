@@ -15,7 +15,8 @@ from planners.answer import plain
 from planners.bound import windows_of
 from planners.demand import survey
 from planners.hunt import Hunt
-from planners.search import Infeasible, find_plan, siblings_of
+from planners.search import Infeasible, find_plan
+from planners.siblings import siblings_of
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay

@@ -155,7 +155,7 @@ def intervals(
 
 
 def _sibling_run(trace: "Trace", fleet: "Fleet", seed: int, number: int) -> "Run":
-    from planners.search import siblings_of
+    from planners.siblings import siblings_of
     from simulator.replay import replay
 
     return replay(siblings_of(trace, [number], seed)[0], fleet)
