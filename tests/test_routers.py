@@ -290,6 +290,13 @@ def test_the_freest_lane_has_most_memory_per_request():
     assert lanes_of(trace, Fleet((small, large)), "freeness").tolist() == [1, 1, 1, 1, 0]
 
 
+@pytest.mark.parametrize(("age_s", "apart"), [(0.0, True), (1.0, False)])
+def test_freeness_is_as_old_as_the_view(age_s, apart):
+    trace = toys.trace([0.01, 0.02], 40, 60)
+    run = operate(trace, fleet(2), routing=routing_of("freeness"), sight=Sight(age_s=age_s)).run
+    assert (len(set(run.outcome.lane.tolist())) == 2) == apart
+
+
 def test_the_earliest_first_token_is_foreseen_from_tokens_and_the_rate_of_each_lane():
     fast, slow = (Pool(toys.engine(CACHING, step_ps=0, token_ps=cost * toys.PS_PER_MS), 1) for cost in (10, 31))
     trace = toys.trace(np.arange(8) * 1e-6, 20, 1)

@@ -204,7 +204,7 @@ def test_replicas_that_failed_are_replaced():
 def test_the_facts_of_a_start_have_sources():
     import tomllib
 
-    from simulator.control import scaling
+    from simulator.control import replicas
 
-    facts = tomllib.loads(Path(scaling.FACTS).read_text(encoding="utf-8"))
+    facts = tomllib.loads(Path(replicas.FACTS).read_text(encoding="utf-8"))
     assert set(facts) - {"source"} == set(facts["source"])

@@ -17,6 +17,7 @@ from models.step import PICOSECONDS_PER_SECOND
 from simulator.actions import DROP, HOLD, REJECT, SUBMIT, UNPIN, act
 from simulator.advance import advance
 from simulator.control.actions import Action, Assign, Refusal, perform, refusal
+from simulator.control.freeness import freeness
 from simulator.control.matching import matched_tokens
 from simulator.control.sessions import Families
 from simulator.fleet import Fleet, Pool
@@ -195,6 +196,7 @@ class Plane:
         self._last_event = (-1, 0.0)
         self._live = (*live(self.lanes), self.is_open)
         self._shown = self._live
+        self._shows_freeness, self._freeness = False, np.zeros(0)
         if sight.age_s > 0 or sight.noise > 0:
             environment.process(self._look_now_and_then())
         self.listen(TELL_HELD, self._take_back)
@@ -209,6 +211,12 @@ class Plane:
     def view(self) -> FleetView:
         """Return the fleet as policies see it now."""
         return FleetView(self.now_s, *self._shown)
+
+    def shown_freeness(self) -> npt.NDArray[np.float64]:
+        """Return the lanes' freeness as policies see it now: as old, and as wrong, as their view."""
+        if not self._shows_freeness:
+            self._shows_freeness, self._freeness = True, freeness(self)
+        return freeness(self) if self._shown is self._live else self._freeness
 
     def request(self, number: int) -> RequestView:
         """Return what policies may know of a request."""
@@ -476,7 +484,12 @@ class Plane:
         while True:
             shown = [np.array(column) for column in self._live]
             if self.sight.noise > 0:
-                factors = np.exp(self.sight.noise * self.rng.standard_normal((5, self.lanes.size)))
+                factors = self._error((5, self.lanes.size))
                 shown[:5] = [column * factor for column, factor in zip(shown[:5], factors, strict=True)]
             self._shown = tuple(shown)
+            if self._shows_freeness:
+                self._freeness = freeness(self) * self._error(self.lanes.size)
             yield self.wait(max(self.sight.age_s, 1e-3))
+
+    def _error(self, shape: int | tuple[int, int]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.exp(self.sight.noise * self.rng.standard_normal(shape)))

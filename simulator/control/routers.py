@@ -121,14 +121,8 @@ def power_of_two(seed: int = 0) -> Routing:
 
 
 def freeness() -> Routing:
-    """Name the lane with most KV memory free per request, which sinks below 0 where a queue waits (Llumnix)."""
-    return over_open_lanes(lambda plane: lambda request, view, lanes: least(lanes, -free_per_request(view)))
-
-
-def free_per_request(view: FleetView) -> npt.NDArray[np.float64]:
-    """Return (M - sum of V) / B lane by lane: about the decode steps left before memory is full."""
-    free = view.kv_capacity_tokens - view.kv_tokens - view.waiting_tokens
-    return np.asarray(free / np.maximum(1, view.outstanding))
+    """Name the lane with most freeness as it is shown, which sinks below 0 where a queue waits (Llumnix)."""
+    return over_open_lanes(lambda plane: lambda request, view, lanes: least(lanes, -plane.shown_freeness()))
 
 
 def weighted() -> Routing:
