@@ -1,11 +1,12 @@
 """Benchmarks of the replay: counts, which are asserted, and requests per CPU second, which are reported.
 
-python tests/bench_replay.py [--requests 1000000] [--replicas 1,8,64] [--trace FILE]
+python tests/bench_replay.py [--requests 1000000] [--replicas 1,8,64] [--trace FILE] [--curve]
 """
 
 import argparse
 import resource
 import time
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -19,6 +20,7 @@ from simulator.fleet import Fleet, Pool, PricedEngine
 from simulator.replay import FleetView, RequestView, replay
 from simulator.routing import ROUTERS
 from simulator.run import Run
+from simulator.stream import replay_blocks
 from traces import transform
 from traces.trace import Trace
 
@@ -26,6 +28,7 @@ NS_PER_S = 1_000_000_000
 RATE_PER_REPLICA_PER_S = 0.65  # about the load of Azure's conversation trace on eight replicas of a 70B model
 
 MOST_BARE_STEPS = 2_000_000
+MOST_MEGABYTES_BEYOND = 300
 LIMITS = Limits(256, 8192, 16, 25_000, 131_072, UNLIMITED_TOKENS)
 
 
@@ -115,6 +118,35 @@ def crossings(trace: Trace, fleet: Fleet, **options: object) -> tuple[int, int]:
     return entered[0], handled[0]
 
 
+def blocks(source: Trace, requests: int, replicas: int) -> Iterator[Trace]:
+    """Yield a trace again and again, in time scaled to an equal rate per replica, to so many requests in all."""
+    faster = RATE_PER_REPLICA_PER_S * replicas / source.rate_per_s
+    span_ns = int(source.arrival_ns[-1] / faster) + 1
+    for first in range(0, requests, len(source)):
+        rows = slice(0, requests - first)
+        arrival_ns = (source.arrival_ns[rows] / faster).astype(np.int64) + span_ns * (first // len(source))
+        yield Trace(source.name, arrival_ns, source.input_tokens[rows], source.output_tokens[rows], source.status[rows])
+
+
+def curve(source: Trace, priced: PricedEngine) -> None:
+    """Print what a streamed request costs from few to many of them, and from few to many replicas."""
+    costs_us = []
+    for requests, replicas in ((10_000, 8), (100_000, 8), (1_000_000, 8), (10_000_000, 8), (1_000_000, 1_000)):
+        fleet = Fleet((Pool(priced, replicas),))
+        before, start = peak_megabytes(), time.process_time()
+        columns = replay_blocks(blocks(source, requests, replicas), fleet).columns
+        cpu_s = time.process_time() - start
+        beyond = peak_megabytes() - before - sum(column.nbytes for column in columns.values()) / 1e6
+        costs_us.append(cpu_s / requests * 1e6)
+        print(
+            f"streamed {requests:9d} requests {replicas:5d} replicas {costs_us[-1]:6.2f} CPU us a request,"
+            f" {max(0.0, beyond):.0f} MB beyond the columns",
+            flush=True,
+        )
+        assert beyond <= MOST_MEGABYTES_BEYOND
+    print(f"dearest to cheapest: {max(costs_us) / min(costs_us):.2f}")
+
+
 def report(name: str, replicas: int, trace: Trace, cpu_s: float, run: Run) -> None:
     """Print one line, and hold the events a request to what they should be."""
     events = int(run.clock["lane_events"][0])
@@ -136,9 +168,12 @@ def main() -> None:
     parser.add_argument("--replicas", default="1,8,64")
     parser.add_argument("--routers", default="join-shortest-queue,round-robin")
     parser.add_argument("--trace")
+    parser.add_argument("--curve", action="store_true", help="what a request costs, from 10 k of them to 10 M")
     chosen = parser.parse_args()
     priced = engine()
     replay(workload(chosen.trace, 100, 1), Fleet((Pool(priced, 1),)))
+    if chosen.curve:
+        return curve(traces.read(chosen.trace) if chosen.trace else traces.sample(), priced)
     sizes = [int(text) for text in chosen.replicas.split(",")]
     for router in chosen.routers.split(","):
         assert router in ROUTERS, router
