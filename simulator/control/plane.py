@@ -213,10 +213,12 @@ class Plane:
         return FleetView(self.now_s, *self._shown)
 
     def shown_freeness(self) -> npt.NDArray[np.float64]:
-        """Return the lanes' freeness as policies see it now: as old, and as wrong, as their view."""
+        """Return the lanes' freeness, queues counted, as policies see it: as old, and as wrong, as their view."""
+        if self._shown is self._live:
+            return freeness(self, whole_queue=True)
         if not self._shows_freeness:
-            self._shows_freeness, self._freeness = True, freeness(self)
-        return freeness(self) if self._shown is self._live else self._freeness
+            self._shows_freeness, self._freeness = True, freeness(self, whole_queue=True)
+        return self._freeness
 
     def request(self, number: int) -> RequestView:
         """Return what policies may know of a request."""
@@ -488,7 +490,7 @@ class Plane:
                 shown[:5] = [column * factor for column, factor in zip(shown[:5], factors, strict=True)]
             self._shown = tuple(shown)
             if self._shows_freeness:
-                self._freeness = freeness(self) * self._error(self.lanes.size)
+                self._freeness = freeness(self, whole_queue=True) * self._error(self.lanes.size)
             yield self.wait(max(self.sight.age_s, 1e-3))
 
     def _error(self, shape: int | tuple[int, int]) -> npt.NDArray[np.float64]:

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import simpy
 
 from simulator.control.fabric import Fabric, Link, node
-from simulator.control.freeness import now
+from simulator.control.freeness import free_tokens, freeness, now
 from simulator.control.migration import Mode, Moved, PreCopy, Wire, one_mover, over, pairing
 from simulator.control.plane import CLEAR, Controller, Plane, Process, Router, Routing, Sight, operate
 from simulator.fleet import Fleet
@@ -40,23 +39,13 @@ class Outcome(NamedTuple):
 
 
 def freest(plane: Plane) -> Router:
-    """Send a request to the lane with most steps left for each request, all of its queue counted (Llumnix).
-
-    Migration looks at the head of the queue alone; for dispatch that would send all to a lane whose head is small.
-    """
-    lanes = plane.lanes
-    return lambda request, view: int((_unclaimed(plane) / np.maximum(1, lanes["running"] + lanes["waiting"])).argmax())
+    """Send a request to the lane with most steps left for each request, all of its queue counted (Llumnix)."""
+    return lambda request, view: int(freeness(plane, whole_queue=True).argmax())
 
 
 def least_memory(plane: Plane) -> Router:
     """Send a request to the lane with the least memory in use and asked for in its queue (INFaaS++)."""
-    return lambda request, view: int(_unclaimed(plane).argmax())
-
-
-def _unclaimed(plane: Plane) -> npt.NDArray[np.float64]:
-    """Return the tokens that are free beside what all of a lane's queue asks for; of no lane that is closed."""
-    free = (now(plane)[1] << plane.lanes["block_shift"]) - plane.lanes["waiting_tokens"]
-    return np.where(plane.is_open, free.astype(np.float64), -np.inf)
+    return lambda request, view: int(free_tokens(plane, whole_queue=True).argmax())
 
 
 def machines(count: int, devices: int, host_bytes_per_s: float, nic_bytes_per_s: float) -> Wire:
