@@ -96,6 +96,14 @@ def test_the_kernel_that_was_measured_at_a_shape_prices_it():
     assert "cutlass" in found[8.0]
 
 
+def test_a_librarys_kernel_is_priced_where_it_was_measured_near_the_shape_whichever_engine_called_it():
+    shape = {"k": 2880.0, "inter": 2880.0, "experts": 128.0, "topk": 4.0, "tp": 1.0, "ep": 1.0, "matrices": 3.0}
+    near, far = (tuple((shape | changed).items()) for changed in ({}, {"k": 7168.0, "inter": 3072.0, "experts": 384.0}))
+    found = [load("b200-sxm", "vllm").find("moe", "w4a8_mxfp4_mxfp8", near=place).kernel for place in (near, far)]
+    assert found[0].startswith("sglang_flashinfer_trtllm")
+    assert found[1].startswith("vllm_mxfp4moe_flashinfer_trtllm")
+
+
 def test_releases_that_take_the_same_time_are_fitted_together():
     import pandas
 

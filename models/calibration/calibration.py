@@ -22,6 +22,8 @@ BORROWED_ENGINE = 1.15
 BORROWED_DTYPE = 1.25
 BORROWED_DEVICE = 1.3
 LAUNCH_BOUND_S = 3e-5  # a kernel of these kinds that takes this long whatever its size was waiting for its host
+KERNEL_LIBRARIES = ("flashinfer_trtllm", "marlin", "deepgemm")  # by what engines' names of their kernels hold
+FAR_OCTAVES = 1.0
 QUICK_OPS = ("gemm", "attn_decode", "mla_decode")
 ENGINES = (
     *("vllm", "trtllm", "sglang", "nccl", "oneccl", "nccl-tests"),
@@ -98,6 +100,7 @@ def _find(
         best = max(fits, key=lambda fit: _likeness(fit, dtype, kv_dtype, kernel, sub_op, near, version))
         if op in COLLECTIVES:
             best = _of_version(fits, best, version)
+        best = _of_its_library(best, label, near)
         if label == device.calibration:
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
             return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
@@ -177,6 +180,20 @@ def octaves_outside(fit: OperatorFit, near: Place) -> float:
         low, high = fit.valid.get(name, (value, value))
         total += max(0.0, log2((low + 1.0) / (value + 1.0)), log2((value + 1.0) / (high + 1.0)))
     return total
+
+
+def _of_its_library(best: OperatorFit, label: str, near: Place) -> OperatorFit:
+    """Return a fit, or that of the same library's kernel under another engine where only it was measured near a shape.
+
+    Engines call the same kernels of the same libraries, and tables hold other models' shapes for each.
+    """
+    library = next((name for name in KERNEL_LIBRARIES if name in best.kernel), None)
+    if library is None or octaves_outside(best, near) <= FAR_OCTAVES:
+        return best
+    places = store.places_of(best.op)
+    shared = [fit for other in ENGINES if (label, other) in places for fit in store.read(label, other)]
+    alike = [fit for fit in shared if (fit.op, fit.dtype) == (best.op, best.dtype) and library in fit.kernel]
+    return min([best, *alike], key=lambda fit: octaves_outside(fit, near))
 
 
 def _of_version(fits: list[OperatorFit], best: OperatorFit, version: str) -> OperatorFit:
