@@ -59,8 +59,9 @@ def _kind(offer: "Offer") -> tuple[object, ...]:
     Drafts pay in small batches and cost in full ones, which loads and idle latencies do not tell: they stand apart.
     """
     engine = offer.priced.engine
-    drafts = offer.priced.limits.verified_tokens
-    return offer.device_name, engine.devices if engine else 1, offer.is_cautious, offer.is_spot, offer.role, drafts
+    devices = engine.devices if engine else 1
+    limits = offer.priced.limits.verified_tokens, offer.least, offer.most
+    return offer.device_name, devices, offer.is_cautious, offer.is_spot, offer.role, *limits
 
 
 def dominates(one: PricedEngine, other: PricedEngine) -> bool:

@@ -50,6 +50,9 @@ class Offer:
     is_cautious: bool = False  # its steps are kept short enough for TPOT
     is_spot: bool = False  # cheaper, and may be taken away
     role: str = "both"  # or "prefill", or "decode": of pools that work hand in hand
+    least: int = 0  # replicas that there are in any case
+    most: int | None = None  # replicas that can be had at this price
+    change_usd_per_hour: float = 0.0  # of usd_per_hour, what is for adding the replica, or saved by keeping it
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from planners import mix, rehearsal
 from planners.bound import Windows
 from planners.demand import Market
+from planners.fluid import Limit
 from planners.limits import Limits, keeps
 from planners.mix import Demand
 from planners.rehearsal import ROUTERS, Candidate, Verdict
@@ -53,7 +54,7 @@ class Hunt:
         self.siblings = siblings
         self.limits = limits or Limits()
         self.rows = self.limits.rows(market)
-        self.engines = undominated(market)
+        self.engines = undominated(market, self.rows)
         self.verdicts: dict[Candidate, Verdict] = {}
         self.tried: dict[Replicas, bool] = {}
         self.carries: dict[tuple[int, int], float] = {}
@@ -432,8 +433,12 @@ class Hunt:
         return len({self.market.offers[engine].device_name for engine, _ in chosen.pools}) == 1
 
 
-def undominated(market: Market) -> list[int]:
-    """Return the engines that no other, cautious and drafting like it, beats in price, every load and idle latency."""
+def undominated(market: Market, limits: Sequence[Limit] = ()) -> list[int]:
+    """Return the engines that no other, cautious and drafting like it, beats in price, every load and idle latency.
+
+    Nor may the other count for more in any limit.
+    """
+    counted = np.array([limit.weights for limit in limits]).reshape(len(limits), len(market.offers))
     usd, demand, offers = market.usd_per_hour, market.demand, market.offers
 
     def beats(one: int, other: int) -> bool:
@@ -444,6 +449,7 @@ def undominated(market: Market) -> list[int]:
             and bool((demand.load[one] <= demand.load[other]).all())
             and bool((demand.lost[:, one] <= demand.lost[:, other]).all())
             and bool((market.alone_s[:, one] <= market.alone_s[:, other]).all())
+            and bool((counted[:, one] <= counted[:, other]).all())
         )
         is_equal = no_worse and usd[one] == usd[other] and bool((demand.load[one] == demand.load[other]).all())
         return no_worse and (not is_equal or one < other)

@@ -45,8 +45,16 @@ class Limits:
         for name, most in sorted(self.devices_at_most.items()):
             weights = [count * (offer.device_name == name) for count, offer in zip(devices, offers, strict=True)]
             yield _limit(f"at most {most} x {name}", weights, most)
+        for place, offer in enumerate(offers):
+            if offer.most is not None:
+                only = [float(other == place) for other in range(len(offers))]
+                yield _limit(f"at most {offer.most} x {offer.short_name}", only, offer.most)
+            if offer.least:
+                less = [-float(other == place) for other in range(len(offers))]
+                yield _limit(f"at least {offer.least} x {offer.short_name}", less, -offer.least)
         if math.isfinite(self.usd_per_hour_at_most):
-            yield _limit(f"at most {self.usd_per_hour_at_most:g} USD/h", market.usd_per_hour, self.usd_per_hour_at_most)
+            running = market.usd_per_hour - np.array([offer.change_usd_per_hour for offer in offers])
+            yield _limit(f"at most {self.usd_per_hour_at_most:g} USD/h", running, self.usd_per_hour_at_most)
         if math.isfinite(self.power_w_at_most):
             watts = [_tdp_w(offer) for offer in offers]
             yield _limit(f"at most {self.power_w_at_most:g} W of TDP", watts, self.power_w_at_most)

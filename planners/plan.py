@@ -73,7 +73,8 @@ class Plan:
     search learned of their pools: it is no proof. latency_s, attainment and requests are those of the rehearsal on the
     whole trace; empty where the plan is analytic, not rehearsed.
     shares[bucket][pool] are the fractions of each bucket of prompt lengths, class by class where there are classes, and
-    ttft_limit_s what the router "in-time" holds prompts against, as in simulator.fleet.Fleet.
+    ttft_limit_s what the router "in-time" holds prompts against, as in simulator.fleet.Fleet. change says what
+    of a fleet that was there is kept, added and removed, and what that costs, which is part of usd_per_hour.
     """
 
     pools: tuple[PlannedPool, ...]
@@ -98,6 +99,7 @@ class Plan:
     ttft_limit_s: float | None = None
     classes: tuple[str, ...] = ()
     latency_by_class_s: Mapping[str, Latency] = field(default_factory=dict)
+    change: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -137,6 +139,7 @@ class Plan:
                     "ttft_limit_s": self.ttft_limit_s,
                     **({"classes": self.classes} if self.classes else {}),
                 },
+                **({"change": self.change} if self.change else {}),
                 "slo": self.latency_s,
                 **({"slo_by_class": self.latency_by_class_s} if self.classes else {}),
                 "attainment": self.attainment,
@@ -169,6 +172,7 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         classes=tuple(result["routing"].get("classes", ())),
         latency_s=result["slo"],
         latency_by_class_s=result.get("slo_by_class", {}),
+        change=result.get("change", {}),
         attainment=result["attainment"],
         requests=result["requests"],
         promises=tuple(PromiseKept(**kept) for kept in result["promises"]),

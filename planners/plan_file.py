@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from traces import Trace
 
 COMMAND = "fleet"
-RARE = ("engines", "classes")  # keys of a study that are written down where they are not as by default
+RARE = ("engines", "classes", "keep")  # keys of a study that are written down where they are not as by default
 
 
 @dataclass(frozen=True, slots=True)

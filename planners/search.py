@@ -23,6 +23,7 @@ from planners.explain import explain
 from planners.fluid import least_relaxation
 from planners.hunt import Hunt, describe, undominated
 from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
+from planners.keeping import Keep
 from planners.limits import Limits, overruns
 from planners.mix import Demand
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
@@ -69,6 +70,7 @@ def find_plan(
     notes: tuple[str, ...] = (),
     variants: Variants = AS_USUAL,
     classes: Mapping[str, str] = NO_CLASSES,
+    keep: Keep | None = None,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
@@ -78,8 +80,9 @@ def find_plan(
     prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
     tried too; the bound then holds for those as well. variants are those of engines to choose from; of many the search
     looks at those that no other is as good as for this trace, and the bound holds for all. classes name requests by
-    rules, for promises to them. notes are what else to be wary of, and go into the plan. Raises Infeasible with the
-    reasons that bind, ValueError for bad input.
+    rules, for promises to them. keep is a fleet that is there; the cost then holds what changing it costs. notes are
+    what else to be wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad
+    input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
@@ -95,9 +98,12 @@ def find_plan(
         offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
     if siblings and not named(slos):
         notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
+    if keep is not None:
+        offers, limits = keep.offers(offers), limits or Limits()
     sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell)
     market, windows, sketch = sought.sketched()
-    return sketch if analytic else find(sought, market, windows).plan
+    plan = sketch if analytic else find(sought, market, windows).plan
+    return plan if keep is None else keep.settled(plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +319,7 @@ def _pools(market: Market, chosen: Candidate, run: Run | None = None) -> tuple[P
                 name=offer.name,
                 device=offer.device_name,
                 replicas=count,
-                usd_per_hour=count * offer.usd_per_hour,
+                usd_per_hour=count * (offer.usd_per_hour - offer.change_usd_per_hour),
                 speed=pool.speed,
                 busy=busy[place],
                 engine=offer.priced.engine,

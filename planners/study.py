@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,6 +53,24 @@ class Engines:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """A fleet that is there, by its plan.json; a replica added or removed costs usd_per_change, spread over hours."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    plan: str | None = None
+    usd_per_change: float = 0.0
+    hours: float = 720.0
+
+    def check(self) -> None:
+        """Raise ValueError for a cost below 0, or hours that are not above it."""
+        if not (0 <= self.usd_per_change < float("inf")):
+            raise ValueError(f"usd_per_change must be from 0 on, not {self.usd_per_change:g}")
+        if not self.hours > 0:
+            raise ValueError(f"hours must be above 0, not {self.hours:g}")
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
 
@@ -60,7 +78,8 @@ class Study:
     kinds of price named (on-demand, spot). limits are on the whole fleet: usd_per_hour, power_w, spot_share, spare
     (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost). engines says
     in what engines may vary beside their cut. classes name requests by rules, as input_tokens<2000, for promises to
-    them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them.
+    them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them. keep names a
+    fleet that is there, and what changing it costs.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -75,6 +94,7 @@ class Study:
     seed: int = 0
     engines: Engines = field(default_factory=Engines)
     classes: Mapping[str, str] = field(default_factory=dict)
+    keep: Keeping = field(default_factory=Keeping)
 
     @property
     def usd_per_device_hour(self) -> dict[str, float]:
@@ -108,7 +128,10 @@ def mistakes(study: Study, file: str, text: str, place: marked_yaml.Place = ()) 
 
 def seen_from(file: str | Path, study: Study) -> Study:
     """Return the study with paths of trace and model, where they are relative, as seen from a file's folder."""
-    return changed(study, {"trace": _seen_from(file, study.trace), "model": _seen_from(file, study.model)})
+    keep = replace(study.keep, plan=_seen_from(file, study.keep.plan))
+    return changed(
+        study, {"trace": _seen_from(file, study.trace), "model": _seen_from(file, study.model), "keep": keep}
+    )
 
 
 def changed(study: Study, changes: Mapping[str, Any]) -> Study:
@@ -253,7 +276,12 @@ def _check_classes(study: Study) -> None:
         raise ValueError(f"a promise is for the class {unknown[0]!r}; known: {', '.join(study.classes)}")
 
 
+def _check_keep(study: Study) -> None:
+    study.keep.check()
+
+
 _CHECKS = {
+    "keep": _check_keep,
     "classes": _check_classes,
     "engines": _check_engines,
     "model": _check_model,

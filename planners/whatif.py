@@ -15,6 +15,7 @@ from models.toml_file import unknown_name
 from planners.classes import classified
 from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.infeasible import Infeasible, nothing_fits
+from planners.keeping import keep_of
 from planners.limits import Limits
 from planners.plan import Plan
 from planners.search import Found, Sought, find, find_plan
@@ -44,6 +45,8 @@ class Question:
     kinds: tuple[str, ...] = ("on-demand",)
     price_factors: Mapping[str, float] = field(default_factory=dict)
     variants: Variants = AS_USUAL
+    there: Plan | None = None
+    usd_per_hour_per_change: float = 0.0
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
     calibration_ends: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +75,8 @@ class Question:
             "notes": notes,
             "variants": self.variants,
         }
+        if self.there is not None:
+            options["keep"] = keep_of(self.there, offers, self.usd_per_hour_per_change)
         return find_plan(self.trace, None, self.slos, **options)
 
     def found(self) -> Found:
@@ -100,6 +105,7 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
     """Return the question that a study asks; its trace and model are read where they are not given."""
     import traces
     from models import llm
+    from planners import plan_file
     from planners.study import limits_of
 
     if trace is None:
@@ -113,6 +119,8 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
         limits_of(study.limits) if study.limits else None,
         study.kinds,
         variants=study.engines.variants,
+        there=None if study.keep.plan is None else plan_file.read(study.keep.plan).plan,
+        usd_per_hour_per_change=study.keep.usd_per_change / study.keep.hours,
         usd_per_device_hour=study.usd_per_device_hour,
     )
 

@@ -23,6 +23,7 @@ class Flags:
     limits: tuple[str, ...]
     classes: tuple[str, ...]
     variants: tuple[str, ...]
+    keep: str | None
     seed: int | None
     file: str | None
     settings: tuple[str, ...]
@@ -38,7 +39,8 @@ def study_of(flags: Flags) -> "Study":
     given["kinds"] = None if flags.kinds is None else split_names(flags.kinds)
     limits = (f"limits.{limit}" for limit in flags.limits)
     classes = (f"classes.{rule}" for rule in flags.classes)
-    settings = (*limits, *classes, *map(_variants, flags.variants), *flags.settings)
+    keep = () if flags.keep is None else (f"keep.plan={json.dumps(flags.keep)}",)
+    settings = (*limits, *classes, *map(_variants, flags.variants), *keep, *flags.settings)
     given = {name: value for name, value in given.items() if value is not None}
     if path is not None:
         return studies.with_settings(studies.changed(studies.read(path), given), settings)

@@ -62,6 +62,9 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="KEY=VALUES",
             help="Engines: dtypes, kv_dtypes, dp, speculative=none,3:0.7.",
         ),
+        click.option(
+            "--keep", metavar="PLAN", help="A fleet that is there; --set keep.usd_per_change=100 for a change."
+        ),
         click.option("--seed", type=int, metavar="N", help="Seed of whatever is drawn; 0 by default."),
         click.option("-f", "--file", "file", metavar="FILE", help="A plan.yaml; the one in this folder by default."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of it."),

@@ -1,7 +1,7 @@
 """A plan in at most 25 lines: what was chosen, over what, how sure that is, and what to do next."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from models.llm import Llm
@@ -25,6 +25,7 @@ def verdict(plan: Plan, trace: Trace, llm: Llm, slos: Sequence[Slo], written: Pa
         *_fleets(plan),
         "",
         *_latencies(plan, slos),
+        *_changes(plan),
         *_wrapped("Bottleneck", plan.bottleneck or "none: the smallest fleet there is has room to spare"),
         _line("Written", str(written)),
         _line("Next", f"plan export k8s {written}, plan lock {written}"),
@@ -92,9 +93,34 @@ def _latencies(plan: Plan, slos: Sequence[Slo]) -> list[str]:
         return []
     rows = [["", "p50", "p90", "p99", "promised"]]
     for metric, values in plan.latency_s.items():
-        promised = ", ".join(f"p{slo.percent:g} {seconds(slo.limit_s)}" for slo in slos if slo.metric == metric)
-        rows.append([metric.upper(), *(seconds(values[label]) for label in ("p50", "p90", "p99")), promised])
+        rows.append([metric.upper(), *_percentiles(values), _promised(slos, metric)])
+    for name, latency in plan.latency_by_class_s.items():
+        for metric in latency:
+            promised = _promised(slos, metric, name)
+            rows += [[f"{name} {metric.upper()}", *_percentiles(latency[metric]), promised]] if promised else []
     return [*table(rows, right=[1, 2, 3]).splitlines(), ""]
+
+
+def _percentiles(values: Mapping[str, float]) -> list[str]:
+    return ["-" if values[label] is None else seconds(values[label]) for label in ("p50", "p90", "p99")]
+
+
+def _promised(slos: Sequence[Slo], metric: str, name: str = "") -> str:
+    own = [slo for slo in slos if (slo.metric, slo.slo_class) == (metric, name)]
+    return ", ".join(f"p{slo.percent:g} {seconds(slo.limit_s)}" for slo in own)
+
+
+def _changes(plan: Plan) -> list[str]:
+    """Return what of a fleet that was there is kept, added and removed, in a line or two."""
+    if not plan.change:
+        return []
+    said = [
+        f"{word} "
+        + ", ".join(f"{count} x {name.partition('/')[2] or name}" for name, count in plan.change[word].items())
+        for word in ("kept", "added", "removed")
+        if plan.change[word]
+    ]
+    return _wrapped("Changes", f"{'; '.join(said)}; {plan.change['usd_per_hour']:.2f} USD/h of the cost")
 
 
 def _wrapped(label: str, words: str) -> list[str]:
