@@ -1,11 +1,15 @@
-"""The control plane of a fleet.yaml: routing, autoscaling, migration, failures, sight, closed loop."""
+"""The control plane of a fleet.yaml: routing, scaling, migration, hand-over, failures, sight, sessions and tools."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from planners.fleet_parts import Wrong
+
 if TYPE_CHECKING:
-    from simulator.control.plane import Controller, Routing, Sight
+    from simulator.control.migration import Wire
+    from simulator.control.plane import Controller, Interlude, Routing, Sight
     from simulator.fleet import Fleet
     from simulator.run import Run
     from traces import Trace
@@ -46,7 +50,10 @@ class AutoscaleLine:
 
 @dataclass(frozen=True, slots=True)
 class MigrationLine:
-    """Requests move from replicas below a freeness to replicas above another, over a link of their own."""
+    """Requests move from replicas below a freeness to replicas above another, over a link of their own or the fabric.
+
+    KV that has not come in patience_s is computed again.
+    """
 
     __pydantic_config__: ClassVar = FORBID
 
@@ -55,6 +62,65 @@ class MigrationLine:
     every_s: float = 0.1
     bytes_per_s: float = 8e9
     handshake_s: float = 0.02
+    patience_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FabricLine:
+    """One adapter a replica on a switch, shared by what moves; with up_s and down_s adapters fail and are mended."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    nic_bytes_per_s: float
+    latency_s: float = 0.0
+    operation_s: float = 0.0
+    up_s: float | None = None
+    down_s: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverLine:
+    """KV goes from prefill replicas to the freest decode replica over the fabric, in grains of this kind."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    grain: str = "whole"
+    hides_bytes_per_s: float = 0.0
+    patience_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharesLine:
+    """The shares of prefill and decode on devices that they have in common follow the promises that are missed."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    ttft_s: float
+    tpot_s: float
+    every_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StragglerLine:
+    """A lane whose steps are priced from one of its pool's variants for a while."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    lane: int
+    from_s: float
+    until_s: float
+    variant: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ToolsLine:
+    """Calls between the steps of a closed loop take one of so many workers; rule says what becomes of KV meanwhile."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    workers: int | None = None
+    rule: str = "leave"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +159,11 @@ class ControlLines:
     failures: tuple[FailuresLine, ...] = ()
     sight: SightLine = field(default_factory=SightLine)
     closed_loop: bool = False
-
-
-class Wrong(ValueError):
-    """A mistake, and the keys that lead to it."""
-
-    def __init__(self, keys: tuple[str | int, ...], words: str) -> None:
-        super().__init__(words)
-        self.keys = keys
+    fabric: FabricLine | None = None
+    hand_over: HandOverLine | None = None
+    shares: SharesLine | None = None
+    stragglers: tuple[StragglerLine, ...] = ()
+    tools: ToolsLine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +174,8 @@ class Control:
     controllers: "tuple[Controller, ...]"
     sight: "Sight"
     closed_loop: bool
+    interlude: "Interlude | None" = None
+    hands_over: bool = True
 
     def play(self, trace: "Trace", fleet: "Fleet") -> "Run":
         """Replay a trace on a fleet under this control; ValueError where a closed loop has nothing to follow."""
@@ -123,7 +188,13 @@ class Control:
                 f"trace {trace.name} says of no request what it follows from; a closed loop needs parent_ids"
             )
         return operate(
-            trace, fleet, routing=self.routing, controllers=self.controllers, sight=self.sight, closed_loop=found
+            *(trace, fleet),
+            routing=self.routing,
+            controllers=self.controllers,
+            sight=self.sight,
+            closed_loop=found,
+            interlude=self.interlude,
+            hands_over=self.hands_over,
         ).run
 
 
@@ -135,10 +206,95 @@ def control_of(lines: ControlLines, fleet: "Fleet") -> Control:
         *(_autoscale(line, fleet, ("autoscale", place)) for place, line in enumerate(lines.autoscale)),
         *(_failures(line, fleet, ("failures", place)) for place, line in enumerate(lines.failures)),
     ]
+    wire = None
+    if lines.fabric is not None:
+        wire, failing = _fabric(lines.fabric, fleet)
+        controllers += failing
     if lines.migration is not None:
-        controllers.append(_migration(lines.migration))
+        controllers.append(_migration(lines.migration, wire))
+    if lines.hand_over is not None:
+        controllers.append(_hand_over(lines.hand_over, fleet, wire))
+    if lines.shares is not None:
+        controllers.append(_shares(lines.shares, fleet))
+    controllers += [_straggler(line, fleet, ("stragglers", place)) for place, line in enumerate(lines.stragglers)]
     sight = Sight(lines.sight.age_s, lines.sight.noise, lines.sight.decision_s, lines.sight.seed)
-    return Control(_routing(lines.routing), tuple(controllers), sight, lines.closed_loop)
+    chosen = (_routing(lines.routing), tuple(controllers), sight, lines.closed_loop)
+    return Control(*chosen, _tools(lines), hands_over=lines.hand_over is None)
+
+
+def _fabric(line: FabricLine, fleet: "Fleet") -> "tuple[Wire, list[Controller]]":
+    from simulator.control.fabric import both_ways
+    from simulator.control.failures import failing_links
+    from simulator.control.migration import one_fabric, over
+
+    if (line.up_s is None) != (line.down_s is None):
+        raise Wrong(("fabric", "up_s"), "up_s and down_s belong together")
+    for key in ("nic_bytes_per_s", "up_s", "down_s"):
+        value = getattr(line, key)
+        if value is not None and not value > 0:
+            raise Wrong(("fabric", key), f"must be positive, got {value:g}")
+    replicas = [pool.engine.lanes for pool in fleet.pools for _ in range(pool.replicas)]
+    places = [f"r{replica}" for replica, lanes in enumerate(replicas) for _ in range(lanes)]
+    times = {"latency_s": line.latency_s, "operation_s": line.operation_s}
+    links = [
+        each for name in dict.fromkeys(places) for each in both_ways(name, "switch", line.nic_bytes_per_s, **times)
+    ]
+    fabric = one_fabric(links)
+    failing = []
+    if line.up_s is not None and line.down_s is not None:
+        failing.append(failing_links(fabric, [each.name for each in links], line.up_s, line.down_s, line.seed))
+    return over(fabric, places), failing
+
+
+def _hand_over(line: HandOverLine, fleet: "Fleet", wire: "Wire | None") -> "Controller":
+    from simulator.control.migration import GRAINS, handing_over
+
+    if wire is None:
+        raise Wrong(("hand_over",), "needs a fabric to go over")
+    if line.grain not in GRAINS:
+        raise Wrong(("hand_over", "grain"), f"unknown grain {line.grain!r}; known: {', '.join(GRAINS)}")
+    if all(pool.role != "decode" for pool in fleet.pools):
+        raise Wrong(("hand_over",), "no pool only decodes, so there is nothing to hand over to")
+    patience_s = inf if line.patience_s is None else line.patience_s
+    return handing_over(wire, line.grain, hides_bytes_per_s=line.hides_bytes_per_s, patience_s=patience_s)
+
+
+def _shares(line: SharesLine, fleet: "Fleet") -> "Controller":
+    from simulator.systems.semi_pd import SPLITS, follow
+
+    shared = [pool for pool in fleet.pools if pool.twin_of is not None]
+    if not shared or any(len(pool.variants) + 1 != 2 * len(SPLITS) for pool in shared):
+        raise Wrong(("shares",), "needs pools that share their devices, by twin_of, with the splits it starts from")
+    return follow(line.ttft_s, line.tpot_s, line.every_s)
+
+
+def _straggler(line: StragglerLine, fleet: "Fleet", keys: tuple[str | int, ...]) -> "Controller":
+    from simulator.control.failures import straggling
+
+    pools = [pool for pool in fleet.pools for _ in range(pool.replicas * pool.engine.lanes)]
+    if not 0 <= line.lane < len(pools):
+        raise Wrong((*keys, "lane"), f"no lane {line.lane}; the fleet has 0 to {len(pools) - 1}")
+    known = len(pools[line.lane].variants)
+    if not 1 <= line.variant <= known:
+        raise Wrong((*keys, "variant"), f"the lane's pool has {known} variants, not a variant {line.variant}")
+    if not 0 <= line.from_s < line.until_s:
+        raise Wrong((*keys, "until_s"), f"expected 0 <= from_s < until_s, got {line.from_s:g} and {line.until_s:g}")
+    return straggling(line.lane, line.from_s, line.until_s, line.variant)
+
+
+def _tools(lines: ControlLines) -> "Interlude | None":
+    from simulator.control.interludes import RULES, tools
+
+    line = lines.tools
+    if line is None:
+        return None
+    if not lines.closed_loop:
+        raise Wrong(("tools",), "calls come between the steps of a closed loop; closed_loop is off")
+    if line.rule not in RULES:
+        raise Wrong(("tools", "rule"), f"unknown rule {line.rule!r}; known: {', '.join(RULES)}")
+    if line.workers is not None and line.workers < 1:
+        raise Wrong(("tools", "workers"), f"must be at least 1, got {line.workers}")
+    return tools(line.workers, RULES[line.rule])
 
 
 def _routing(line: RoutingLine | None) -> "Routing | None":
@@ -168,10 +324,12 @@ def _autoscale(line: AutoscaleLine, fleet: "Fleet", keys: tuple[str | int, ...])
     return autoscale(line.pool, policy, METRICS[line.metric], every_s=line.every_s, start=start, **bounds)
 
 
-def _migration(line: MigrationLine) -> "Controller":
+def _migration(line: MigrationLine, wire: "Wire | None") -> "Controller":
     from simulator.control.migration import link, one_mover, pairing
 
-    return pairing(one_mover(link(line.bytes_per_s), line.handshake_s), line.low, line.high, line.every_s)
+    patience_s = inf if line.patience_s is None else line.patience_s
+    mover = one_mover(wire or link(line.bytes_per_s), line.handshake_s, patience_s)
+    return pairing(mover, line.low, line.high, line.every_s)
 
 
 def _failures(line: FailuresLine, fleet: "Fleet", keys: tuple[str | int, ...]) -> "Controller":

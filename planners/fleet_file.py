@@ -1,12 +1,13 @@
 """A fleet from a file: plan.json as a command wrote it, or fleet.yaml as a person did: model, router and pools."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from planners import fleet_control, marked_yaml, plan_file
+from planners import fleet_control, fleet_parts, marked_yaml, plan_file
+from planners.fleet_parts import Wrong
 from planners.slo import Slo
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ class PoolLine:
     """One pool: equal replicas of a model cut tp x pp over devices; the price list's price where none is written.
 
     role is both, prefill or decode; pools that only decode come last. What is not written of how the engine is run is
-    vLLM's default; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7.
+    vLLM's default; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7. tiers keep prefixes below the replicas' memory;
+    variants are how many times longer steps may take that control sets; twin_of names the prefill pool that this decode
+    pool shares its devices with, and splits the shares (prefill, decode) of them that control may set.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -60,6 +63,11 @@ class PoolLine:
     reserve_ratio: float | None = None
     swap_preempted: bool | None = None
     speculative: str | None = None
+    tiers: tuple[fleet_parts.TierLine, ...] = ()
+    fetches_layerwise: bool = False
+    variants: tuple[float, ...] = ()
+    twin_of: int | None = None
+    splits: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +135,9 @@ def _from_lines(path: str | Path, text: str) -> ReadFleet:
     for index, line in enumerate(written.pools):
         try:
             pools.append(_pool(line, written.model, str(Path(path).parent)))
-        except _Wrong as wrong:
-            place = marked_yaml.place_of(str(path), text, ("pools", index, wrong.key))
-            mistakes.append(f"{place}: pools.{index}.{wrong.key}: {wrong}")
+        except Wrong as wrong:
+            keys = ("pools", index, *wrong.keys)
+            mistakes.append(f"{marked_yaml.place_of(str(path), text, keys)}: {'.'.join(map(str, keys))}: {wrong}")
     slos = _checked(lambda: _slos(written), str(path), text, "slo", mistakes)
     _checked(lambda: _known_router(written.router), str(path), text, "router", mistakes)
     _checked(lambda: _positive("patience_s", written.patience_s), str(path), text, "patience_s", mistakes)
@@ -139,7 +147,11 @@ def _from_lines(path: str | Path, text: str) -> ReadFleet:
     if mistakes or link is None:
         raise ValueError("\n".join(mistakes))
     try:
-        fleet = _fleet(written, tuple(pools), link, slos or ())
+        fleet = _fleet(written, _paired(written, pools), link, slos or ())
+    except Wrong as wrong:
+        keys = ("pools", *wrong.keys)
+        place = marked_yaml.place_of(str(path), text, keys)
+        raise ValueError(f"{place}: {'.'.join(map(str, keys))}: {wrong}") from None
     except ValueError as error:
         raise ValueError(f"{marked_yaml.place_of(str(path), text, ('pools',))}: pools: {error}") from None
     return ReadFleet(fleet, slos or (), control=_control(written, fleet, str(path), text))
@@ -150,7 +162,7 @@ def _control(written: FleetFile, fleet: "Fleet", file: str, text: str) -> fleet_
         return None
     try:
         return fleet_control.control_of(written.control, fleet)
-    except fleet_control.Wrong as wrong:
+    except Wrong as wrong:
         keys = ("control", *wrong.keys)
         place = marked_yaml.place_of(file, text, keys)
         raise ValueError(f"{place}: {'.'.join(map(str, keys))}: {wrong}") from None
@@ -162,6 +174,19 @@ def _fleet(written: FleetFile, pools: "tuple[Pool, ...]", link: "Link", slos: tu
 
     patience_s = math.inf if written.patience_s is None else written.patience_s
     return Fleet(pools, written.router, link=link, patience_s=patience_s, ttft_limit_s=limit_s(slos, "ttft"))
+
+
+def _paired(written: FleetFile, pools: "Sequence[Pool]") -> "tuple[Pool, ...]":
+    """Return the pools with the tables of those that share devices."""
+    paired = list(pools)
+    for index, line in enumerate(written.pools):
+        if line.twin_of is None:
+            continue
+        if not 0 <= line.twin_of < index:
+            raise Wrong((index, "twin_of"), f"no pool {line.twin_of} before this one")
+        first, second = fleet_parts.twins(paired[line.twin_of], paired[index], line.twin_of, line.splits, index)
+        paired[line.twin_of], paired[index] = first, second
+    return tuple(paired)
 
 
 def _link(line: LinkLine) -> "Link":
@@ -176,14 +201,6 @@ def _link(line: LinkLine) -> "Link":
 def _positive(key: str, value: float | None) -> None:
     if value is not None and not value > 0:
         raise ValueError(f"{key} must be positive, got {value:g}")
-
-
-class _Wrong(ValueError):
-    """A mistake in one pool, and the key that has it."""
-
-    def __init__(self, key: str, words: str) -> None:
-        super().__init__(words)
-        self.key = key
 
 
 def _checked(check: Callable[[], T], file: str, text: str, key: str, mistakes: list[str]) -> T | None:
@@ -216,7 +233,7 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
     for key in COUNTS:
         count = getattr(line, key)
         if count is not None and count < 1:
-            raise _Wrong(key, f"must be at least 1, not {count}")
+            raise Wrong((key,), f"must be at least 1, not {count}")
     dtype, kv_dtype = _dtype("dtype", line.dtype), _dtype("kv_dtype", line.kv_dtype)
     ep = line.ep or (line.tp if llm.experts else 1)
     engine = Engine(
@@ -226,15 +243,23 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
         settings=_settings(line),
     )
     if llm.heads % line.tp:
-        raise _Wrong("tp", f"tp {line.tp} does not divide the {llm.heads} heads of {llm.name}")
+        raise Wrong(("tp",), f"tp {line.tp} does not divide the {llm.heads} heads of {llm.name}")
     if llm.layers % line.pp:
-        raise _Wrong("pp", f"pp {line.pp} does not divide the {llm.layers} layers of {llm.name}")
+        raise Wrong(("pp",), f"pp {line.pp} does not divide the {llm.layers} layers of {llm.name}")
     if engine.limits.total_blocks < 1:
         gigabytes = engine.weight_bytes_per_device / 1e9
         words = f"{llm.name} in {dtype} does not fit: {gigabytes:.1f} GB of weights a device of"
-        raise _Wrong("device", f"{words} {device.memory_bytes / 1e9:.0f} GB; a larger tp would help")
+        raise Wrong(("device",), f"{words} {device.memory_bytes / 1e9:.0f} GB; a larger tp would help")
     usd_per_hour = _usd_per_device_hour(line, device.name) * engine.devices
-    return Pool(priced(engine), line.replicas, usd_per_hour=usd_per_hour, role=_role(line.role))
+    chosen = priced(engine)
+    return Pool(
+        *(chosen, line.replicas),
+        usd_per_hour=usd_per_hour,
+        role=_role(line.role),
+        variants=fleet_parts.variants(line.variants, chosen),
+        tiers=fleet_parts.tiers(line.tiers),
+        fetches_layerwise=line.fetches_layerwise,
+    )
 
 
 COUNTS = (
@@ -257,20 +282,20 @@ def _settings(line: PoolLine) -> "Settings":
     settings = Settings(**written)
     if settings.scheduling_policy not in POLICIES:
         known = ", ".join(POLICIES)
-        raise _Wrong("scheduling_policy", f"unknown policy {settings.scheduling_policy!r}; known: {known}")
+        raise Wrong(("scheduling_policy",), f"unknown policy {settings.scheduling_policy!r}; known: {known}")
     if not 0.0 <= settings.watermark_fraction < 1.0:
-        raise _Wrong("watermark_fraction", f"must be from 0 to below 1, got {settings.watermark_fraction:g}")
+        raise Wrong(("watermark_fraction",), f"must be from 0 to below 1, got {settings.watermark_fraction:g}")
     if not 0.0 <= settings.reserve_ratio <= 1.0:
-        raise _Wrong("reserve_ratio", f"must be from 0 to 1, got {settings.reserve_ratio:g}")
+        raise Wrong(("reserve_ratio",), f"must be from 0 to 1, got {settings.reserve_ratio:g}")
     if settings.block_tokens & (settings.block_tokens - 1):
-        raise _Wrong("block_tokens", f"must be a power of two, got {settings.block_tokens}")
+        raise Wrong(("block_tokens",), f"must be a power of two, got {settings.block_tokens}")
     if line.speculative is None:
         return settings
     try:
         drafts = speculation.parse(line.speculative)
         speculation.check(settings.max_num_seqs, settings.max_num_batched_tokens, drafts)
     except ValueError as error:
-        raise _Wrong("speculative", str(error)) from None
+        raise Wrong(("speculative",), str(error)) from None
     return replace(settings, speculation=drafts)
 
 
@@ -278,7 +303,7 @@ def _role(name: str) -> str:
     from simulator.fleet import ROLES
 
     if name not in ROLES:
-        raise _Wrong("role", f"unknown role {name!r}; known: {', '.join(ROLES)}")
+        raise Wrong(("role",), f"unknown role {name!r}; known: {', '.join(ROLES)}")
     return name
 
 
@@ -288,7 +313,7 @@ def _framework(name: str) -> str:
     try:
         framework.load(name)
     except ValueError as error:
-        raise _Wrong("framework", str(error)) from None
+        raise Wrong(("framework",), str(error)) from None
     return name
 
 
@@ -297,11 +322,11 @@ def _usd_per_device_hour(line: PoolLine, device_name: str) -> float:
 
     if line.usd_per_device_hour is not None:
         if line.usd_per_device_hour < 0:
-            raise _Wrong("usd_per_device_hour", f"must not be negative, got {line.usd_per_device_hour:g}")
+            raise Wrong(("usd_per_device_hour",), f"must not be negative, got {line.usd_per_device_hour:g}")
         return line.usd_per_device_hour
     listed = price.load(device_name)
     if listed is None:
-        raise _Wrong("device", f"no price is known for {device_name}; add usd_per_device_hour to the pool")
+        raise Wrong(("device",), f"no price is known for {device_name}; add usd_per_device_hour to the pool")
     return listed.usd_per_hour
 
 
@@ -309,12 +334,12 @@ def _llm(name: str | None, folder: str) -> "Llm":
     from models import llm
 
     if name is None:
-        raise _Wrong("model", "no model named, neither here nor for the whole fleet")
+        raise Wrong(("model",), "no model named, neither here nor for the whole fleet")
     beside = Path(folder) / name
     try:
         return llm.load(str(beside) if "/" in name and beside.exists() else name)
     except ValueError as error:
-        raise _Wrong("model", str(error)) from None
+        raise Wrong(("model",), str(error)) from None
 
 
 def _device(name: str) -> "Device":
@@ -323,7 +348,7 @@ def _device(name: str) -> "Device":
     try:
         return device.load(name)
     except ValueError as error:
-        raise _Wrong("device", str(error)) from None
+        raise Wrong(("device",), str(error)) from None
 
 
 def _dtype(key: str, name: str) -> str:
@@ -332,4 +357,4 @@ def _dtype(key: str, name: str) -> str:
     try:
         return dtype.canonical(name)
     except ValueError as error:
-        raise _Wrong(key, str(error)) from None
+        raise Wrong((key,), str(error)) from None

@@ -1,16 +1,21 @@
 """The control plane in fleet.yaml: what it says is played, and what is wrong is named by line and column."""
 
 import json
+import re
 
+import numpy as np
 import pytest
+import toys
 from click.testing import CliRunner
 
+import traces
 from planners.cli import main
+from traces.sessions import Agents, generate_agents
 
 FLEET = """
 model: llama-3.1-8b
 pools:
-  - {{device: l40s, replicas: 3}}
+  - {{device: l40s, replicas: 3, variants: [2.0]}}
 control:
 {control}
 """
@@ -33,6 +38,8 @@ def test_routing_scaling_migration_and_failures_are_played(tmp_path):
   failures:
     - {up_s: 900, down_s: 60}
   sight: {age_s: 0.25}
+  fabric: {nic_bytes_per_s: 25e9, operation_s: 1e-5, up_s: 600, down_s: 20}
+  stragglers: [{lane: 1, from_s: 100, until_s: 900}]
 """,
     )
     assert found.exit_code == 0, found.output
@@ -52,6 +59,13 @@ def test_routing_scaling_migration_and_failures_are_played(tmp_path):
         ("  autoscale: [{policy: kpa}]", "needs settings: target"),
         ("  failures: [{up_s: 0, down_s: 1}]", "must be positive"),
         ("  routeing: {name: random}", "routeing"),
+        ("  stragglers: [{lane: 3, from_s: 0, until_s: 1}]", "no lane 3; the fleet has 0 to 2"),
+        ("  stragglers: [{lane: 0, from_s: 0, until_s: 1, variant: 2}]", "1 variants, not a variant 2"),
+        ("  fabric: {nic_bytes_per_s: 1e9, up_s: 5}", "belong together"),
+        ("  hand_over: {grain: whole}", "needs a fabric"),
+        ("  shares: {ttft_s: 1, tpot_s: 1}", "needs pools that share their devices"),
+        ("  tools: {workers: 2}", "closed_loop is off"),
+        ("  {closed_loop: true, tools: {rule: keeep}}", "unknown rule 'keeep'; known: keep, leave"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path, control, words):
@@ -65,3 +79,103 @@ def test_a_closed_loop_needs_a_trace_that_says_what_follows_from_what(tmp_path):
     found = simulate(tmp_path, "  closed_loop: true")
     assert found.exit_code == 2
     assert "parent_ids" in found.stderr
+
+
+def played(folder, text, trace=None):
+    (folder / "fleet.yaml").write_text(text)
+    arguments = [] if trace is None else [str(folder / "asked.parquet")]
+    if trace is not None:
+        traces.write(trace, folder / "asked.parquet")
+    found = CliRunner().invoke(main, ["simulate", *arguments, "--fleet", str(folder / "fleet.yaml"), "--json"])
+    return found, json.loads(found.stdout)["result"] if found.exit_code == 0 else None
+
+
+def long_prompts(again=True, **columns):
+    """Sixty prompts of 16k tokens, more than a replica holds, and the same again."""
+    names = [*range(60), *(range(60) if again else range(60, 120))]
+    contents = [[100 * name + block for block in range(32)] for name in names]
+    return toys.trace(np.arange(120) * 4.0, 512 * 32 + 8, 4, contents, content_tokens=512, **columns)
+
+
+TIERED = """
+model: llama-3.1-8b
+pools:
+  - device: l40s
+    replicas: 2
+    tiers:
+      - {name: dram, capacity_bytes: 20e9, bytes_per_s: 25e9, operation_s: 1e-5, operation_blocks: 9, eviction: s3-fifo}
+      - {name: pool, capacity_bytes: 500e9, bytes_per_s: 10e9, is_shared: true, total_bytes_per_s: 20e9}
+    fetches_layerwise: true
+"""
+
+
+def test_tiers_of_a_fleet_file_are_played_and_told(tmp_path):
+    found, result = played(tmp_path, TIERED, long_prompts())
+    assert found.exit_code == 0, found.output
+    assert [each["tier"] for each in result["tiers"]] == ["dram", "pool"]
+    assert sum(each["read_tokens"] for each in result["tiers"]) > 20 * 512 * 32
+    assert result["tiers"][0]["held_tokens"] * 131_072 <= 20e9
+
+
+TWINS = """
+model: llama-3.1-8b
+pools:
+  - {device: a100-sxm-80gb, role: prefill, prefix_caching: false}
+  - {device: a100-sxm-80gb, role: decode, prefix_caching: false, twin_of: 0}
+control:
+  shares: {ttft_s: 0.5, tpot_s: 0.05}
+"""
+
+
+def test_two_pools_of_a_fleet_file_share_their_devices_by_shares_that_follow(tmp_path):
+    found, result = played(tmp_path, TWINS, toys.trace(np.arange(300) * 0.2, 2000, 100))
+    assert found.exit_code == 0, found.output
+    assert result["requests"] == {"arrived": 300, "finished": 300, "rejected": 0, "failed": 0, "in_flight": 0}
+
+
+HANDED_OVER = """
+model: llama-3.1-8b
+pools:
+  - {device: l40s, role: prefill}
+  - {device: l40s, replicas: 2, role: decode}
+control:
+  fabric: {nic_bytes_per_s: 12e9, operation_s: 1e-6, up_s: 20, down_s: 2}
+  hand_over: {grain: layer-wise, hides_bytes_per_s: 10e9, patience_s: 1}
+"""
+
+
+def test_prompts_of_a_fleet_file_are_handed_over_on_a_fabric_whose_links_fail(tmp_path):
+    found, result = played(tmp_path, HANDED_OVER, toys.trace(np.arange(300) * 0.2, 2000, 50))
+    assert found.exit_code == 0, found.output
+    assert result["requests"]["finished"] == 300
+
+
+def test_agents_of_a_fleet_file_call_tools_with_workers(tmp_path):
+    trace = generate_agents(Agents(steps_mean=5.0, start_tokens=2000), 60.0, seed=1, parameters={"rate_per_s": 0.5})
+    text = (
+        "model: llama-3.1-8b\npools: [{device: l40s}]\ncontrol: {closed_loop: true, tools: {workers: 1, rule: keep}}\n"
+    )
+    found, result = played(tmp_path, text, trace)
+    assert found.exit_code == 0, found.output
+    assert result["requests"]["finished"] == len(trace)
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ("tiers: [{name: dram, capacity_bytes: 0, bytes_per_s: 1e9}]", "pools.0.tiers.0: capacity_bytes of tier dram"),
+        (
+            "tiers: [{name: d, capacity_bytes: 1e9, bytes_per_s: 1e9, eviction: arc}]",
+            "unknown eviction 'arc' of tier d",
+        ),
+        ("tiers: [{name: d, capacity: 1e9, bytes_per_s: 1e9}]", "capacity"),
+        ("variants: [2.0, 0.0]", "pools.0.variants.1: must be positive"),
+        ("twin_of: 0", "pools.0.twin_of: no pool 0 before this one"),
+        ("prefix_caching: false, tiers: [{name: d, capacity_bytes: 1e9, bytes_per_s: 1e9}]", "no prefix cache"),
+    ],
+)
+def test_a_mistake_in_a_part_of_a_pool_is_named_with_its_place(tmp_path, pool, words):
+    found, _ = played(tmp_path, f"model: llama-3.1-8b\npools:\n  - {{device: l40s, {pool}}}\n")
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert re.search(r"fleet.yaml:[23]:\d+", found.stderr)

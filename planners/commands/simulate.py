@@ -126,6 +126,7 @@ def result_of(run: "Run", slos: "tuple[Slo, ...]") -> dict[str, Any]:
         "energy": {"joules": energy_j(run), "provenance": "modelled"},
         "requests": run.counts(),
         "span_s": run.span_s,
+        **({"tiers": [asdict(each) for each in run.traffic]} if run.traffic else {}),
     }
 
 

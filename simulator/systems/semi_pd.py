@@ -1,6 +1,7 @@
 """semi-PD: prefill and decode as two lanes of one device and one memory, with shares that follow the promises."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -34,13 +35,18 @@ def decode_factor(share: Share) -> float:
 
 def fleet(engine: PricedEngine, devices: int = 1, splits: Splits = SPLITS) -> Fleet:
     """Return devices whose prefill and decode run side by side; where caps add up to more than all, they compete."""
-    prefill = _tables(engine.table, [(x, x / max(1.0, x + y)) for x, y in splits], prefill_factor)
-    decode = _tables(engine.table, [(y, y / max(1.0, x + y)) for x, y in splits], decode_factor)
-    lanes = [
-        Pool(_with(engine, tables[0]), devices, role=role, variants=tables[1:], twin_of=twin)
-        for role, tables, twin in (("prefill", prefill, None), ("decode", decode, 0))
-    ]
-    return Fleet(tuple(lanes))
+    prefill, decode = (Pool(engine, devices, role=role) for role in ("prefill", "decode"))
+    return Fleet(side_by_side(prefill, decode, 0, splits))
+
+
+def side_by_side(prefill: Pool, decode: Pool, place: int, splits: Splits = SPLITS) -> tuple[Pool, Pool]:
+    """Return two pools as lanes of the same devices, with shares of them; the first is the fleet's pool `place`."""
+    of_prefill = _tables(prefill.engine.table, [(x, x / max(1.0, x + y)) for x, y in splits], prefill_factor)
+    of_decode = _tables(decode.engine.table, [(y, y / max(1.0, x + y)) for x, y in splits], decode_factor)
+    return (
+        replace(prefill, engine=replace(prefill.engine, table=of_prefill[0]), variants=of_prefill[1:]),
+        replace(decode, engine=replace(decode.engine, table=of_decode[0]), variants=of_decode[1:], twin_of=place),
+    )
 
 
 def _tables(
@@ -48,12 +54,6 @@ def _tables(
 ) -> tuple[StepTable, ...]:
     """Return tables in pairs: alone with the cap, and beside a busy twin with what is left of it."""
     return tuple(slowed(table, factor(share)) for share in chain.from_iterable(shares))
-
-
-def _with(engine: PricedEngine, table: StepTable) -> PricedEngine:
-    from dataclasses import replace
-
-    return replace(engine, table=table)
 
 
 def follow(
