@@ -20,7 +20,7 @@ every prompt that is kept waits no longer than patience; `fewest_misses` says ho
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,10 @@ class Windows:
 
     rows: tuple[Row, ...]
     is_hopeless: bool
+    powers: Array = field(init=False, repr=False, compare=False)  # [row, engine], in what the row demands
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "powers", np.array([row.power / row.demand for row in self.rows]))
 
     def only(self, engines: Sequence[int]) -> "Windows":
         """Return the same windows in the replicas of some of the engines."""
@@ -75,14 +79,13 @@ class Windows:
 
     def may_survive(self, replicas: npt.ArrayLike) -> bool:
         """Say whether replicas [engine] have the power that every window takes, but for the misses allowed."""
-        counts = np.asarray(replicas, np.float64)
         missed: dict[int, float] = {}
-        for row in self.rows:
-            lacking = row.demand - float(row.power @ counts)
-            if lacking > TOLERANCE * row.demand:
-                missed[row.family] = missed.get(row.family, 0.0) + _misses(row.relief, lacking)
-                if missed[row.family] > row.allowed + TOLERANCE:
-                    return False
+        lacking = 1 - self.powers @ np.asarray(replicas, np.float64) if self.rows else np.zeros(0)
+        for place in np.flatnonzero(lacking > TOLERANCE):
+            row = self.rows[place]
+            missed[row.family] = missed.get(row.family, 0.0) + _misses(row.relief, float(lacking[place]) * row.demand)
+            if missed[row.family] > row.allowed + TOLERANCE:
+                return False
         return True
 
 

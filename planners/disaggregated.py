@@ -4,8 +4,10 @@ A prefill pool takes prompts by the router that foresees when each is done; a pr
 So a decode never waits beside a long prefill, and bursts of prompts are cut down to the misses that promises allow.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +26,8 @@ DECODE_TOKENS = 1024
 DECODE_SEQUENCES = 512
 MOST_OFFERS = 5  # of each role
 MOST_PAIRS = 4  # to rehearse
+MOST_TRADED = 2  # replicas at once
+MOST_TRADES = 8  # of a role to rehearse, around one best fleet
 HEADROOM = 2.0  # decode replicas, in their mean load, that are certainly enough
 
 PREFILL = Settings(max_num_batched_tokens=PREFILL_TOKENS, scheduling_policy="priority")
@@ -54,17 +58,25 @@ def search(hunt: Hunt, effort: int) -> None:
     """Rehearse pairs of a prefill and a decode engine, the most promising first, and keep the cheapest survivor.
 
     For each pair the fewest prefill replicas beside ample decode replicas are found, then the fewest decode replicas
-    beside those, then single prefill replicas are traded for those of other engines.
+    beside those, then replicas are traded for those of other engines.
     """
     spent = len(hunt.verdicts)
     for prefill, decode in _pairs(hunt):
         if len(hunt.verdicts) - spent < effort:
             _fewest(hunt, prefill, decode)
+    _improve(hunt)
+
+
+def _improve(hunt: Hunt) -> None:
+    """Trade replicas of the best split fleet for those of others in their role, as long as a cheaper one survives."""
     best = hunt.best
-    if best is not None and _is_split(hunt.market, best.candidate):
+    while best is not None and _is_split(hunt.market, best.candidate):
         for chosen in _trades(hunt, best.candidate):
-            if _usd(hunt.market, chosen) < hunt.best.usd_per_hour * (1 - CHEAPER_BY):  # type: ignore[union-attr]
-                hunt.attempt(chosen)
+            if hunt.attempt(chosen)[0].survives and hunt.best is not best:
+                break
+        if hunt.best is best:
+            return
+        best = hunt.best
 
 
 def candidate(market: Market, pools: Sequence[tuple[int, int]]) -> Candidate:
@@ -165,23 +177,43 @@ def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def _trades(hunt: Hunt, best: Candidate) -> Iterator[Candidate]:
-    """Yield the fleets in which one replica of a pool is one of a cheaper engine of the same role, or is gone."""
-    market = hunt.market
-    for engine, count in best.pools:
-        others = [
-            place
-            for place, one in enumerate(market.offers)
-            if one.role == market.offers[engine].role and market.usd_per_hour[place] < market.usd_per_hour[engine]
-        ]
-        for other in sorted(others, key=lambda place: -market.usd_per_hour[place]):
-            pools = dict(best.pools)
-            pools[engine] -= 1
-            pools[other] = pools.get(other, 0) + 1
-            if pools[engine] or market.offers[engine].role == market.offers[other].role:
-                yield candidate(market, [pool for pool in pools.items() if pool[1]])
-        if count > 1:
-            yield candidate(market, [(place, number - (place == engine)) for place, number in best.pools])
+def _trades(hunt: Hunt, best: Candidate) -> list[Candidate]:
+    """Return cheaper fleets with up to MOST_TRADED replicas of a role traded: of each role those that do most of it."""
+    market, pools = hunt.market, dict(best.pools)
+    found: list[Candidate] = []
+    for role in ("prefill", "decode"):
+        mine = [place for place, one in enumerate(market.offers) if one.role == role]
+        needed = {
+            place: _least_prefill(hunt, place) if role == "prefill" else _mean_decodes(market, place) for place in mine
+        }
+        near: dict[Candidate, float] = {}
+        for gone, added in itertools.product(_some([place for place in mine if place in pools], 1), _some(mine, 0)):
+            counts = Counter(pools)
+            counts.subtract(gone)
+            counts.update(added)
+            if min(counts.values()) >= 0 and any(counts[place] for place in mine):
+                chosen = candidate(market, [pool for pool in counts.items() if pool[1]])
+                if _usd(market, chosen) < _usd(market, best) * (1 - CHEAPER_BY):
+                    near[chosen] = sum(counts[place] / needed[place] for place in mine)
+        hopeful = [chosen for chosen in near if chosen not in hunt.verdicts and not _is_in_failed(hunt, chosen)]
+        found += sorted(hopeful, key=lambda chosen: (-near[chosen], chosen.pools))[:MOST_TRADES]
+    return found
+
+
+def _some(engines: Sequence[int], fewest: int) -> list[tuple[int, ...]]:
+    """Return all choices of so many to MOST_TRADED replicas."""
+    sizes = range(fewest, MOST_TRADED + 1)
+    return [some for size in sizes for some in itertools.combinations_with_replacement(engines, size)]
+
+
+def _is_in_failed(hunt: Hunt, chosen: Candidate) -> bool:
+    """Say whether a split fleet that failed holds all these replicas: fewer serve no better."""
+    return any(
+        not verdict.survives
+        and failed.router == chosen.router
+        and all(dict(failed.pools).get(engine, 0) >= count for engine, count in chosen.pools)
+        for failed, verdict in hunt.verdicts.items()
+    )
 
 
 def _is_split(market: Market, chosen: Candidate) -> bool:

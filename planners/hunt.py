@@ -52,6 +52,7 @@ class Hunt:
         self.windows = windows
         self.tell = tell
         self.siblings = siblings
+        self.hardest = 0  # the number of the trace that broke the last fleet that broke
         self.limits = limits or Limits()
         self.rows = self.limits.rows(market)
         self.engines = undominated(market, self.rows)
@@ -124,6 +125,7 @@ class Hunt:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
         verdict, run = self._judge(chosen)
         self.verdicts[chosen] = verdict
+        self.hardest = self.hardest if verdict.survives else verdict.broke_on
         if verdict.survives and keeps(self.rows, self._replicas(chosen)):
             if _is_cheaper(verdict, self.best):
                 self.best, self.best_run = verdict, run
@@ -134,12 +136,12 @@ class Hunt:
 
     def _judge(self, chosen: Candidate) -> tuple[Verdict, Run]:
         """Rehearse a candidate, and what is left of it after every failure that it has to survive."""
-        verdict, run = rehearsal.judge(self.market, chosen, self.siblings)
+        verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest)
         if verdict.survives:
             for left in self.limits.degraded(chosen):
                 if not left.pools or (left.router == "in-time" and len(self._roles(left)) < 2):
                     return replace(verdict, strain=math.inf, fails="nothing is left when replicas fail"), run
-                worse, its_run = rehearsal.judge(self.market, left, self.siblings)
+                worse, its_run = rehearsal.judge(self.market, left, self.siblings, self.hardest)
                 if not worse.survives:
                     words = f"when only {describe(self.market, left)} are left, {worse.fails}"
                     return replace(verdict, strain=worse.strain, fails=words), its_run

@@ -32,12 +32,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a replay made of a candidate: strain is the worst ratio of a promised percentile to its limit."""
+    """What replays made of a candidate: strain is the worst ratio of a promised percentile to its limit.
+
+    broke_on is the number of the sibling that broke it, 0 where it was the trace itself.
+    """
 
     candidate: Candidate
     usd_per_hour: float
     strain: float
     fails: str
+    broke_on: int = 0
 
     @property
     def survives(self) -> bool:
@@ -76,22 +80,21 @@ def rehearse(market: Market, chosen: Candidate, trace: Trace | None = None) -> R
     return replay(market.trace if trace is None else trace, fleet_of(market, chosen))
 
 
-def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = ()) -> tuple[Verdict, Run]:
-    """Return what replays of the trace, then of its siblings until one fails, say of the candidate, and the last run.
+def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = (), hardest: int = 0) -> tuple[Verdict, Run]:
+    """Return what replays of the trace and its siblings, until one fails, say of the candidate, and the last run.
 
-    Of a candidate that survives all, the run returned is that of the trace itself.
+    The hardest, by its number, is replayed first; the trace is number 0. Of a candidate that survives all, the run
+    returned is that of the trace itself.
     """
     cost = sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)
-    first = rehearse(market, chosen)
-    worst, words = strain(first, market.slos), failure(first, market.slos)
-    for number, sibling in enumerate(siblings, 1):
+    traces, runs, worst = (market.trace, *siblings), {}, 0.0
+    for number in dict.fromkeys([hardest, *range(len(traces))]):
+        runs[number] = rehearse(market, chosen, traces[number])
+        worst, words = max(worst, strain(runs[number], market.slos)), failure(runs[number], market.slos)
         if words:
-            break
-        run = rehearse(market, chosen, sibling)
-        worst, words = max(worst, strain(run, market.slos)), failure(run, market.slos)
-        if words:
-            return Verdict(chosen, cost, worst, f"on resampled sibling {number}, {words}"), run
-    return Verdict(chosen, cost, worst, words), first
+            where = f"on resampled sibling {number}, " if number else ""
+            return Verdict(chosen, cost, worst, where + words, number), runs[number]
+    return Verdict(chosen, cost, worst, ""), runs[0]
 
 
 def failure(run: Run, slos: Sequence[Slo]) -> str:

@@ -180,8 +180,7 @@ def find(sought: Sought, market: Market, windows: Windows) -> Found:
         raise _too_limited(hunt) if hunt.rows else nothing_survived(hunt.verdicts.values())
     fails_alone = np.zeros(len(market.offers), bool)
     fails_alone[looked_at] = hunt.fails_alone()
-    least_usd = rigorous_usd_per_hour(market, windows)
-    bound_usd = max(least_usd, rigorous_usd_per_hour(market, windows, fails_alone))
+    bound_usd = rigorous_usd_per_hour(market, windows, fails_alone)
     return Found(sought, market, windows, hunt, fails_alone, bound_usd)
 
 
