@@ -34,6 +34,9 @@ class Settings:
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
     prefix_caching: bool = True
     fuse_allreduce_rms: bool = False  # reductions also add the residual and normalise, by kernels as TensorRT-LLM's
+    moe_backend: str = (
+        ""  # whose kernel runs the experts, one of predict.MOE_BACKENDS; as the engine chooses where empty
+    )
     max_cudagraph_capture_size: int | None = None  # tokens of the largest step that is a graph; None is as the engine's
     max_model_tokens: int | None = None
     speculation: Speculation | None = None

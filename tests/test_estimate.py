@@ -11,7 +11,7 @@ from models import device, forward, framework, llm
 from models.calibration import benchmarks, end_to_end, load, observed, predict, profiles
 from models.calibration.this_machine import Block, Cpu, attention_needs, gemm_needs
 from models.closed_loop import Load, Scheduler, replay
-from models.engine import Engine
+from models.engine import Engine, Settings
 from models.estimate import StepCosts, at_rate, estimate
 from models.operators import Machine
 from planners.cli import main
@@ -170,6 +170,27 @@ def test_scales_that_come_with_the_checkpoint_are_not_sought_again():
         for op in ("gemm", predict.QUANTISATIONS[0])
     )
     assert predict.call_s(vllm, out)[0] == pytest.approx(whole - sought)
+
+
+def test_prompts_beside_a_narrow_cache_multiply_in_it_where_the_engine_was_measured_so():
+    engine = Engine(llm.load("llama-3.1-8b"), device.load("h200-sxm"), kv_dtype="fp8", framework="sglang")
+    (attention,) = forward.prefill_calls(engine, np.full(1, 8192.0), np.zeros(1))
+    assert predict.fit_of_call(engine, attention).kernel == "fa3"
+    assert predict.table_dtype(engine, attention) == "fp8"
+    wide = replace(engine, kv_dtype="bf16")
+    assert predict.table_dtype(wide, attention) == "bf16"
+    assert predict.call_s(engine, attention)[0] < 1.2 * predict.call_s(wide, attention)[0]
+
+
+def test_experts_run_on_the_back_end_that_is_set():
+    model, b200 = llm.load("deepseek-v3"), device.load("b200-sxm")
+    kernels = []
+    for backend in ("TRTLLM", "CUTLASS"):
+        settings = Settings(moe_backend=backend)
+        engine = Engine(model, b200, 8, dtype="nvfp4", framework="tensorrt-llm", settings=settings)
+        (experts,) = [call for call in forward.token_calls(engine, np.full(1, 16.0)) if call.op == "moe"]
+        kernels.append(predict.fit_of_call(engine, experts).kernel)
+    assert kernels == ["moe_torch_flow_min_latency", "moe_torch_flow_cutlass"]
 
 
 def test_frameworks_say_on_which_device_their_scalars_were_fitted():

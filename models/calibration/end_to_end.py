@@ -91,6 +91,7 @@ def _engine(
         memory_fraction=launch.memory_fraction,
         fuse_allreduce_rms=launch.fuse_allreduce_rms,
         max_cudagraph_capture_size=launch.graph_tokens,
+        moe_backend=launch.moe_backend if dp == 1 else "",
     )
     framework = {"trtllm": "tensorrt-llm"}.get(framework, framework)
     return Engine(llm, device, tp, 1, ep if llm.experts else 1, dp, dtype, kv_dtype, framework, settings, version)

@@ -21,6 +21,7 @@ class Launch:
     drafts_tokens: int = 0
     fuse_allreduce_rms: bool = False
     graph_tokens: int | None = None
+    moe_backend: str = ""
 
     def polls(self, clients: float) -> int:
         """Return the steps between two looks of the scheduler at its requests, with so many clients."""

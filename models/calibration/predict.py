@@ -119,7 +119,8 @@ def call_s(engine: Engine, call: Call) -> Floats:
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
-    seconds = operator_s(calibration, call.op, dtype, call.shape, kv_dtype, in_graph=True)
+    kernel = MOE_BACKENDS.get(engine.settings.moe_backend, ()) if call.op == "moe" else ()
+    seconds = operator_s(calibration, call.op, dtype, call.shape, kv_dtype, kernel, in_graph=True)
     spared = _spared_of(engine, call.op, dtype)
     return _without(spared, engine, calibration, call, seconds) if spared else seconds
 
@@ -165,7 +166,8 @@ def fit_of_call(engine: Engine, call: Call) -> OperatorFit:
     if call.op in STATEFUL:
         return calibration.find("gdn" if call.op == "mamba2" else call.op, call.dtype, kernel=SCANS)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
-    return calibration.find(call.op, dtype, kv_dtype, in_graph=True, near=place_of(call.op, call.shape))
+    kernel = MOE_BACKENDS.get(engine.settings.moe_backend, ()) if call.op == "moe" else ()
+    return calibration.find(call.op, dtype, kv_dtype, kernel, in_graph=True, near=place_of(call.op, call.shape))
 
 
 def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
@@ -192,6 +194,8 @@ def work_of_call(engine: Engine, call: Call) -> tuple[float, float]:
 
 
 FOUR_BIT = ("nvfp4", "fp4")
+# What measurement tables call the kernels of TensorRT-LLM's back ends for experts.
+MOE_BACKENDS = {"TRTLLM": ("moe_torch_flow_min_latency",), "CUTLASS": ("moe_torch_flow_cutlass",)}
 QUANTISATIONS = ("quantize_computescale", "quantize_scale")  # finding a scale, and writing by it
 SCALED_APART = ("vllm", "tensorrt-llm")  # whose quantisation was measured by itself, too
 SCALED_BEFORE = ("fp8", "nvfp4")  # dtypes whose checkpoints hold a scale of each matrix's input
@@ -205,6 +209,8 @@ def table_dtype(engine: Engine, call: Call) -> str:
     experts keep attention wide.
     """
     llm, dtype = engine.llm, call.dtype
+    if call.op == "attn_prefill" and engine.kv_dtype == "fp8" and _multiplies_narrow(engine):
+        return "fp8"
     if dtype in FOUR_BIT and llm.experts and call.label in ATTENTION_MATRICES:
         return WIDE
     if dtype in ("native", llm.native_expert_dtype) and dtype != WIDE:
@@ -212,6 +218,11 @@ def table_dtype(engine: Engine, call: Call) -> str:
     if dtype == "mxfp4" and "fp4" in engine.device.flops_per_s:
         return "w4a8_mxfp4_mxfp8"
     return TABLE_DTYPES.get(dtype, dtype)
+
+
+def _multiplies_narrow(engine: Engine) -> bool:
+    """Say whether an engine narrows a prompt's queries to the format of its cache, as its tables then have it."""
+    return any((fit.op, fit.dtype) == ("attn_prefill", "fp8") for fit in _calibration(engine).fits())
 
 
 def _calibration(engine: Engine) -> Calibration:
