@@ -3,8 +3,8 @@
 import csv
 import math
 import tomllib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from models import device, toml_file
@@ -12,7 +12,8 @@ from models.device import Device
 
 CATALOGUE = Path(__file__).parent / "catalogue" / "prices.csv"
 OWNERSHIP = Path(__file__).parent / "catalogue" / "ownership.toml"
-KINDS = ("on-demand", "spot")
+LISTED_KINDS = ("on-demand", "spot", "reserved-1y", "reserved-3y")
+KINDS = (*LISTED_KINDS, "owned")  # the last follows from a purchase price
 PROVENANCES = ("listed", "assumed")
 COLUMNS = (
     *("device", "usd_per_hour", "kind", "provider", "region", "instance", "devices_per_instance", "date"),
@@ -20,6 +21,17 @@ COLUMNS = (
 )
 HOURS_PER_YEAR = 8760
 WATTS_PER_KILOWATT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The terms of owning devices: years to pay in, interest, power and the overhead on it (PUE), purchase prices."""
+
+    years: float
+    interest_per_year: float
+    usd_per_kwh: float
+    pue: float = 1.0
+    capex_usd: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +60,8 @@ def load(device_name: str, kind: str = "on-demand", path: Path | str | None = No
     path is the user's own list, asked instead of the catalogue; None means that the list has no such price.
     ValueError names the file, line and column that are wrong, or the kinds there are.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of price {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in LISTED_KINDS:
+        raise ValueError(f"unknown kind of price {kind!r}; known: {', '.join(LISTED_KINDS)}")
     offers = read(CATALOGUE if path is None else Path(path), own_devices=(device_name,))
     fitting = [offer for offer in offers if (offer.device, offer.kind) == (device_name, kind)]
     return min(fitting, key=_preference, default=None)
@@ -71,19 +83,25 @@ def read(path: Path, own_devices: Collection[str] = ()) -> tuple[Price, ...]:
         return tuple(offers)
 
 
-def owned_usd_per_hour(owned: Device) -> float | None:
+def owned_usd_per_hour(owned: Device, terms: Ownership | None = None) -> float | None:
     """Return what owning a device costs an hour, or None where its purchase price or power is unknown.
 
     The purchase is an annuity, capex * rate / (1 - (1 + rate)**-years), and it draws its TDP around the clock; host,
-    rack and staff are left out. Years, rate and electricity are the stated assumptions of ownership.toml.
+    rack and staff are left out. By default years, rate and electricity are the stated assumptions of ownership.toml.
     """
-    if owned.capex_usd is None or owned.tdp_w is None:
+    terms = terms or _assumed_terms()
+    capex_usd = terms.capex_usd.get(owned.name, owned.capex_usd)
+    if capex_usd is None or owned.tdp_w is None:
         return None
+    rate = terms.interest_per_year
+    usd_per_year = capex_usd * rate / (1 - (1 + rate) ** -terms.years) if rate else capex_usd / terms.years
+    return float(usd_per_year / HOURS_PER_YEAR + owned.tdp_w / WATTS_PER_KILOWATT * terms.pue * terms.usd_per_kwh)
+
+
+def _assumed_terms() -> Ownership:
     with OWNERSHIP.open("rb") as file:
         terms = tomllib.load(file)
-    rate = terms["interest_per_year"]
-    usd_per_year = owned.capex_usd * rate / (1 - (1 + rate) ** -terms["years"])
-    return float(usd_per_year / HOURS_PER_YEAR + owned.tdp_w / WATTS_PER_KILOWATT * terms["usd_per_kwh"])
+    return Ownership(terms["years"], terms["interest_per_year"], terms["usd_per_kwh"])
 
 
 def _preference(offer: Price) -> tuple[bool, float, str, str, str]:
@@ -109,7 +127,7 @@ def _offer(path: Path, line: int, header: list[str], row: list[str], known: Coll
 
     if cells.get("device") not in known:
         raise flaw("device", str(toml_file.unknown_name("device", cells.get("device", ""), known)))
-    for column, choices in (("kind", KINDS), ("provenance", PROVENANCES)):
+    for column, choices in (("kind", LISTED_KINDS), ("provenance", PROVENANCES)):
         if cells.get(column, choices[0]) not in choices:
             raise flaw(column, f"{column} {cells[column]!r} is none of {', '.join(choices)}")
     usd_per_hour = _positive(cells.get("usd_per_hour", ""))

@@ -14,9 +14,10 @@ import numpy as np
 
 from models.engine import Settings
 from planners.demand import Market, sizes
-from planners.engines import Offer, name_of, offer
+from planners.engines import Offer, name_of, offer, suffix_of
 from planners.hunt import CHEAPER_BY, Hunt
 from planners.rehearsal import Candidate
+from planners.tariffs import ON_DEMAND
 from planners.windows import Row
 from planners.work import decode_work_s, prompt_prices, token_prices, worth_of
 from traces import Trace
@@ -99,7 +100,7 @@ def _in_role(one: Offer, role: str, settings: Settings) -> Offer:
     engine = one.priced.engine
     assert engine is not None, "only catalogue devices take roles"
     alone = replace(engine, settings=settings)
-    name = f"{name_of(alone)}/{role}" + ("/spot" if one.is_spot else "")
+    name = f"{name_of(alone)}/{role}{suffix_of(one.price.kind if one.price else ON_DEMAND)}"
     made = offer(alone)
     return replace(one, priced=replace(made.priced, name=name), role=role)
 

@@ -33,14 +33,15 @@ def undominated(offers: "Sequence[Offer]") -> "list[Offer]":
 
 
 def shortlist(market: "Market") -> list[int]:
-    """Return the engines that no other on as many of the same devices beats in every load and idle latency."""
+    """Return the engines that no other on as many of the same devices beats in price, every load and idle latency."""
     demand, kept = market.demand, list[int]()
     by_kind: dict[tuple[object, ...], list[int]] = {}
     for engine, offer in enumerate(market.offers):
         by_kind.setdefault(_kind(offer), []).append(engine)
     for rivals in by_kind.values():
         lost = demand.lost[:, rivals].transpose(1, 0, 2).reshape(len(rivals), -1)
-        traits = np.concatenate([demand.load[rivals], lost, market.alone_s[:, rivals].T], axis=1)
+        usd = market.usd_per_hour[rivals, None]
+        traits = np.concatenate([usd, demand.load[rivals], lost, market.alone_s[:, rivals].T], axis=1)
         for place, own in enumerate(traits):
             no_worse = (traits <= own).all(axis=1)
             better = no_worse & (traits < own).any(axis=1)

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from planners.lock import Scenario, is_within
-from planners.plan import Plan
+from planners.plan import Plan, PlannedPool
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from planners.tariffs import Tariff
 
 BROKEN, SLO, DECISION, COST = "BROKEN", "SLO", "DECISION", "COST"
 INPUT, DRIFT, EQUIVALENT, IMPROVED = "INPUT", "DRIFT", "EQUIVALENT", "IMPROVED"
@@ -83,13 +85,14 @@ def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
         trace, llm = lock.read_trace(locked, beside), lock.read_model(locked, beside)
         was = locked.plan(llm)
         own = locked.inputs["own_prices"]
-        prices = {name: own.get(name) or lock.price_of(name) for name in locked.prices}
+        tariff = study_of(locked.inputs).tariff
+        prices = {name: own.get(name) or lock.price_of(name, tariff) for name in locked.prices}
         hashes = lock.hashes_of(trace, llm, was, tuple(locked.prices))
     except (ValueError, OSError) as error:
         return Today(locked.hashes, locked.prices, reasons=(f"an input cannot be read: {error}",))
     facts = lock.facts_of_run(replay(trace, was.fleet()), locked.slos)
     used = prices if fresh_prices else locked.prices
-    usd_per_hour = sum(pool.replicas * pool.engine.devices * used[pool.device] for pool in was.pools if pool.engine)
+    usd_per_hour = sum(_pool_usd(pool, used, tariff) for pool in was.pools) + was.change.get("usd_per_hour", 0.0)
     asked = study_of(locked.inputs, devices=list(locked.prices), prices=dict(used))
     question = question_of(asked, trace, llm)
     try:
@@ -97,6 +100,19 @@ def _today(locked: Scenario, beside: "str | Path", fresh_prices: bool) -> Today:
     except Infeasible as error:
         return Today(hashes, prices, facts, usd_per_hour, None, error.reasons)
     return Today(hashes, prices, facts, usd_per_hour, plan)
+
+
+def _pool_usd(pool: PlannedPool, used: Mapping[str, float], tariff: "Tariff") -> float:
+    """Return what a pool costs at the prices in force, which are of the first kind to choose from; else as it did."""
+    from planners.engines import suffix_of
+    from planners.keeping import KEPT
+
+    first, *others = (suffix_of(kind) for kind in tariff.kinds)
+    name = pool.name.removesuffix(KEPT)
+    if pool.engine is None or not name.endswith(first) or any(one and name.endswith(one) for one in others):
+        return pool.usd_per_hour
+    per_device = used[pool.device] + tariff.carbon_usd_per_hour(pool.engine.device)
+    return pool.replicas * pool.engine.devices * per_device
 
 
 def _inputs(locked: Scenario, today: Today) -> Iterator[Finding]:

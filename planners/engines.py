@@ -13,6 +13,7 @@ from models.price import Price
 from models.speculation import Speculation
 from models.step import PICOSECONDS_PER_SECOND
 from planners.dominance import undominated
+from planners.tariffs import LISTED, ON_DEMAND, Tariff
 from simulator.fleet import PricedEngine
 
 DEFAULT_DEVICES = (
@@ -70,7 +71,7 @@ class Offer:
         return self.priced.engine.device.name if self.priced.engine else self.priced.name
 
 
-def devices_named(names: Sequence[str] | None) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+def devices_named(names: Sequence[str] | None, tariff: Tariff = LISTED) -> tuple[tuple[Device, ...], tuple[str, ...]]:
     """Return the devices to plan with, the default ten where none are named, and warnings about those left out.
 
     ValueError for unknown names, and for a named device that has no price.
@@ -79,12 +80,13 @@ def devices_named(names: Sequence[str] | None) -> tuple[tuple[Device, ...], tupl
     chosen = []
     for name in dict.fromkeys(names if names is not None else DEFAULT_DEVICES):
         found = device.load(name)
-        if price.load(found.name) is not None:
+        if tariff.prices(found):
             chosen.append(found)
         elif names is not None:
-            raise ValueError(f"device {name!r} has no on-demand price; plan with priced devices or add a price")
+            kinds = " or ".join(tariff.kinds)
+            raise ValueError(f"device {name!r} has no {kinds} price; plan with priced devices or add a price")
         else:
-            warnings.append(f"{name} is left out: no on-demand price is known")
+            warnings.append(f"{name} is left out: no {' or '.join(tariff.kinds)} price is known")
     return tuple(chosen), tuple(warnings)
 
 
@@ -126,7 +128,7 @@ def offers_for(
     *,
     context_tokens: int = 1,
     tpot_limit_s: float = math.inf,
-    kinds: Sequence[str] = ("on-demand",),
+    tariff: Tariff = LISTED,
     variants: Variants = AS_USUAL,
 ) -> tuple[Offer, ...]:
     """Return every legal engine at its prices, and a cautious twin where its largest steps are over the limit.
@@ -136,27 +138,32 @@ def offers_for(
     """
     made: list[Offer] = []
     for engine in legal_engines(llm, devices, context_tokens=context_tokens, variants=variants):
-        bold = offer(engine)
+        bold = _unpriced(engine)
         made.append(bold)
         cautious = _cautious_tokens(bold, tpot_limit_s)
         if cautious is not None and _fit_in_a_step(replace(engine.settings, max_num_batched_tokens=cautious)):
             settings = replace(engine.settings, max_num_batched_tokens=cautious)
-            made.append(replace(offer(replace(engine, settings=settings)), is_cautious=True))
+            made.append(replace(_unpriced(replace(engine, settings=settings)), is_cautious=True))
     kept = made if variants == AS_USUAL else undominated(made)
-    return tuple(priced for one in kept for priced in _at_prices(one, kinds))
+    return tuple(priced for one in kept for priced in _at_prices(one, tariff))
 
 
 def offer(engine: Engine) -> Offer:
-    """Return an engine with its step table and its price; ValueError where the device has none."""
-    from simulator.fleet import priced
-
+    """Return an engine with its step table and its on-demand price; ValueError where the device has none."""
     listed = price.load(engine.device.name)
     if listed is None:
         raise ValueError(f"device {engine.device.name!r} has no on-demand price")
+    return replace(_unpriced(engine), usd_per_hour=listed.usd_per_hour * engine.devices, price=listed)
+
+
+def _unpriced(engine: Engine) -> Offer:
+    """Return an engine with its step table, for nothing as yet."""
+    from simulator.fleet import priced
+
     default = Settings().max_num_batched_tokens
     tokens = engine.settings.max_num_batched_tokens
     name = name_of(engine) if tokens == default else f"{name_of(engine)}/{tokens}"
-    return Offer(replace(priced(engine), name=name), listed.usd_per_hour * engine.devices, listed)
+    return Offer(replace(priced(engine), name=name), 0.0)
 
 
 def name_of(engine: Engine) -> str:
@@ -183,17 +190,19 @@ def _fit_in_a_step(settings: Settings, drafts: Speculation | None = None) -> boo
     return chosen is None or settings.max_num_seqs * verified <= settings.max_num_batched_tokens
 
 
-def _at_prices(one: Offer, kinds: Sequence[str]) -> list[Offer]:
-    """Return an on-demand offer at each kind of price that its device has; a spot pool is named so."""
-    engine, offers = one.priced.engine, []
-    for kind in kinds:
-        listed = price.load(engine.device.name, kind) if engine else None
-        if engine is not None and listed is not None:
-            cost, is_spot = listed.usd_per_hour * engine.devices, kind == "spot"
-            name = f"{one.name}/spot" if is_spot else one.name
-            found = replace(one.priced, name=name)
-            offers.append(replace(one, priced=found, usd_per_hour=cost, price=listed, is_spot=is_spot))
-    return offers
+def _at_prices(one: Offer, tariff: Tariff) -> Iterator[Offer]:
+    """Yield an offer at each kind of price that its device has, named by it where that is not on demand."""
+    engine = one.priced.engine
+    assert engine is not None, "only catalogue devices have listed prices"
+    for kind, listed in tariff.prices(engine.device).items():
+        cost = (listed.usd_per_hour + tariff.carbon_usd_per_hour(engine.device)) * engine.devices
+        found = replace(one.priced, name=f"{one.name}{suffix_of(kind)}")
+        yield replace(one, priced=found, usd_per_hour=cost, price=listed, is_spot=kind == "spot")
+
+
+def suffix_of(kind: str) -> str:
+    """Return what the name of an engine at a kind of price ends with."""
+    return "" if kind == ON_DEMAND else f"/{kind}"
 
 
 def _cautious_tokens(bold: Offer, tpot_limit_s: float) -> int | None:

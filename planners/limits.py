@@ -12,6 +12,7 @@ from planners.demand import Market
 from planners.engines import Offer
 from planners.fluid import Limit
 from planners.rehearsal import Candidate
+from planners.tariffs import Carbon
 
 Array = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ class Limits:
     devices_at_most: by device name, how many can be had. power_w_at_most counts the devices' TDP.
     vendor_share_at_least: by vendor, a fraction of the cost. spot_share_at_most: the fraction of the fleet's capacity,
     each replica counted by what it carries of the trace, that may be spot. spare: so many replicas of any pools may
-    fail together and every promise still holds.
+    fail together and every promise still holds. carbon says what the grid emits; devices draw their TDP all the time.
     """
 
     devices_at_most: Mapping[str, int] = field(default_factory=dict)
@@ -33,7 +34,9 @@ class Limits:
     power_w_at_most: float = math.inf
     vendor_share_at_least: Mapping[str, float] = field(default_factory=dict)
     spot_share_at_most: float = 1.0
+    carbon_kg_per_hour_at_most: float = math.inf
     spare: int = 0
+    carbon: Carbon | None = None
 
     def rows(self, market: Market) -> tuple[Limit, ...]:
         """Return the limits as rows over replicas [engine] of a market; ValueError where a limit cannot be counted."""
@@ -58,6 +61,10 @@ class Limits:
         if math.isfinite(self.power_w_at_most):
             watts = [_tdp_w(offer) for offer in offers]
             yield _limit(f"at most {self.power_w_at_most:g} W of TDP", watts, self.power_w_at_most)
+        if math.isfinite(self.carbon_kg_per_hour_at_most):
+            kilograms = [_carbon_kg(offer, self.carbon) for offer in offers]
+            most_kg = self.carbon_kg_per_hour_at_most
+            yield _limit(f"at most {most_kg:g} kg/h of carbon dioxide", kilograms, most_kg)
         for vendor, least in sorted(self.vendor_share_at_least.items()):
             own = np.array([_vendor(offer).lower() == vendor.lower() for offer in offers])
             yield _limit(f"at least {least:.0%} of the cost from {vendor}", market.usd_per_hour * (least - own), 0.0)
@@ -115,6 +122,13 @@ def _tdp_w(offer: Offer) -> float:
     if engine is None or engine.device.tdp_w is None:
         raise ValueError(f"a limit on power needs the TDP of {offer.device_name!r}, which is not known")
     return engine.devices * engine.device.tdp_w
+
+
+def _carbon_kg(offer: Offer, carbon: Carbon | None) -> float:
+    engine = offer.priced.engine
+    if engine is None or carbon is None:
+        raise ValueError("a limit on carbon needs catalogue devices, and what the grid emits: carbon.kg_per_kwh")
+    return carbon.kg_per_hour(engine.device, engine.devices)
 
 
 def _vendor(offer: Offer) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from planners.answer import plain
 from planners.plan import Plan, from_result
-from planners.plan_file import RARE, SavedPlan, find_beside, trace_at
+from planners.plan_file import RARE, SavedPlan, find_beside, study_of, trace_at
 from planners.slo import Slo, parse_all
 
 if TYPE_CHECKING:
     from models.llm import Llm
+    from planners.tariffs import Tariff
     from simulator.run import Run
     from traces import Trace
 
@@ -81,14 +82,15 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     """Return the decision of a plan.json, ready to be locked."""
     from planners.engines import devices_named
 
-    devices, _ = devices_named(saved.inputs["devices"])
+    tariff = study_of(saved.inputs).tariff
+    devices, _ = devices_named(saved.inputs["devices"], tariff)
     own = dict(saved.inputs["prices"])
-    prices = {device.name: price_of(device.name) for device in devices} | own
+    prices = {device.name: price_of(device.name, tariff) for device in devices} | own
     inputs = {key: saved.inputs[key] for key in ("model", "slo", "devices", "kinds", "limits", "siblings", "seed")}
     inputs |= {key: saved.inputs[key] for key in ("split", "scale", *RARE) if key in saved.inputs}
     inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices, "own_prices": own}
     result = saved.plan.result()
-    fleet = {key: result[key] for key in ("pools", "routing")}
+    fleet = {key: result[key] for key in ("pools", "routing", "change") if key in result}
     fleet["pools"] = [{**pool, "busy": None} for pool in fleet["pools"]]
     facts = facts_of(saved.plan)
     return Scenario(
@@ -141,14 +143,17 @@ def hashes_of(trace: "Trace", llm: "Llm", plan: Plan, devices: tuple[str, ...]) 
     }
 
 
-def price_of(device_name: str) -> float:
-    """Return the on-demand price of a device in the list [USD/h]; ValueError where there is none."""
-    from models import price
+def price_of(device_name: str, tariff: "Tariff") -> float:
+    """Return the price of a device at the first kind to choose from [USD/h], or at the next that it has.
 
-    offer = price.load(device_name)
-    if offer is None:
-        raise ValueError(f"device {device_name!r} has no on-demand price")
-    return offer.usd_per_hour
+    ValueError where there is none.
+    """
+    from models import device
+
+    found = list(tariff.prices(device.load(device_name)).values())
+    if not found:
+        raise ValueError(f"device {device_name!r} has no {' or '.join(tariff.kinds)} price")
+    return found[0].usd_per_hour
 
 
 def read(path: str | Path) -> dict[str, Scenario]:

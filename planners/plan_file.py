@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from traces import Trace
 
 COMMAND = "fleet"
-RARE = ("engines", "classes", "keep")  # keys of a study that are written down where they are not as by default
+RARE = (
+    "engines",
+    "classes",
+    "keep",
+    "price_list",
+    "owned",
+    "carbon",
+)  # keys of a study that are written down where they are not as by default
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
 from planners.siblings import siblings_of
 from planners.slo import Slo, holds, kept, latency_of_class_s, limit_s, tightest_s, value_s
+from planners.tariffs import LISTED, Tariff
 from simulator.run import Run
 from traces import Trace
 
@@ -65,7 +66,7 @@ def find_plan(
     analytic: bool = False,
     siblings: int = 0,
     limits: Limits | None = None,
-    kinds: Sequence[str] = ("on-demand",),
+    tariff: Tariff = LISTED,
     split: bool = False,
     notes: tuple[str, ...] = (),
     variants: Variants = AS_USUAL,
@@ -76,8 +77,8 @@ def find_plan(
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
     analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
-    trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; kinds are the
-    prices to choose from, "on-demand" and "spot". With split, pools that only prefill beside pools that only decode are
+    trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; tariff has the
+    kinds of price to choose from. With split, pools that only prefill beside pools that only decode are
     tried too; the bound then holds for those as well. variants are those of engines to choose from; of many the search
     looks at those that no other is as good as for this trace, and the bound holds for all. classes name requests by
     rules, for promises to them. keep is a fleet that is there; the cost then holds what changing it costs. notes are
@@ -91,7 +92,7 @@ def find_plan(
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
-        offers, more = _offers(llm, devices, slos, kinds, variants)
+        offers, more = _offers(llm, devices, slos, tariff, variants)
         notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
@@ -234,10 +235,10 @@ def fluid_mix(market: Market) -> mix.Mix | None:
 
 
 def _offers(
-    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], kinds: Sequence[str], variants: Variants
+    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], tariff: Tariff, variants: Variants
 ) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
-    chosen, notes = devices_named(devices)
-    offers = offers_for(llm, chosen, tpot_limit_s=tightest_s(slos, "tpot"), kinds=kinds, variants=variants)
+    chosen, notes = devices_named(devices, tariff)
+    offers = offers_for(llm, chosen, tpot_limit_s=tightest_s(slos, "tpot"), tariff=tariff, variants=variants)
     if not offers:
         raise nothing_fits(llm, chosen)
     return offers, notes

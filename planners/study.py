@@ -15,6 +15,7 @@ from planners import marked_yaml
 if TYPE_CHECKING:
     from planners.engines import Variants
     from planners.limits import Limits
+    from planners.tariffs import Carbon, Tariff
 
 FILE = "plan.yaml"
 SCHEMA_FILE = "plan.schema.json"
@@ -71,6 +72,44 @@ class Keeping:
 
 
 @dataclass(frozen=True, slots=True)
+class Owned:
+    """The terms of devices that are bought: a purchase price of one's own by device, else the catalogue's."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    years: float = 4.0
+    interest_per_year: float = 0.08
+    usd_per_kwh: float = 0.40
+    pue: float = 1.0
+    capex_usd: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError for terms that nobody has."""
+        from models import device
+
+        for name in self.capex_usd:
+            device.load(name)
+        if not (self.years > 0 and self.interest_per_year >= 0 and self.usd_per_kwh >= 0 and self.pue >= 1):
+            raise ValueError("expected years above 0, interest_per_year and usd_per_kwh from 0 on, and pue from 1 on")
+
+
+@dataclass(frozen=True, slots=True)
+class Emissions:
+    """What the grid emits, the data centre's overhead on power (PUE), and what a kilogram costs; none by default."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kg_per_kwh: float = 0.0
+    pue: float = 1.0
+    usd_per_kg: float = 0.0
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be."""
+        if not (self.kg_per_kwh >= 0 and self.usd_per_kg >= 0 and self.pue >= 1):
+            raise ValueError("expected kg_per_kwh and usd_per_kg from 0 on, and pue from 1 on")
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
 
@@ -79,7 +118,8 @@ class Study:
     (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost). engines says
     in what engines may vary beside their cut. classes name requests by rules, as input_tokens<2000, for promises to
     them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them. keep names a
-    fleet that is there, and what changing it costs.
+    fleet that is there, and what changing it costs. price_list is a CSV as of `plan prices`; kinds are on-demand, spot,
+    reserved-1y, reserved-3y, and owned on the terms of owned. carbon has a price, or a limit: carbon_kg_per_hour.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -95,6 +135,25 @@ class Study:
     engines: Engines = field(default_factory=Engines)
     classes: Mapping[str, str] = field(default_factory=dict)
     keep: Keeping = field(default_factory=Keeping)
+    price_list: str | None = None
+    owned: Owned = field(default_factory=Owned)
+    carbon: Emissions = field(default_factory=Emissions)
+
+    @property
+    def tariff(self) -> "Tariff":
+        """Return what devices cost, where there is no price of one's own."""
+        from models.price import Ownership
+        from planners.tariffs import Tariff
+
+        owned = Ownership(**asdict(self.owned))
+        return Tariff(self.kinds, self.price_list, owned, self.emission)
+
+    @property
+    def emission(self) -> "Carbon | None":
+        """Return what the power of devices emits; None where nothing is said of it."""
+        from planners.tariffs import Carbon
+
+        return Carbon(**asdict(self.carbon)) if self.carbon.kg_per_kwh else None
 
     @property
     def usd_per_device_hour(self) -> dict[str, float]:
@@ -128,10 +187,8 @@ def mistakes(study: Study, file: str, text: str, place: marked_yaml.Place = ()) 
 
 def seen_from(file: str | Path, study: Study) -> Study:
     """Return the study with paths of trace and model, where they are relative, as seen from a file's folder."""
-    keep = replace(study.keep, plan=_seen_from(file, study.keep.plan))
-    return changed(
-        study, {"trace": _seen_from(file, study.trace), "model": _seen_from(file, study.model), "keep": keep}
-    )
+    paths = {key: _seen_from(file, getattr(study, key)) for key in ("trace", "model", "price_list")}
+    return changed(study, {**paths, "keep": replace(study.keep, plan=_seen_from(file, study.keep.plan))})
 
 
 def changed(study: Study, changes: Mapping[str, Any]) -> Study:
@@ -170,7 +227,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FILE, **found}
 
 
-def limits_of(written: Mapping[str, float]) -> "Limits":
+def limits_of(written: Mapping[str, float], carbon: "Carbon | None" = None) -> "Limits":
     """Return the limits that a study names; ValueError says which there are.
 
     >>> limits_of({"devices.l4": 8, "spare": 1}).devices_at_most
@@ -178,8 +235,10 @@ def limits_of(written: Mapping[str, float]) -> "Limits":
     """
     from planners.limits import Limits
 
-    plain = {"usd_per_hour": "usd_per_hour_at_most", "power_w": "power_w_at_most", "spot_share": "spot_share_at_most"}
-    found: dict[str, Any] = {"devices_at_most": {}, "vendor_share_at_least": {}}
+    plain = {key: f"{key}_at_most" for key in ("usd_per_hour", "power_w", "spot_share", "carbon_kg_per_hour")}
+    found: dict[str, Any] = {"devices_at_most": {}, "vendor_share_at_least": {}, "carbon": carbon}
+    if "carbon_kg_per_hour" in written and carbon is None:
+        raise ValueError("a limit on carbon_kg_per_hour needs carbon.kg_per_kwh, what the grid emits")
     for key, value in written.items():
         kind, _, name = key.partition(".")
         if key in plain:
@@ -256,7 +315,14 @@ def _check_kinds(study: Study) -> None:
 
 
 def _check_limits(study: Study) -> None:
-    limits_of(study.limits)
+    limits_of(study.limits, study.emission)
+
+
+def _check_price_list(study: Study) -> None:
+    from models import price
+
+    if study.price_list is not None and Path(study.price_list).exists():
+        price.read(Path(study.price_list))
 
 
 def _check_engines(study: Study) -> None:
@@ -276,12 +342,11 @@ def _check_classes(study: Study) -> None:
         raise ValueError(f"a promise is for the class {unknown[0]!r}; known: {', '.join(study.classes)}")
 
 
-def _check_keep(study: Study) -> None:
-    study.keep.check()
-
-
 _CHECKS = {
-    "keep": _check_keep,
+    "owned": lambda study: study.owned.check(),
+    "carbon": lambda study: study.carbon.check(),
+    "price_list": _check_price_list,
+    "keep": lambda study: study.keep.check(),
     "classes": _check_classes,
     "engines": _check_engines,
     "model": _check_model,

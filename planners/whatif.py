@@ -20,6 +20,7 @@ from planners.limits import Limits
 from planners.plan import Plan
 from planners.search import Found, Sought, find, find_plan
 from planners.slo import Slo, holds, parse, parse_all, tightest_s
+from planners.tariffs import LISTED, ON_DEMAND, Tariff
 from simulator.fleet import PricedEngine
 from traces import Trace
 
@@ -42,7 +43,7 @@ class Question:
     devices: tuple[str, ...] | None = None
     seed: int = 0
     limits: Limits | None = None
-    kinds: tuple[str, ...] = ("on-demand",)
+    tariff: Tariff = LISTED
     price_factors: Mapping[str, float] = field(default_factory=dict)
     variants: Variants = AS_USUAL
     there: Plan | None = None
@@ -56,16 +57,16 @@ class Question:
         """Return the engines on offer at the changed prices and speeds."""
         tpot_limit_s = tightest_s(self.slos, "tpot")
         if tpot_limit_s not in self.known:
-            named, _ = devices_named(self.devices)
+            named, _ = devices_named(self.devices, self.tariff)
             self.known[tpot_limit_s] = offers_for(
-                self.llm, named, tpot_limit_s=tpot_limit_s, kinds=self.kinds, variants=self.variants
+                self.llm, named, tpot_limit_s=tpot_limit_s, tariff=self.tariff, variants=self.variants
             )
         return tuple(self._changed(offer) for offer in self.known[tpot_limit_s])
 
     def plan(self, **options: Any) -> Plan:
         """Return the plan; options are further keywords of find_plan. Raises Infeasible."""
         offers = self.offers()
-        named, notes = devices_named(self.devices)
+        named, notes = devices_named(self.devices, self.tariff)
         if not offers:
             raise nothing_fits(self.llm, named)
         options |= {
@@ -81,7 +82,7 @@ class Question:
 
     def found(self) -> Found:
         """Return the whole outcome of the search for a plan. Raises Infeasible."""
-        offers, (named, notes) = self.offers(), devices_named(self.devices)
+        offers, (named, notes) = self.offers(), devices_named(self.devices, self.tariff)
         if not offers:
             raise nothing_fits(self.llm, named)
         sought = Sought(self.trace, self.slos, offers, self.limits, self.variants, self.seed, notes=notes)
@@ -91,8 +92,10 @@ class Question:
     def _changed(self, offer: Offer) -> Offer:
         device = offer.device_name
         usd_per_hour = offer.usd_per_hour
-        if device in self.usd_per_device_hour and offer.priced.engine:
-            usd_per_hour = self.usd_per_device_hour[device] * offer.priced.engine.devices
+        kind = offer.price.kind if offer.price else ON_DEMAND
+        if device in self.usd_per_device_hour and offer.priced.engine and kind == self.tariff.kinds[0]:
+            carbon_usd = self.tariff.carbon_usd_per_hour(offer.priced.engine.device)
+            usd_per_hour = (self.usd_per_device_hour[device] + carbon_usd) * offer.priced.engine.devices
         usd_per_hour *= self.price_factors.get("", 1.0) * self.price_factors.get(device, 1.0)
         speed = self.speed_factors.get("", 1.0) * self.speed_factors.get(device, 1.0)
         end = self.calibration_ends.get(device, self.calibration_ends.get("", FITTED))
@@ -116,8 +119,8 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
         parse_all(study.slo),
         study.devices,
         study.seed,
-        limits_of(study.limits) if study.limits else None,
-        study.kinds,
+        limits_of(study.limits, study.emission) if study.limits else None,
+        study.tariff,
         variants=study.engines.variants,
         there=None if study.keep.plan is None else plan_file.read(study.keep.plan).plan,
         usd_per_hour_per_change=study.keep.usd_per_change / study.keep.hours,
@@ -314,7 +317,7 @@ def _slo(question: Question, what: str, value: str) -> Question:
 
 def _devices(question: Question, what: str, value: str) -> Question:
     names = tuple(value.split("+"))
-    devices_named(names)
+    devices_named(names, question.tariff)
     return replace(question, devices=names, known={})
 
 

@@ -11,6 +11,7 @@ from planners.limits import Limits, keeps
 from planners.rehearsal import Candidate
 from planners.search import Infeasible, find_plan
 from planners.slo import holds
+from planners.tariffs import Tariff
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 
@@ -72,7 +73,7 @@ def test_what_is_left_after_a_failure_takes_over_the_shares():
 def real_market():
     """An hour of small requests for an 8B model on two vendors' devices, on demand and spot."""
     devices, _ = devices_named(["l40s", "mi300x"])
-    offers = offers_for(llm.load("llama-3.1-8b"), devices, kinds=("on-demand", "spot"))
+    offers = offers_for(llm.load("llama-3.1-8b"), devices, tariff=Tariff(("on-demand", "spot")))
     return survey(planner_toys.toys.trace(np.arange(100) * 0.1, 500, 50), planner_toys.promises("ttft:p99<=2s"), offers)
 
 

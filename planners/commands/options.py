@@ -49,7 +49,9 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--model", type=Name("model"), metavar="NAME", help="Catalogue name, or a local config.json."),
         slo_option,
         click.option("--devices", type=Name("device", several=True), metavar="A,B,...", help="Devices to choose from."),
-        click.option("--kinds", metavar="KINDS", help="Prices to choose from: on-demand (by default), spot."),
+        click.option(
+            "--kinds", metavar="KINDS", help="Prices: on-demand (by default), spot, reserved-1y or -3y, owned."
+        ),
         click.option(
             "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit: usd_per_hour, power_w, spare, ..."
         ),
