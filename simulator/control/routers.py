@@ -253,8 +253,11 @@ def dual_ring(slo_s: float = 5.0, seed: int = 0, splits: bool = True, window: in
 def nearer(
     first: int, second: int, cached: npt.NDArray[np.int64], waits_s: npt.NDArray[np.float64], slo_s: float
 ) -> int:
-    """Return DualMap's choice of two lanes: more cached, unless half of the promise is over then; else the earlier."""
-    warm = first if cached[first] >= cached[second] else second
+    """Return DualMap's choice of two lanes: more cached, unless half of the promise is over then; else the earlier.
+
+    Of two with as much cached, the earlier too.
+    """
+    warm = max(first, second, key=lambda lane: (cached[lane], -waits_s[lane]))
     if waits_s[warm] <= slo_s / 2:
         return warm
     return first if waits_s[first] <= waits_s[second] else second

@@ -34,10 +34,10 @@ CARD = Card(
 
 FACTS = Path(__file__).with_suffix(".toml")
 ATTAINED = 0.90
-RATES_PER_S = (1.0, 64.0)  # between which capacity is sought
-SIZES = {True: (400, 4), False: (2000, 7)}  # most requests, and halvings of the span of rates: quick or not
+RATES_PER_S = (1.0, 16.0)  # between which capacity is sought
+SIZES = {True: (900, 5), False: (4000, 6)}  # most requests, and halvings of the span of rates: quick or not
+MOST_WARM_UP = 0.25  # of the requests
 AGES_S = (0.0, 0.25, 1.0, 3.0)
-SYSTEM_PROMPTS = (300, 3000)  # beside the assumed 30
 TALK, TOOL, ALONE = "conversation", "tool-and-agent", "alone"
 
 Build = Callable[[], "tuple[Routing, list[Controller]]"]
@@ -70,21 +70,26 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         curve=_curve(trials, main, quick),
         ablation=_ablation(trials[TOOL][: 1 if quick else None], capacity[TOOL], facts["slo_s"]),
         sweep=_sweep(facts, seeds[: 1 if quick else 3], quick, trials[TALK]),
-        note="Min-TTFT counts what it sent itself; off the view it goes by the lanes' queues as last seen. Likely "
-        "reasons for what is missed: an engine that is given one prompt at a time packs none together into its steps "
-        "(ablation: two prompts, the rule alone), and thirty system prompts are soon cached on every replica (sweep: "
-        "rarer ones). Rows of the sweep are relative to the least loaded with a fresh view",
+        note="Min-TTFT counts what it sent itself; off the view it goes by the lanes' queues as last seen. The paper "
+        "has two figures: the share of requests in time at one rate, which is what rises by up to 125 % (our curve, "
+        "where the least loaded breaks down), and the rate at which 90 % are, its goodput, which rises by 17 to 48 % "
+        "on tool and agent and by 14 to 40 % on conversation over the best baseline; our pass rule asks for twice the "
+        "latter. Nearly all that is shared on tool and agent are three system prompts, which every replica soon has: "
+        "DualMap computes a sixth less than the least loaded, no half. Affinity sends half of the requests to one "
+        "replica and keeps its promise at no rate. Changed since first runs: system prompts, cut prompts, stamps, "
+        "warm-up, the least loaded by tokens and the time of a token are the paper's (were thirty prompts, Poisson "
+        "arrivals, requests, and half the time); of candidates that have as much cached the emptier is taken",
     )
 
 
 def _systems(slo_s: float) -> dict[str, Build]:
-    from simulator.control.routers import latency_predictive, least_requests, prefix_aware
+    from simulator.control.routers import latency_predictive, least_pending_tokens, prefix_aware
     from simulator.systems.dualmap import Setting
 
     infinite = float("inf")
     return {
         "DualMap": partial(_dual_map, Setting(slo_s=slo_s)),
-        "least loaded": lambda: (least_requests(), []),
+        "least loaded": lambda: (least_pending_tokens(), []),
         "affinity": lambda: (prefix_aware(most_apart=infinite, deviations=infinite, own_index=True), []),
         "Min-TTFT": lambda: (latency_predictive(), []),
     }
@@ -104,7 +109,8 @@ class Trials:
         self, facts: Mapping[str, Any], kind: str, seed: int, most: int, halvings: int, slo_s: float | None = None
     ) -> None:
         self.trace = _trace(facts, kind, seed, most)
-        self.fleet, self.halvings = _fleet(), halvings
+        self.fleet, self.halvings = _fleet(facts["of_peak"]), halvings
+        self.warm_up = min(facts["warm_up_requests"], int(MOST_WARM_UP * len(self.trace)))
         self.slo_s = facts["slo_s"] if slo_s is None else slo_s
         self._known: dict[tuple[str, float, float], dict[str, float]] = {}
 
@@ -139,10 +145,14 @@ class Trials:
         return low if low > RATES_PER_S[0] else nan
 
     def _figures(self, run: "Run") -> dict[str, float]:
+        import numpy as np
+
+        counted = slice(self.warm_up, None)
+        ttft_s, cached = run.ttft_s[counted], run.outcome.cached_tokens[counted]
         return {
-            "in_time": float((run.ttft_s <= self.slo_s).mean()),
-            "hit": float(run.outcome.cached_tokens.sum() / run.trace.input_tokens.sum()),
-            "p90_s": run.percentile_s("ttft", 90),
+            "in_time": float((ttft_s <= self.slo_s).mean()),
+            "hit": float(cached.sum() / run.trace.input_tokens[counted].sum()),
+            "p90_s": float(np.percentile(ttft_s, 90)),
         }
 
 
@@ -152,28 +162,40 @@ def _facts() -> dict[str, Any]:
     return tomllib.loads(FACTS.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=1)
-def _fleet() -> "Fleet":
-    """Return the published fleet; DRAM for prefixes is counted with each replica's KV memory."""
+@lru_cache(maxsize=2)
+def _fleet(of_peak: float) -> "Fleet":
+    """Return the published fleet at a part of its arithmetic; DRAM for prefixes is counted with its KV memory."""
     from models import device, llm
     from models.engine import Engine
     from simulator.fleet import Fleet, Pool, priced
 
     facts = _facts()
-    engine = priced(Engine(llm.load(facts["model"]), device.load(facts["device"])))
+    whole = device.load(facts["device"])
+    slower = replace(whole, flops_per_s={dtype: of_peak * each for dtype, each in whole.flops_per_s.items()})
+    engine = priced(Engine(llm.load(facts["model"]), slower))
     blocks = int(facts["dram_bytes"] / engine.kv_bytes_per_token) // engine.limits.block_tokens
     limits = replace(engine.limits, total_blocks=engine.limits.total_blocks + blocks)
     return Fleet((Pool(replace(engine, limits=limits), facts["replicas"]),))
 
 
 def _trace(facts: Mapping[str, Any], kind: str, seed: int, most: int) -> "Trace":
-    """Return requests as published of a trace, or those of conversations that share nothing."""
+    """Return requests as published of a trace, or those of conversations that share nothing, as they are replayed."""
+    from simulator.studies.tool_agent import as_replayed
+
+    return as_replayed(_made(facts, kind, seed, most), facts["longest_tokens"], facts["stamps_s"])
+
+
+def _made(facts: Mapping[str, Any], kind: str, seed: int, most: int) -> "Trace":
+    """Return requests as published of a trace, whole and at any time."""
     import numpy as np
 
+    from simulator.studies import tool_agent
     from traces.sessions import Conversations, PrefixTree, generate_conversations
     from traces.trace import take
 
-    about = facts[TALK if kind == ALONE else kind]
+    if kind == TOOL:
+        return tool_agent.requests(facts[TOOL], facts["block_tokens"], seed, min(most, facts[TOOL]["requests"]))
+    about = facts[TALK]
     law = Conversations(
         turns_mean=1.0 if kind == ALONE else about["turns_mean"],
         think_median_s=about["think_median_s"],
@@ -220,9 +242,9 @@ def _control(trials: Sequence[Trials], main: Mapping[str, Build]) -> Measured:
 
 def _curve(trials: Mapping[str, Sequence[Trials]], main: Mapping[str, Build], quick: bool) -> list[Row]:
     """Return attainment, hits and waits against the rate, means over seeds."""
-    rates: dict[str, tuple[float, ...]] = {TALK: (4.0, 6.0), TOOL: (8.0, 16.0)}
+    rates: dict[str, tuple[float, ...]] = {TALK: (3.0, 4.0), TOOL: (6.0, 8.0)}
     if not quick:
-        rates = {TALK: (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), TOOL: (4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0)}
+        rates = {TALK: (2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0), TOOL: (2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0)}
     rows: list[Row] = []
     for kind, each_rate in rates.items():
         for rate in each_rate:
@@ -267,26 +289,23 @@ def _sweep(facts: Mapping[str, Any], seeds: Sequence[int], quick: bool, trials: 
                 _row(f"{name}, views {age_s:g} s old", [each.capacity(name, build, age_s) for each in used], base)
             )
     if not quick:
-        slo_s = facts["slo_s"] * _s_per_token() / facts["published_s_per_token"]
-        where = f"a promise of {slo_s:.1f} s, as if tokens took as long as published"
-        rows += _elsewhere(facts, TALK, seeds, where, slo_s)
-        for prompts in SYSTEM_PROMPTS:
-            others = {**facts, TOOL: {**facts[TOOL], "prompts": prompts}}
-            rows += _elsewhere(others, TOOL, seeds, f"tool and agent, {prompts} system prompts", facts["slo_s"])
+        rows += _elsewhere({**facts, "stamps_s": 0.0}, TOOL, seeds, "arrivals at any time")
+        rows += _elsewhere({**facts, "of_peak": 1.0}, TOOL, seeds, "prompts by our own step times")
     return rows
 
 
-def _elsewhere(facts: Mapping[str, Any], kind: str, seeds: Sequence[int], where: str, slo_s: float) -> list[Row]:
-    """Return capacities under another promise or of another workload, over the least loaded's there."""
-    trials, systems = [Trials(facts, kind, seed, *SIZES[False], slo_s) for seed in seeds], _systems(slo_s)
+def _elsewhere(facts: Mapping[str, Any], kind: str, seeds: Sequence[int], where: str) -> list[Row]:
+    """Return capacities in another setting, over the least loaded's there."""
+    trials, systems = [Trials(facts, kind, seed, *SIZES[False]) for seed in seeds], _systems(facts["slo_s"])
     found = {name: [each.capacity(name, build) for each in trials] for name, build in systems.items()}
     return [_row(f"{name}, {where}", each, found["least loaded"]) for name, each in found.items()]
 
 
-def _s_per_token() -> float:
+def _s_per_token(of_peak: float) -> float:
+    """Return what a token of the longest step takes [s]."""
     from simulator.control.step_prices import StepPrices
 
-    prices = StepPrices(_fleet().pools[0].engine)
+    prices = StepPrices(_fleet(of_peak).pools[0].engine)
     return prices.step_ps([(prices.most_tokens, 0)], 0, 0) / 1e12 / prices.most_tokens
 
 
