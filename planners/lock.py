@@ -90,7 +90,7 @@ def scenario_of(saved: SavedPlan, trace: "Trace", reason: str = "") -> Scenario:
     inputs |= {key: saved.inputs[key] for key in ("split", "scale", *RARE) if key in saved.inputs}
     inputs = {"trace": saved.inputs["trace"]["path"], **inputs, "prices": prices, "own_prices": own}
     result = saved.plan.result()
-    fleet = {key: result[key] for key in ("pools", "routing", "change") if key in result}
+    fleet: dict[str, Any] = {key: result[key] for key in ("pools", "routing", "change") if key in result}
     fleet["pools"] = [{**pool, "busy": None} for pool in fleet["pools"]]
     facts = facts_of(saved.plan)
     return Scenario(
