@@ -30,7 +30,8 @@ class PoolLine:
     role is both, prefill or decode; pools that only decode come last. What is not written of how the engine is run is
     vLLM's default; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7. tiers keep prefixes below the replicas' memory;
     variants are how many times longer steps may take that control sets; twin_of names the prefill pool that this decode
-    pool shares its devices with, and splits the shares (prefill, decode) of them that control may set.
+    pool shares its devices with, and splits the shares (prefill, decode) of them that control may set. serves are the
+    names that traces call the pool's model by; where pools have several models, its own if nothing is written.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -68,6 +69,7 @@ class PoolLine:
     variants: tuple[float, ...] = ()
     twin_of: int | None = None
     splits: tuple[tuple[float, float], ...] = ()
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,11 @@ def _from_lines(path: str | Path, text: str) -> ReadFleet:
     if mistakes or link is None:
         raise ValueError("\n".join(mistakes))
     try:
-        fleet = _fleet(written, _paired(written, pools), link, slos or ())
+        fleet = _fleet(written, fleet_parts.each_its_model(_paired(written, pools)), link, slos or ())
+        if any(pool.serves for pool in fleet.pools) and (written.control is None or written.control.routing is None):
+            raise ValueError(
+                "pools that serve some models only need control.routing, which sends each request to its own"
+            )
     except Wrong as wrong:
         keys = ("pools", *wrong.keys)
         place = marked_yaml.place_of(str(path), text, keys)
@@ -259,6 +265,7 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
         variants=fleet_parts.variants(line.variants, chosen),
         tiers=fleet_parts.tiers(line.tiers),
         fetches_layerwise=line.fetches_layerwise,
+        serves=line.serves,
     )
 
 

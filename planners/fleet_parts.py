@@ -1,7 +1,7 @@
 """Parts of a pool in fleet.yaml beyond its engine: tiers below its memory, variants of its steps, shared devices."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ class TierLine:
 
 def tiers(lines: tuple[TierLine, ...]) -> "tuple[Tier, ...]":
     """Return the tiers that lines say; Wrong names the one with a mistake."""
-    from dataclasses import asdict
-
     from simulator.stores import Tier
 
     made = []
@@ -86,3 +84,11 @@ def twins(
         words = f"{decode.engine.name} cannot share the devices of {prefill.engine.name}"
         raise Wrong((index, "twin_of"), words)
     return side_by_side(prefill, decode, place, splits or SPLITS)
+
+
+def each_its_model(pools: "tuple[Pool, ...]") -> "tuple[Pool, ...]":
+    """Return pools of several models such that each serves its own, where nothing else was said."""
+    models = [pool.engine.engine.llm.name if pool.engine.engine else "" for pool in pools]
+    if len(set(models)) == 1:
+        return pools
+    return tuple(replace(pool, serves=pool.serves or (name,)) for pool, name in zip(pools, models, strict=True))

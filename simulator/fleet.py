@@ -79,7 +79,7 @@ class Pool:
     `twin_of` names a prefill pool: this decode pool's replicas are lanes of the same devices, and hold KV in the same
     memory. Twins' tables come in pairs, for steps alone and beside a busy twin: the engine's own is the first.
     `tiers` keep prefix blocks below its memory, the nearest first; what is found there is read before the step that
-    needs it, or layer by layer beside it.
+    needs it, or layer by layer beside it. `serves` are the names that a trace calls the pool's model by; none: all.
     """
 
     engine: PricedEngine
@@ -91,6 +91,7 @@ class Pool:
     twin_of: int | None = None
     tiers: tuple[Tier, ...] = ()
     fetches_layerwise: bool = False
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

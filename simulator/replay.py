@@ -80,6 +80,8 @@ def replay(
     """
     if fleet.router not in ROUTERS:
         raise ValueError(f"unknown router {fleet.router!r}; known: {', '.join(ROUTERS)}")
+    if any(pool.serves for pool in fleet.pools):
+        raise ValueError("a fleet of several models needs the control plane: use simulator.control.plane.operate")
     contents = contents_of(trace)
     course = Course(fleet, contents, fast_forward, window(log_s) if log_s else None)
     ledger = Ledger(0, blank(len(trace)))

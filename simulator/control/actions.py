@@ -159,6 +159,8 @@ def refusal(plane: "Plane", action: Action) -> str | None:
 def _check_assign(plane: "Plane", action: Assign) -> str | None:
     if plane.status(action.request) not in (COMING, HELD):
         return "the request is not at the gateway"
+    if not plane.serves(action.request)[action.lane]:
+        return "the lane serves other models"
     return None if plane.is_open[action.lane] else "the lane is closed"
 
 

@@ -180,7 +180,7 @@ class Mover:
             return "it does not decode"
         if number in self.under_way:
             return "it is on its way"
-        if move.to == source or not plane.is_open[move.to]:
+        if move.to == source or not plane.is_open[move.to] or not plane.serves(number)[move.to]:
             return "there is no such way"
         return ""
 
@@ -359,7 +359,9 @@ def _level(plane: Plane, least_gap: int) -> bool:
     if waiting.max() - waiting.min() < least_gap:
         return False
     last = plane.waiting_at(longest)[-1]
-    if plane.requests["source_lane"][last] != NONE or plane.do(Withdraw(last)) is not None:
+    if plane.requests["source_lane"][last] != NONE or not plane.serves(last)[shortest]:
+        return False
+    if plane.do(Withdraw(last)) is not None:
         return False
     return plane.do(Assign(last, shortest)) is None
 
@@ -378,6 +380,8 @@ def draining_by_moving(mover: Callable[[Plane], Mover], mode: Mode = PreCopy()) 
             victims = [each for lane in lanes for each, _ in shortest_first(plane, lane)]
             free = freeness(plane)
             free[list(lanes)] = -np.inf
+            if victims:
+                free[~plane.serves(victims[0])] = -np.inf
             to = int(free.argmax())
             moved = None
             if victims and np.isfinite(free[to]):
@@ -419,7 +423,7 @@ def operations(grain: str, tokens: int, block_tokens: int, layers: int) -> int:
 
 def most_free(plane: Plane, number: int) -> list[int]:
     """Return the decode lanes that are open, the freest first."""
-    lanes = np.flatnonzero(plane.is_open & (plane.lanes["role"] == DECODE))
+    lanes = np.flatnonzero(plane.is_open & (plane.lanes["role"] == DECODE) & plane.serves(number))
     free = freeness(plane)[lanes]
     return [int(lane) for lane in lanes[np.argsort(-free, kind="stable")]]
 

@@ -5,7 +5,6 @@ generator that SimPy runs, given the Plane. Slots of requests are their rows in 
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,9 @@ from simulator.actions import DROP, HOLD, REJECT, SUBMIT, UNPIN, act
 from simulator.advance import advance
 from simulator.control.actions import Action, Assign, Refusal, perform, refusal
 from simulator.control.freeness import freeness
+from simulator.control.ledger import Ledger
 from simulator.control.matching import matched_tokens
+from simulator.control.serving import Serving, serving
 from simulator.control.sessions import Families
 from simulator.fleet import Fleet, Pool
 from simulator.layout import (
@@ -42,7 +43,6 @@ from traces import Trace
 
 Process = Generator[Any, Any, Any]
 Controller = Callable[["Plane"], Process]
-MOST_REFUSALS = 1000
 BITS = [1 << place for place in range(TELL_HELD.bit_length())]  # of the notices
 QUIET_S = 3600.0  # after so long without a step, what is in flight is taken to wait for ever
 
@@ -60,9 +60,7 @@ class Reject(NamedTuple):
 Decision = int | Hold | Reject
 Router = Callable[[RequestView, FleetView], Decision]
 Routing = Callable[["Plane"], Router]
-Interlude = Callable[
-    ["Plane", int, int, float], Process
-]  # between a parent's end and a child: (parent, child, seconds)
+Interlude = Callable[["Plane", int, int, float], Process]  # (parent that has ended, child, seconds)
 
 
 class Sight(NamedTuple):
@@ -78,28 +76,6 @@ class Sight(NamedTuple):
 
 
 CLEAR = Sight()
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What the control plane did: actions by name, the first refusals, and lanes paid for over time [(s, lanes)]."""
-
-    actions: dict[str, int] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
-    refused: int = 0
-    paid: list[tuple[float, int]] = field(default_factory=list)
-    events: list[tuple[float, str]] = field(default_factory=list)
-
-    def count(self, name: str) -> None:
-        """Count one action, or another thing worth counting."""
-        self.actions[name] = self.actions.get(name, 0) + 1
-
-    def paid_lane_s(self, until_s: float) -> float:
-        """Return the lanes paid for, integrated over time until the end."""
-        times_s = [*(time_s for time_s, _ in self.paid), until_s]
-        return sum(
-            lanes * (end - begin) for (_, lanes), begin, end in zip(self.paid, times_s, times_s[1:], strict=False)
-        )
 
 
 class Operation(NamedTuple):
@@ -137,6 +113,10 @@ def operate(
         plane.withhold(closed_loop, interlude)
     if routing is not None:
         plane.router = routing(plane)
+    if plane.serving is not None and (routing is None or (hands_over and (plane.lanes["role"] == DECODE).any())):
+        raise ValueError(
+            "a fleet of several models needs a routing, and hand-over by a controller, of the control plane"
+        )
     for controller in controllers:
         environment.process(controller(plane))
     sampler = Sampler(len(fleet.pools))
@@ -182,6 +162,7 @@ class Plane:
         self.clock, self.lanes, self.requests = self.state.clock, self.state.lanes, self.state.requests
         self._act = bound(act, self.state, 0, 0, 0, 0, 0)
         self._go_on = bound(advance, self.state, self.plan, 0, 0, 0, 0)
+        self.serving: Serving | None = serving(trace, fleet, self.lanes["pool"])
         self.costs, self.first_variants = self.lanes["cost"].copy(), self.lanes["next_variant"].copy()
         self.is_open = np.ones(self.lanes.size, bool)
         self.router: Router | None = None
@@ -253,6 +234,16 @@ class Plane:
         """Return the lanes of a pool."""
         return np.flatnonzero(self.lanes["pool"] == pool)
 
+    def serves(self, number: int) -> npt.NDArray[np.bool_]:
+        """Return which lanes serve a request's model."""
+        return np.ones(self.lanes.size, bool) if self.serving is None else self.serving.of(number)
+
+    def held_for(self, lanes: Sequence[int]) -> int:
+        """Return how many requests at the gateway some of these lanes could serve."""
+        if self.serving is None:
+            return len(self.held)
+        return sum(bool(self.serving.of(number)[list(lanes)].any()) for number in self.held)
+
     def waiting_at(self, lane: int) -> list[int]:
         """Return the requests that wait in a lane's queue, first come first."""
         here, found = self.lanes[lane], []
@@ -276,11 +267,7 @@ class Plane:
         """Do an action, or return why physics does not allow it."""
         why = refusal(self, action)
         if why is not None:
-            refused = Refusal(action, why)
-            self.ledger.refused += 1
-            if len(self.ledger.refusals) < MOST_REFUSALS:
-                self.ledger.refusals.append(refused)
-            return refused
+            return self.ledger.refuse(action, why)
         self.ledger.count(type(action).__name__)
         perform(self, action)
         return None
@@ -373,10 +360,14 @@ class Plane:
         return True
 
     def offer_all(self) -> None:
-        """Offer what is held, first come first, until one has to stay."""
+        """Offer what is held, first come first, until one of each model has to stay."""
+        stay: set[int] = set()
         for number in list(self.held):
-            if not self.offer(number):
-                return
+            model = 0 if self.serving is None else int(self.serving.codes[number])
+            if model not in stay and not self.offer(number):
+                stay.add(model)
+                if self.serving is None:
+                    return
 
     def _offer_later(self, number: int, seconds: float) -> Process:
         yield self.wait(seconds)
@@ -395,9 +386,14 @@ class Plane:
             raise ValueError(
                 f"the router named lane {decision!r} for request {number}; the fleet has 0 to {self.lanes.size - 1}"
             )
-        if not isinstance(decision, Hold | Reject) and not self.is_open[decision]:
-            return Hold()
-        return decision
+        if isinstance(decision, Hold | Reject):
+            return decision
+        if self.serving is not None and not self.serving.of(number)[decision]:
+            raise ValueError(
+                f"the router named lane {decision} for request {number} of {self.serving.name(number)}; it serves "
+                f"{', '.join(self.pool_of(decision).serves)}"
+            )
+        return decision if self.is_open[decision] else Hold()
 
     def _least_loaded(self) -> Decision:
         front = np.where(self.is_open & (self.lanes["role"] != DECODE), self.lanes["load"], np.inf)

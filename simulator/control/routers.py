@@ -29,13 +29,21 @@ PROMPT_ENDS = TELL_FIRST_TOKEN | TELL_FINISHED | TELL_CANCELLED | TELL_REFUSED
 
 
 def over_open_lanes(make: Callable[[Plane], Rule]) -> Routing:
-    """Return the routing that asks a rule which of the lanes that prompts may go to; it holds while there is none."""
+    """Return the routing that asks a rule which of the lanes that prompts may go to.
+
+    It holds while there is none, and turns away what no lane of the fleet serves.
+    """
 
     def routing(plane: Plane) -> Router:
         rule = make(plane)
 
         def route(request: RequestView, view: FleetView) -> Decision:
-            lanes = np.flatnonzero(plane.is_open & (plane.lanes["role"] != DECODE))
+            could = plane.lanes["role"] != DECODE
+            if plane.serving is not None:
+                could &= plane.serves(request.number)
+                if not could.any():
+                    return Reject()
+            lanes = np.flatnonzero(plane.is_open & could)
             return rule(request, view, lanes) if lanes.size else Hold()
 
         return route
@@ -274,7 +282,7 @@ class Pair:
     def of(self, number: int) -> tuple[int, int]:
         """Return a request's lanes: the next on the second ring where both name one, one twice where one is open."""
         key = self._keys.key(self._content(number) or [-2 - number])
-        may = self._plane.is_open & (self._plane.lanes["role"] != DECODE)
+        may = self._plane.is_open & (self._plane.lanes["role"] != DECODE) & self._plane.serves(number)
         first = next(lane for lane in self._rings[0].walk(key) if may[lane])
         return first, next((lane for lane in self._rings[1].walk(key) if may[lane] and lane != first), first)
 

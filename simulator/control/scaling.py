@@ -18,12 +18,12 @@ Metric = Callable[[Plane, Sequence[int]], float]
 
 def concurrency(plane: Plane, lanes: Sequence[int]) -> float:
     """Return the requests at the lanes and at the gateway."""
-    return float(plane.view().outstanding[list(lanes)].sum()) + len(plane.held)
+    return float(plane.view().outstanding[list(lanes)].sum()) + plane.held_for(lanes)
 
 
 def waiting(plane: Plane, lanes: Sequence[int]) -> float:
     """Return the requests in the lanes' queues and at the gateway."""
-    return float(plane.view().waiting[list(lanes)].sum()) + len(plane.held)
+    return float(plane.view().waiting[list(lanes)].sum()) + plane.held_for(lanes)
 
 
 def kv_in_use(plane: Plane, lanes: Sequence[int]) -> float:
@@ -95,7 +95,7 @@ def autoscale(
                 direction = 1 if change > 0 else -1
 
         def wake(number: int) -> None:
-            if replicas.wanted == 0:
+            if replicas.wanted == 0 and plane.serves(number)[plane.lanes_of(pool)].any():
                 scale(1)
 
         if least == 0:
