@@ -1,4 +1,4 @@
-"""AIBrix: requests go where their prefix is cached while lanes are even enough, and APA scales in place of HPA."""
+"""AIBrix: requests go where their prefix is cached while lanes are even, replicas share a KV pool, APA scales."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from simulator.control.replicas import AT_ONCE, Startup
 from simulator.control.routers import prefix_aware
 from simulator.control.scaling import Metric, autoscale, concurrency
 from simulator.fleet import Fleet, Pool, PricedEngine
+from simulator.stores import Tier
 
 LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
 
@@ -17,6 +18,11 @@ LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
 def fleet(engine: PricedEngine, replicas: int, router: str = "prefix-aware") -> Fleet:
     """Return equal replicas behind AIBrix's prefix router, which the data plane has, or behind another."""
     return Fleet((Pool(engine, replicas),), router)
+
+
+def pooled(engine: PricedEngine, replicas: int, pool: Tier, router: str = "prefix-aware") -> Fleet:
+    """Return replicas whose prefix caches lie above one KV pool that all of them write to and read from."""
+    return Fleet((Pool(engine, replicas, tiers=(pool,)),), router)
 
 
 def unguarded() -> Routing:
