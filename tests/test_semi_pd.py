@@ -80,7 +80,7 @@ def test_fast_forward_and_single_steps_agree_with_shares_that_change():
 def test_shares_follow_what_misses_its_promise():
     more_for_prefill, more_for_decode = semi_pd._moved(4, 2.0, 0.5, 2), semi_pd._moved(4, 0.5, 2.0, 2)
     assert more_for_prefill > 4 > more_for_decode
-    assert semi_pd._moved(4, 0.9, 0.9, 2) == 4
+    assert semi_pd._moved(4, 0.9, 0.9, 2) == semi_pd._moved(4, 2.0, 2.0, 2) == 4
     assert semi_pd._moved(8, 5.0, 0.9, 2) == 8
 
 

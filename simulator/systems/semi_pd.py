@@ -10,7 +10,7 @@ from models.step import PICOSECONDS_PER_SECOND, StepTable, slowed
 from simulator.control.actions import SetVariant
 from simulator.control.plane import Controller, Plane, Process
 from simulator.fleet import Fleet, Pool, PricedEngine
-from simulator.layout import TELL_FINISHED, TELL_FIRST_TOKEN
+from simulator.layout import DECODE, TELL_FIRST_TOKEN
 
 Share = float
 Splits = tuple[tuple[Share, Share], ...]
@@ -59,18 +59,22 @@ def _tables(
 def follow(
     ttft_s: float, tpot_s: float, every_s: float = 5.0, most_steps: int = 2, percent: float = 90.0
 ) -> Controller:
-    """Move the split towards what misses its promise, so far as is foreseen to mend it; prefill is looked at first."""
+    """Move the split towards what alone misses its promise, so far as is foreseen to mend it.
+
+    What answers take is told by the steps of the window; those that end in it tell of a split long gone.
+    """
 
     def controller(plane: Plane) -> Process:
-        seen: dict[str, list[float]] = {"ttft": [], "tpot": []}
-        plane.listen(TELL_FIRST_TOKEN, lambda number: seen["ttft"].append(_since(plane, number, "arrival_ps")))
-        plane.listen(TELL_FINISHED, lambda number: seen["tpot"].append(_tpot_s(plane, number)))
-        place = BY_PREFILL.index(0)
+        seen_s: list[float] = []
+        plane.listen(TELL_FIRST_TOKEN, lambda number: seen_s.append(_waited_s(plane, number)))
+        place, before = BY_PREFILL.index(0), (0, 0)
         while True:
             yield plane.wait(every_s)
-            ttft, tpot = (float(np.percentile(each, percent)) if each else 0.0 for each in seen.values())
-            for each in seen.values():
-                each.clear()
+            ttft = float(np.percentile(seen_s, percent)) if seen_s else 0.0
+            seen_s.clear()
+            so_far = _decoded(plane)
+            tpot = (so_far[0] - before[0]) / PICOSECONDS_PER_SECOND / max(1, so_far[1] - before[1])
+            before = so_far
             moved = _moved(place, ttft / ttft_s, tpot / tpot_s, most_steps)
             if moved != place:
                 place = moved
@@ -82,7 +86,7 @@ def follow(
 
 def _moved(place: int, ttft_of_promise: float, tpot_of_promise: float, most_steps: int) -> int:
     """Return the place in BY_PREFILL to go to: as many steps as the estimate needs, at most so many at once."""
-    direction = 1 if ttft_of_promise > 1 else -1 if tpot_of_promise > 1 else 0
+    direction = (ttft_of_promise > 1) - (tpot_of_promise > 1)
     excess = max(ttft_of_promise, tpot_of_promise)
     for _ in range(most_steps):
         following = place + direction
@@ -100,10 +104,11 @@ def _beside(split: tuple[Share, Share], side: int) -> Share:
     return split[side] / max(1.0, sum(split))
 
 
-def _since(plane: Plane, number: int, what: str) -> float:
-    return float(plane.environment.now - plane.requests[what][number]) / PICOSECONDS_PER_SECOND
+def _waited_s(plane: Plane, number: int) -> float:
+    return float(plane.environment.now - plane.requests["arrival_ps"][number]) / PICOSECONDS_PER_SECOND
 
 
-def _tpot_s(plane: Plane, number: int) -> float:
-    tokens = int(plane.requests["generated_tokens"][number])
-    return _since(plane, number, "first_token_ps") / max(1, tokens - 1)
+def _decoded(plane: Plane) -> tuple[int, int]:
+    """Return how long [ps] and how many steps the decode lanes have worked."""
+    decode = plane.lanes[plane.lanes["role"] == DECODE]
+    return int(decode["busy_ps"].sum()), int(decode["scheduled_steps"].sum())
