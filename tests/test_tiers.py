@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import toys
 
+import traces
 from simulator.control.actions import Fail, Open
 from simulator.control.plane import operate
+from simulator.control.routers import ROUTERS
 from simulator.fleet import Fleet, Pool
-from simulator.replay import replay
+from simulator.replay import Course, contents_of, replay
 from simulator.stores import Tier
 from traces.trace import Labels
 
@@ -168,6 +170,51 @@ def test_of_a_conversation_that_comes_back_only_what_is_new_is_written_again():
         written.append(run.traffic[0].written_tokens // PROMPT)
     others = 8 * 6 - 8  # of the last turn, eight prompts are in memory yet
     assert written == [others + 6, others + sum(range(1, 7))]
+
+
+def test_a_gateway_may_see_what_a_replica_has_below_its_memory():
+    seen = []
+
+    def looking(plane):
+        yield plane.wait(0.65)
+        seen.extend(plane.matched_tokens(6, below).tolist() for below in (False, True))
+
+    trace = asked([*AGAIN[:-1], 1], gap_s=0.1)
+    trace = replace(trace, arrival_ns=np.append(trace.arrival_ns[:-1], 10**9))
+    operate(trace, Fleet((pool(dram()),)), controllers=[looking])
+    assert seen == [[0], [PROMPT]]
+
+
+@pytest.mark.parametrize(("below", "hits"), [(False, 0), (True, 1)])
+def test_a_prompt_goes_to_the_replica_that_has_it_below_its_memory_where_the_router_looks_there(below, hits):
+    trace = asked([50, 1, 51, *range(2, 12), 1])  # the first prompt of name 1 comes to replica 1
+    evict = {number: number % 2 for number in range(13)}
+
+    def routing(plane):
+        aware = ROUTERS["prefix-aware"](below=below)(plane)
+        return lambda request, view: evict[request.number] if request.number in evict else aware(request, view)
+
+    run = operate(trace, Fleet((pool(dram(), replicas=2, prompts=2),)), routing=routing).run
+    assert found(run)[-1] == hits
+
+
+def test_fleets_without_tiers_run_kernels_that_know_none():
+    for tiers, kinds in (((), 0), ((dram(),), 1)):
+        course = Course(Fleet((pool(*tiers),)), contents_of(asked(AGAIN)))
+        assert len(course.state.tiers) == kinds
+
+
+def test_a_small_memory_above_an_endless_tier_finds_all_that_the_trace_repeats(shared):
+    trace = traces.read(shared / "traces" / "mooncake" / "conversation_trace.jsonl.gz")
+    bounds = toys.limits(
+        max_sequences=512, max_batched_tokens=1 << 18, block_tokens=16, total_blocks=10_000,
+        max_context_tokens=160_000, caching=True,
+    )  # fmt: skip
+    engine = toys.engine(bounds, cell_shift=28, step_ps=1, kv_bytes=1.0)
+    run = replay(trace, Fleet((Pool(engine, 1, tiers=(Tier("dram", 1e12, 1e30),)),)))
+    hit = run.outcome.cached_tokens.sum() / trace.input_tokens.sum()
+    assert hit == traces.statistics.prefix_reuse(trace)["token_hit_infinite"]
+    assert run.traffic[0].read_tokens > 0.2 * trace.input_tokens.sum()
 
 
 def test_tiers_are_checked_where_they_are_made():

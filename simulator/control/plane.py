@@ -206,10 +206,10 @@ class Plane:
         row = self.requests[number]
         return RequestView(number, int(row["input_tokens"]), int(row["priority"]))
 
-    def matched_tokens(self, number: int) -> npt.NDArray[np.int64]:
-        """Return, lane by lane, the tokens of a request's prompt that the lane has cached at this very time."""
+    def matched_tokens(self, number: int, below: bool = False) -> npt.NDArray[np.int64]:
+        """Return, lane by lane, the tokens of a prompt that the lane has cached now; `below`, in tiers of it, too."""
         found = np.zeros(self.lanes.size, np.int64)
-        matched_tokens(self.state, number, found)
+        matched_tokens(self.state, number, found, below)
         return found
 
     def content_blocks(self, number: int) -> int:

@@ -195,15 +195,18 @@ def session_affinity() -> Routing:
     return over_open_lanes(make)
 
 
-def prefix_aware(most_apart: float = 8, deviations: float = 1.0, own_index: bool = False) -> Routing:
+def prefix_aware(
+    most_apart: float = 8, deviations: float = 1.0, own_index: bool = False, below: bool = False
+) -> Routing:
     """Name the lane with most of the prompt cached of those not much fuller than others (AIBrix).
 
     A lane may have the mean number of requests and so many standard deviations; where the fullest has `most_apart`
-    more than the emptiest, the emptiest it is. With `own_index` the gateway goes by what it sent where.
+    more than the emptiest, the emptiest it is. With `own_index` the gateway goes by what it sent where; with `below`
+    what tiers below a lane's memory have counts as cached.
     """
 
     def make(plane: Plane) -> Rule:
-        matched = Matched(plane, own_index)
+        matched = Matched(plane, own_index, below)
 
         def rule(request: RequestView, view: FleetView, lanes: Lanes) -> int:
             queues = view.outstanding[lanes]
@@ -290,22 +293,22 @@ class Pair:
 class Matched:
     """What of prompts lanes have cached: as they have it, or as the gateway believes from what it sent."""
 
-    def __init__(self, plane: Plane, own_index: bool) -> None:
-        self._plane, self._content = plane, content_of(plane)
+    def __init__(self, plane: Plane, own_index: bool, below: bool = False) -> None:
+        self._plane, self._content, self._below = plane, content_of(plane), below
         self._index = PrefixIndex.of(plane) if own_index else None
         self._block_tokens = int(plane.clock["content_tokens"][0])
 
     def tokens(self, request: RequestView) -> npt.NDArray[np.int64]:
         """Return the cached tokens of a prompt, lane by lane."""
         if self._index is None:
-            return self._plane.matched_tokens(request.number)
+            return self._plane.matched_tokens(request.number, self._below)
         blocks = self._index.matched_blocks(self._content(request.number))
         return np.minimum(blocks * self._block_tokens, request.input_tokens)
 
     def tokens_at(self, request: RequestView, lane: int) -> int:
         """Return the cached tokens of a prompt at one lane."""
         if self._index is None:
-            return int(self._plane.matched_tokens(request.number)[lane])
+            return int(self._plane.matched_tokens(request.number, self._below)[lane])
         blocks = self._index.matched_at(self._content(request.number), lane)
         return min(blocks * self._block_tokens, request.input_tokens)
 
