@@ -35,7 +35,7 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
     if not rows:
         raise ValueError("no run with a time per token: a fit needs at least one")
     usual = np.array([getattr(framework.load(engine.framework), name) for name in SCALARS])
-    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit(rows, (), usual)), strict=True))
+    found: dict[str, Any] = dict(zip(SCALARS, map(float, profiles.fit_own(rows, usual)), strict=True))
     costs.host = replace(costs.host, **found, provenance="calibrated")
     after = [answer(costs, load) for load in loads]
     return {

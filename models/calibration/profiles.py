@@ -26,12 +26,13 @@ Floats = npt.NDArray[np.float64]
 Pair = tuple[str, str]  # a model and a device
 
 FEWEST_ROWS = 12
-SOFT_SCALE = 1.5  # in units of the noise
+SOFT_ERROR = 0.15  # log error from which on rows count for less: some ran under settings that a table does not tell
 # Where the fit of a framework starts, and how far its scalars may typically stray, as natural logs; then how far those
 # of one device may stray from the framework's.
 CENTRE = np.log([6e-6, 0.95, 1.0])
 WIDE_STRAY = np.array([0.4, 0.04, 0.04])
 STRAY = np.array([0.5, 0.05, 0.05])
+OWN_STRAY = np.array([1.0, 0.3, 0.3])  # of scalars that a user's own runs tell
 FIRST_TOKEN_S = 0.02
 FIRST_TOKEN_STRAY = 4.0  # how far the time to a first token may stray from the framework's, as a factor either way
 OF_VERSION = 0.5  # how far a version's scalars may stray from those of all versions, as a share of STRAY
@@ -202,6 +203,12 @@ def fit(rows: Sequence[Measured], others: Sequence[Measured], usual: Floats) -> 
     return np.append(scalars, _first_token_s(scalars, rows or others, float(usual[-1])))
 
 
+def fit_own(rows: Sequence[Measured], usual: Floats) -> Floats:
+    """Return the scalars that explain a user's own rows, not far from the usual ones."""
+    scalars = np.exp(_least_squares(rows, np.log(usual[:-1]), OWN_STRAY))
+    return np.append(scalars, _first_token_s(scalars, rows, float(usual[-1])))
+
+
 def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> Floats:
     """Return the logs of the scalars; the centre where there are no rows."""
     if not rows:
@@ -215,10 +222,16 @@ def _least_squares(rows: Sequence[Measured], centre: Floats, stray: Floats) -> F
     weight = np.array([1.0 / (MODEL_NOISE * of_model[row.model] ** 0.5) for row in rows])
 
     def errors(logs: Floats) -> Floats:
-        return np.append(weight * (np.log(parts @ np.exp(logs) + fixed_s) - truth), (logs - centre) / stray)
+        return np.append(weight * _softened(np.log(parts @ np.exp(logs) + fixed_s) - truth), (logs - centre) / stray)
 
-    found: Floats = least_squares(errors, centre, loss="soft_l1", f_scale=SOFT_SCALE).x
+    found: Floats = least_squares(errors, centre).x
     return found
+
+
+def _softened(errors: Floats) -> Floats:
+    """Return errors whose squares grow as errors do beyond SOFT_ERROR, so that the many outweigh the odd."""
+    size = SOFT_ERROR * np.sqrt(2.0 * (np.sqrt(1.0 + (errors / SOFT_ERROR) ** 2) - 1.0))
+    return np.asarray(np.sign(errors) * size)
 
 
 def _first_token_s(scalars: Floats, rows: Sequence[Measured], usual_s: float) -> float:
