@@ -75,7 +75,7 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         "where the least loaded breaks down), and the rate at which 90 % are, its goodput, which rises by 17 to 48 % "
         "on tool and agent and by 14 to 40 % on conversation over the best baseline; our pass rule asks for twice the "
         "latter. Nearly all that is shared on tool and agent are three system prompts, which every replica soon has: "
-        "DualMap computes a sixth less than the least loaded, no half. Affinity sends half of the requests to one "
+        "DualMap computes a seventh less than the least loaded, no half. Affinity sends half of the requests to one "
         "replica and keeps its promise at no rate. Changed since first runs: system prompts, cut prompts, stamps, "
         "warm-up, the least loaded by tokens and the time of a token are the paper's (were thirty prompts, Poisson "
         "arrivals, requests, and half the time); of candidates that have as much cached the emptier is taken",
