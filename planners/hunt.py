@@ -139,7 +139,7 @@ class Hunt:
         verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest)
         if verdict.survives:
             for left in self.limits.degraded(chosen):
-                if not left.pools or (left.router == "in-time" and len(self._roles(left)) < 2):
+                if not left.pools or len(self._roles(left) & {"prefill", "decode"}) == 1:
                     return replace(verdict, strain=math.inf, fails="nothing is left when replicas fail"), run
                 worse, its_run = rehearsal.judge(self.market, left, self.siblings, self.hardest)
                 if not worse.survives:

@@ -102,13 +102,17 @@ def overruns(rows: Sequence[Limit], replicas: npt.ArrayLike) -> tuple[str, ...]:
 
 
 def _left_over(chosen: Candidate, left: list[int]) -> Candidate:
-    """Return the candidate with fewer replicas; a lost pool's share goes to the others, as theirs or else evenly."""
+    """Return the candidate with fewer replicas; a lost pool's share goes to the others, as theirs or else evenly.
+
+    Pools that take no prompt at all, as those that only decode, get none then, either.
+    """
     kept = [pool for pool, count in enumerate(left) if count]
+    takes = [float(any(row[pool] > 0 for row in chosen.shares)) for pool in kept]
     shares = []
     for row in chosen.shares:
         own = [row[pool] for pool in kept]
-        total = sum(own)
-        shares.append(tuple(share / total for share in own) if total > 0 else (1 / max(len(kept), 1),) * len(kept))
+        own = own if sum(own) > 0 else takes if sum(takes) > 0 else [1.0] * len(kept)
+        shares.append(tuple(share / sum(own) for share in own))
     pools = tuple((chosen.pools[pool][0], left[pool]) for pool in kept)
     return replace(chosen, pools=pools, shares=tuple(shares))
 

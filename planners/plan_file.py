@@ -129,8 +129,8 @@ def without_empty_pools(plan: "Plan") -> tuple["Plan", tuple[str, ...]]:
     shares = []
     for row in plan.shares:
         left = [row[index] for index in kept]
-        total = sum(left)
-        shares.append(tuple(share / total for share in left) if total else (1 / len(left),) * len(left))
+        left = left if sum(left) else [float(pool.role != "decode") for pool in pools]
+        shares.append(tuple(share / sum(left) for share in left))
     gone = len(plan.pools) - len(kept)
     words = f"{gone} pool{'s' if gone > 1 else ''} of no replica: requests go to the rest"
     return replace(plan, pools=pools, shares=tuple(shares)), (words,)

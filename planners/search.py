@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.llm import Llm
-from planners import disaggregated, mix, rehearsal
+from planners import disaggregated, mix, mixed_pools, rehearsal
 from planners.answer import plain
 from planners.bound import Windows, rigorous_usd_per_hour, windows_of
 from planners.classes import classified, named
@@ -39,6 +39,7 @@ __all__ = ["Infeasible", "Progress", "find_plan"]
 
 TRAINING = 6  # siblings that the search sees
 NO_CLASSES: Mapping[str, str] = MappingProxyType({})
+EFFORT_MIXED = 40  # fleets of such pools beside ordinary ones
 EFFORT_SPLIT = 60  # fleets of pools hand in hand to rehearse
 
 
@@ -192,6 +193,8 @@ def search_all(hunt: Hunt) -> None:
     hunt.mixes()
     hunt.refine()
     hunt.shrink()
+    if any(offer.role != "both" for offer in hunt.market.offers):
+        mixed_pools.search(hunt, EFFORT_MIXED)
 
 
 def _too_limited(hunt: Hunt) -> Infeasible:

@@ -127,6 +127,9 @@ class Fleet:
             check_tiers(pool)
             if pool.twin_of is not None:
                 _check_twins(pool, self.pools[pool.twin_of])
+        decoding = [place for place, role in enumerate(roles) if role == "decode"]
+        if self.router == "planned" and any(row[place] > 0 for row in self.shares for place in decoding):
+            raise ValueError("pools that only decode take no share of the requests")
         empty = [pool.engine.name for pool in self.pools if pool.replicas < 1]
         if empty:
             raise ValueError(f"pool {empty[0]} has no replica; expected at least one")
