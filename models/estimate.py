@@ -301,5 +301,6 @@ def power_of(engine: Engine, costs: StepCosts, calls: Iterable[Call], batch: flo
     """Return the watts of all devices of a replica while they decode such a batch."""
     device_s = sum(call.times * float(call_s(engine, call)[0]) for call in calls) * costs.host.decode_factor
     step_s = device_s + costs.host.step_s(engine.llm.layers)
-    watts = device_w(engine.device, device_s / step_s, multiplying(engine, batch / step_s))
+    busy = 1.0 - costs.host.host_step_s / step_s  # small kernels between the large ones draw no less
+    watts = device_w(engine.device, busy, multiplying(engine, batch / step_s))
     return None if watts is None else engine.devices * watts

@@ -7,7 +7,7 @@ IDLE_OF_TDP = 0.1  # of the limit, where the idle draw is not known: assumed
 FLOPS_PER_WEIGHT = 2.0
 # Shares of the span from idle to the limit: drawn by a device that is never waited for, and, for each share of its peak
 # that it multiplies at, on top. Least squares on 333 steady states of H100 and B200 under vLLM (ML.ENERGY); of models
-# left out, watts are told within 12 % (median) and 27 % (p90), within 16 % and 35 % where only the first is known.
+# left out, watts were told within 12 % (median) and 27 % (p90), within 16 % and 35 % where only the first is known.
 BUSY_SHARE, MULTIPLYING_SHARE, BUSY_ALONE_SHARE = 0.60, 1.25, 0.72
 
 

@@ -178,16 +178,11 @@ def _told(asked: Asked, costs: StepCosts, ttft_s: float, tpot_s: float, batch: f
     answers = max(1.0, asked.output_tokens - 1.0)
     e2e_s = ttft_s + answers * tpot_s
     found = {"ttft": ttft_s, "tpot": tpot_s, "e2e": e2e_s, "throughput": asked.replicas * batch / tpot_s}
-    busy = _busy(costs, batch, asked.input_tokens + 0.5 * asked.output_tokens, tpot_s)
+    busy = max(0.0, 1.0 - costs.host.host_step_s / tpot_s)  # but between steps
     watts = device_w(asked.engine.device, busy, multiplying(asked.engine, batch / tpot_s))
     if watts is None:
         return found
     return {**found, "power": watts, "energy": watts * asked.replicas * asked.engine.devices / found["throughput"]}
-
-
-def _busy(costs: StepCosts, batch: float, context: float, tpot_s: float) -> float:
-    running = min(max(1, round(batch)), costs.engine.settings.max_num_seqs)
-    return min(1.0, costs.host.decode_factor * costs.decode(running, running * context) / tpot_s)
 
 
 def read(row: Row) -> Asked:
