@@ -119,11 +119,18 @@ def with_fetch(words, here, compute_ps):
 @inner_kernel
 def write_back(state, here, content, blocks):
     """Write a content block that a lane evicts to the nearest store that takes such."""
+    store = _taker(state, here)
+    if store != NONE:
+        _write(state, store, content, blocks)
+
+
+@inner_kernel
+def _taker(state, here):
+    """Return the nearest store that takes what a lane evicts, or NONE."""
     store = state.words[here.tiers_at + NEAREST]
     while store != NONE and state.words[store + WRITES_THROUGH]:
         store = state.words[store + BELOW]
-    if store != NONE:
-        _write(state, store, content, blocks)
+    return store
 
 
 @inner_kernel
@@ -141,7 +148,7 @@ def write_through(state, row, here):
 @inner_kernel
 def steps_without_writing(state, here, steps):
     """Return how many decode steps take none but plain blocks, at least one: what is evicted is written on time."""
-    if here.oldest_node == NONE:
+    if here.oldest_node == NONE or _taker(state, here) == NONE:
         return steps
     plain_blocks = state.nodes[here.oldest_node].blocks_before
     for step in range(1, steps + 1):
