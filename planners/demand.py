@@ -80,6 +80,13 @@ class Market:
             views=tuple(replace(view, market=view.market.only(chosen)) for view in self.views),
         )
 
+    def promising(self, kept: Sequence[int]) -> "Market":
+        """Return the market with some of its promises only; its buckets, prices and views stay as they are."""
+        places = list(kept)
+        demand = Demand(self.demand.load, self.demand.lost[places], self.demand.allowed[places])
+        slos = tuple(self.slos[place] for place in places)
+        return replace(self, slos=slos, demand=demand, alone_s=self.alone_s[places], late=self.late[places])
+
     @property
     def load(self) -> Array:
         """Return the replicas that the whole trace keeps busy, by engine; infinite where none may be sent there."""

@@ -1,6 +1,7 @@
 """Infeasible: no fleet can keep the promises, and why."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,11 @@ def nothing_fits(llm: "Llm", devices: Sequence["Device"]) -> Infeasible:
     )
 
 
-def why(market: "Market") -> Infeasible:
-    """Return the promises that no engine keeps even when idle, with the best value that each device reaches."""
+def why(market: "Market", is_possible: Callable[["Market"], bool]) -> Infeasible:
+    """Return the promises that no engine keeps even when idle, with the best value that each device reaches.
+
+    is_possible says of a market with fewer promises whether some mix keeps them; the fewest to give up are named.
+    """
     reachable = tuple(row for promise in range(len(market.slos)) for row in _best_by_device(market, promise))
     reasons = []
     for promise, slo in enumerate(market.slos):
@@ -71,15 +75,44 @@ def why(market: "Market") -> Infeasible:
     if not reasons:
         promises = " and ".join(map(str, market.slos))
         reasons.append(f"{promises} cannot be kept together: no engine keeps all of them, though each is kept by some")
+    given_up = _fewest_to_give_up(market, is_possible)
+    if given_up:
+        words = " and ".join(f"{market.slos[place]} (best {_seconds(_best_s(market, place))})" for place in given_up)
+        reasons.append(f"the fewest promises to give up or loosen: {words}")
     if not np.isfinite(market.load).any():
         reasons.append("no engine holds the KV cache of the longest requests")
     return Infeasible(tuple(reasons), reachable)
 
 
 def nothing_survived(verdicts: Iterable["Verdict"]) -> Infeasible:
-    """Return what the least strained of the fleets that were tried failed at: each promise alone might be kept."""
-    nearest = min(verdicts, key=lambda verdict: (verdict.strain, verdict.usd_per_hour))
+    """Return what the fleet that breaks fewest promises of those tried failed at: each alone might be kept."""
+    nearest = fewest_broken(verdicts)
+    assert nearest is not None, "something was tried"
     return Infeasible((f"no fleet tried keeps all promises under this trace; the nearest misses: {nearest.fails}",))
+
+
+def fewest_broken(verdicts: Iterable["Verdict"]) -> "Verdict | None":
+    """Return the fleet that breaks the fewest promises, of those the least strained, then the cheapest."""
+    failed = [verdict for verdict in verdicts if not verdict.survives]
+    return min(failed, key=lambda each: (each.fails.count(", promised "), each.strain, each.usd_per_hour), default=None)
+
+
+def _fewest_to_give_up(market: "Market", is_possible: Callable[["Market"], bool]) -> tuple[int, ...]:
+    """Return the places of the fewest promises without which some mix keeps the others, idle; () where none helps."""
+    everyone = range(len(market.slos))
+    for size in range(1, len(market.slos)):
+        possible = [
+            some
+            for some in itertools.combinations(everyone, size)
+            if is_possible(market.promising([place for place in everyone if place not in some]))
+        ]
+        if possible:  # those that are broken by least
+            return min(possible, key=lambda some: max(_best_s(market, p) / market.slos[p].limit_s for p in some))
+    return ()
+
+
+def _best_s(market: "Market", promise: int) -> float:
+    return float(market.alone_s[promise].min())
 
 
 def _best_by_device(market: "Market", promise: int) -> list[Reachable]:

@@ -20,11 +20,11 @@ from planners.disaggregated import role_offers
 from planners.dominance import shortlist
 from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.explain import explain
-from planners.fluid import least_relaxation
+from planners.fluid import Limit, least_relaxation
 from planners.hunt import Hunt, describe, undominated
-from planners.infeasible import Infeasible, nothing_fits, nothing_survived, why
+from planners.infeasible import Infeasible, fewest_broken, nothing_fits, nothing_survived, why
 from planners.keeping import Keep
-from planners.limits import Limits, overruns
+from planners.limits import Limits, keeps, overruns
 from planners.mix import Demand
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
@@ -129,9 +129,9 @@ class Sought:
     def sketched(self) -> tuple[Market, Windows, Plan]:
         """Return the market, the windows that every fleet is held against, and a plan that nobody has rehearsed."""
         market = survey(self.trace, self.slos, self.offers)
-        fluid = fluid_mix(market)
+        fluid = fluid_mix(market, (self.limits or Limits()).rows(market)) or fluid_mix(market)
         if fluid is None:
-            raise why(market)
+            raise why(market, lambda some: fluid_mix(some) is not None)
         windows = windows_of(market, self.training())
         bound_usd = rigorous_usd_per_hour(market, windows)
         sketch = _sketch(market, fluid, bound_usd, self.notes)
@@ -204,13 +204,24 @@ def _too_limited(hunt: Hunt) -> Infeasible:
     if unlimited.best is None:
         return nothing_survived(unlimited.verdicts.values())
     chosen = unlimited.best.candidate
-    replicas = [dict(chosen.pools).get(engine, 0) for engine in range(len(hunt.market.offers))]
+    replicas = _replicas(hunt, chosen)
     needs = f"without limits {describe(hunt.market, chosen)} at ${unlimited.best.usd_per_hour:.2f}/h keeps the promises"
     reasons = [f"no fleet within the limits keeps the promises; {needs}", *overruns(hunt.rows, replicas)]
     scale = unlimited.best.usd_per_hour / max(_fluid_usd(hunt.market), 1e-9)
     least = least_relaxation(hunt.market.usd_per_hour, hunt.market.demand.load * scale, hunt.rows)
     reasons += [f"the fewest limits to raise, by estimate: {row.name}, by {row.by:.3g}" for row in least or ()]
+    within = [verdict for verdict in hunt.verdicts.values() if keeps(hunt.rows, _replicas(hunt, verdict.candidate))]
+    nearest = fewest_broken(within)
+    if nearest is not None:
+        fleet = describe(hunt.market, nearest.candidate)
+        reasons.append(
+            f"or within the limits the fewest promises to loosen, of fleets tried: {nearest.fails} ({fleet})"
+        )
     return Infeasible(tuple(reasons))
+
+
+def _replicas(hunt: Hunt, chosen: Candidate) -> list[int]:
+    return [dict(chosen.pools).get(engine, 0) for engine in range(len(hunt.market.offers))]
 
 
 def _fluid_usd(market: Market) -> float:
@@ -218,15 +229,16 @@ def _fluid_usd(market: Market) -> float:
     return float(np.min(market.demand.load * market.usd_per_hour[:, None], axis=0).sum())
 
 
-def fluid_mix(market: Market) -> mix.Mix | None:
-    """Return the cheapest mix if every pool could be busy without a pause; None where the promises forbid all."""
-    engines = undominated(market)
+def fluid_mix(market: Market, limits: Sequence[Limit] = ()) -> mix.Mix | None:
+    """Return the cheapest mix if every pool could be busy without a pause; None where promises or limits forbid all."""
+    engines = undominated(market, limits)
     demand = Demand(market.demand.load[engines], market.demand.lost[:, engines], market.demand.allowed)
     capacity = []
     for load in demand.load:
         most = max(1, math.ceil(load[np.isfinite(load)].sum()))
         capacity.append({size: float(size) for size in mix.sizes_up_to(most)})
-    found = mix.cheapest_mix(market.usd_per_hour[engines], demand, capacity)
+    rows = [replace(row, weights=tuple(row.weights[engine] for engine in engines)) for row in limits]
+    found = mix.cheapest_mix(market.usd_per_hour[engines], demand, capacity, limits=rows)
     if found is None:
         return None
     replicas = [0] * len(market.offers)

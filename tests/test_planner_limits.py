@@ -1,5 +1,9 @@
 """Limits on the whole fleet: kept, survived, and named where they leave no fleet."""
 
+import itertools
+import re
+from dataclasses import replace
+
 import numpy as np
 import planner_toys
 import pytest
@@ -9,7 +13,7 @@ from planners.demand import survey
 from planners.engines import devices_named, offers_for
 from planners.limits import Limits, keeps
 from planners.rehearsal import Candidate
-from planners.search import Infeasible, find_plan
+from planners.search import Infeasible, find_plan, fluid_mix
 from planners.slo import holds
 from planners.tariffs import Tariff
 from simulator.fleet import Fleet, Pool
@@ -45,6 +49,37 @@ def test_a_budget_that_suffices_changes_nothing_and_one_that_does_not_says_what_
     ) as raised:
         plan_with(Limits(usd_per_hour_at_most=budget))
     assert f"at most {budget:g} USD/h would have to be 0.5 more" in raised.value.reasons
+
+
+def test_within_limits_the_promises_to_loosen_are_named_and_by_how_much():
+    promises = planner_toys.promises("ttft:p90<=40ms", "tpot:p90<=4ms")
+    _, free = plan_with()
+    limits = Limits(usd_per_hour_at_most=free.usd_per_hour - 1.0)
+    with pytest.raises(Infeasible) as raised:
+        plan_with(limits)
+    (reason,) = (each for each in raised.value.reasons if each.startswith("or within the limits"))
+    told = dict(re.findall(r"(\w+):p90 is ([0-9.e-]+) s, promised", reason))
+    assert 0 < len(told) <= 2
+    loosened = [replace(slo, limit_s=1.01 * float(told[slo.metric])) if slo.metric in told else slo for slo in promises]
+    trace = planner_toys.bursty_trace(0)
+    plan = find_plan(trace, None, loosened, offers=planner_toys.two_offers(), limits=limits)
+    assert plan.usd_per_hour <= limits.usd_per_hour_at_most
+
+
+def test_the_fewest_promises_to_give_up_are_those_that_brute_force_finds():
+    promises = planner_toys.promises("ttft:p90<=1ms", "tpot:p90<=4ms", "e2e:p90<=2ms")  # no engine is so fast
+    trace = planner_toys.bursty_trace(0)
+    with pytest.raises(Infeasible) as raised:
+        find_plan(trace, None, promises, offers=planner_toys.two_offers())
+    (reason,) = (each for each in raised.value.reasons if each.startswith("the fewest promises to give up"))
+    named = {slo for slo in promises if str(slo) in reason}
+    possible = []
+    for size in (1, 2):
+        for given_up in itertools.combinations(promises, size):
+            left = [slo for slo in promises if slo not in given_up]
+            if fluid_mix(survey(trace, left, planner_toys.two_offers())) is not None:
+                possible.append(set(given_up))
+    assert named in [some for some in possible if len(some) == min(map(len, possible))]
 
 
 def test_a_fleet_with_a_spare_survives_the_loss_of_any_replica():
