@@ -204,8 +204,8 @@ def contents_of(trace: Trace) -> Contents:
 
 
 def _tenants(trace: Trace, blocks: Ragged, ids: np.ndarray) -> Tenants:
-    """Return whose each content block is, where the trace names tenants: that of the first request with it."""
-    named = trace.columns.get("tenant")
+    """Return whose each content block is, of the tenants or else classes that the trace names: its first request's."""
+    named = trace.columns.get("tenant", trace.columns.get("slo_class"))
     if not isinstance(named, Labels) or not ids.size:
         return NO_TENANTS
     codes = np.full(int(ids.max()) + 1, -1, np.int64)

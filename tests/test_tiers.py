@@ -33,10 +33,10 @@ def dram(prompts=100, bytes_per_s=1e9, **about):
     return Tier("dram", prompts * PROMPT * KV_BYTES, bytes_per_s, **about)
 
 
-def asked(names, owners=None, gap_s=0.1):
+def asked(names, owners=None, gap_s=0.1, column="tenant"):
     """Return prompts of one content block by name, and a token more, one every 100 ms."""
     contents = [[name, 1000 + place] for place, name in enumerate(names)]
-    columns = {} if owners is None else {"tenant": Labels(np.array(owners, np.int32), ("a", "b"))}
+    columns = {} if owners is None else {column: Labels(np.array(owners, np.int32), ("a", "b"))}
     return toys.trace(np.arange(len(names)) * gap_s, PROMPT + 1, 1, contents, **columns)
 
 
@@ -125,13 +125,14 @@ def test_lru_keeps_what_is_read_and_fifo_does_not():
     assert read_below("lru", names) == 39 > read_below("fifo", names)
 
 
-def test_a_tenant_s_quota_is_kept_from_others():
+@pytest.mark.parametrize("column", ["tenant", "slo_class"])
+def test_a_quota_is_kept_from_others(column):
     """Tenant a comes back to three prompts while b floods the tier with prompts of its own."""
     names, owners = [], []
     for turn in range(12):
         names += [1, 2, 3, *range(100 + 20 * turn, 120 + 20 * turn)]
         owners += [0] * 3 + [1] * 20
-    trace = asked(names, owners)
+    trace = asked(names, owners, column=column)
     hits = []
     for quotas in ({}, {"a": 0.5, "b": 0.5}):
         run = replay(trace, Fleet((pool(dram(10, quotas=quotas), prompts=2),)))
