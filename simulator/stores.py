@@ -63,8 +63,9 @@ class Tier:
     A replica moves bytes_per_s each way; a shared tier carries total_bytes_per_s for all together. A transfer also
     takes its latency, and operation_s for every operation_blocks KV blocks. eviction is "lru", "fifo" or "s3-fifo",
     which a scan does not flush. quotas are shares of the capacity by tenant, or by class where a trace names no
-    tenants: who holds most beyond its own gives first. With writes_through it takes prompts when they are computed, else what the tier above evicts. What was read
-    stays, so that of a conversation that comes back only the new part is written; unless moves_up.
+    tenants: who holds most beyond its own gives first. With writes_through it takes prompts when they are computed,
+    else what the tier above evicts. What was read stays, so that of a conversation that comes back only the new part
+    is written; unless moves_up.
 
     >>> Tier("dram", 256e9, 50e9).eviction
     'lru'
