@@ -97,7 +97,7 @@ def in_time(state, prompts, row):
 def _done_ps(state, prompts, here, row):
     """Return when a lane should be done with a prompt if only what must go before it does: full steps, and attention.
 
-    A late prompt that the lane has begun goes before it, too, but not those that wait.
+    A late prompt that the lane has begun goes before it, too; those that wait only where lanes do not go by priority.
     """
     tokens, pairs = row.input_tokens, _pairs(row.input_tokens, here)
     slot = here.first_prefill
@@ -107,7 +107,9 @@ def _done_ps(state, prompts, here, row):
         tokens += other.input_tokens - computed
         pairs += _pairs(other.input_tokens, here) - _pairs(computed, here)
         slot = other.next_prefill
-    slot = here.first_waiting if here.waiting > 0 else NONE
+    if not here.by_priority:
+        tokens += here.waiting_tokens
+    slot = here.first_waiting if here.by_priority and here.waiting > 0 else NONE
     while slot != NONE and state.requests[slot].priority < LATE:
         tokens += state.requests[slot].input_tokens
         pairs += _pairs(state.requests[slot].input_tokens, here)
@@ -138,11 +140,11 @@ def _pairs(tokens, here):
 
 @inner_kernel
 def _longest_in_time(state, tokens):
-    """Return the longest prompt that waits and is not late, NONE where none is longer than so many tokens."""
+    """Return the longest prompt that waits where it can give way and is not late; NONE where none has more tokens."""
     longest = NONE
     for lane in range(state.clock[0].front_lanes):
         here = state.lanes[lane]
-        slot = here.first_waiting if here.waiting > 0 else NONE
+        slot = here.first_waiting if here.by_priority and here.waiting > 0 else NONE
         while slot != NONE and state.requests[slot].priority < LATE:
             if state.requests[slot].input_tokens > tokens:
                 longest, tokens = slot, state.requests[slot].input_tokens

@@ -110,10 +110,12 @@ class NaiveLane:
     def prompts_done_ps(self, request):
         """Return when a router should think that the lane is done with a prompt, by full steps."""
         before = [one for one in self.running if not one.is_decoding()]
-        before += [one for one in self.waiting if one.priority < LATE]
+        before += [one for one in self.waiting if one.priority < LATE and self.limits.by_priority]
         done = [(one, one.computed + one.chunk if one in self.running else 0) for one in before] + [(request, 0)]
         most, decoding = self.limits.max_batched_tokens, sum(one.is_decoding() for one in self.running)
         tokens = sum(one.input_tokens - computed for one, computed in done)
+        if not self.limits.by_priority:
+            tokens += sum(one.input_tokens + one.generated for one in self.waiting)
         pairs = sum(past_pairs(one.input_tokens, most) - past_pairs(computed, most) for one, computed in done)
         step_ps = int(self.table.token_ps[0, most] + self.table.sequence_ps[0, 1] + self.table.prefill_ps[0, most])
         pair_ps = int(self.table.prefill_slope_ps[0, most]) // most
@@ -590,6 +592,7 @@ class NaiveFleet:
         longer = [
             (-one.input_tokens, i, place)
             for i in self.front
+            if self.lanes[i].limits.by_priority
             for place, one in enumerate(self.lanes[i].waiting)
             if one.priority < LATE and one.input_tokens > request.input_tokens
         ]
