@@ -4,11 +4,10 @@ A prefill pool takes prompts by the router that foresees when each is done; a pr
 So a decode never waits beside a long prefill, and bursts of prompts are cut down to the misses that promises allow.
 """
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +15,8 @@ from models.engine import Settings
 from planners.demand import Market, sizes
 from planners.engines import Offer, name_of, offer, suffix_of
 from planners.hunt import CHEAPER_BY, Hunt
-from planners.rehearsal import Candidate
+from planners.rehearsal import Candidate, split_candidate
+from planners.roles import close_in
 from planners.tariffs import ON_DEMAND
 from planners.windows import Row
 from planners.work import decode_work_s, prompt_prices, token_prices, worth_of
@@ -27,8 +27,8 @@ DECODE_TOKENS = 1024
 DECODE_SEQUENCES = 512
 MOST_OFFERS = 5  # of each role
 MOST_PAIRS = 4  # to rehearse
-MOST_TRADED = 2  # replicas at once
-MOST_TRADES = 8  # of a role to rehearse, around one best fleet
+EFFORT_REQUESTS = 3_000_000  # to replay in closing in on the cheapest
+MOST_REHEARSED = 100  # fleets, however few those are
 HEADROOM = 2.0  # decode replicas, in their mean load, that are certainly enough
 
 PREFILL = Settings(max_num_batched_tokens=PREFILL_TOKENS, scheduling_policy="priority")
@@ -59,33 +59,18 @@ def search(hunt: Hunt, effort: int) -> None:
     """Rehearse pairs of a prefill and a decode engine, the most promising first, and keep the cheapest survivor.
 
     For each pair the fewest prefill replicas beside ample decode replicas are found, then the fewest decode replicas
-    beside those, then replicas are traded for those of other engines.
+    beside those; then the search closes in on the cheapest fleet of any engines (planners/roles.py).
     """
     spent = len(hunt.verdicts)
     for prefill, decode in _pairs(hunt):
         if len(hunt.verdicts) - spent < effort:
             _fewest(hunt, prefill, decode)
-    _improve(hunt)
-
-
-def _improve(hunt: Hunt) -> None:
-    """Trade replicas of the best split fleet for those of others in their role, as long as a cheaper one survives."""
     best = hunt.best
-    while best is not None and _is_split(hunt.market, best.candidate):
-        for chosen in _trades(hunt, best.candidate):
-            if hunt.attempt(chosen)[0].survives and hunt.best is not best:
-                break
-        if hunt.best is best:
-            return
-        best = hunt.best
-
-
-def candidate(market: Market, pools: Sequence[tuple[int, int]]) -> Candidate:
-    """Return the fleet of (engine, replicas) as a candidate: prefill pools first, as a fleet has them."""
-    ordered = sorted(pools, key=lambda pool: (market.offers[pool[0]].role == "decode", pool[0]))
-    shares = [0.0 if market.offers[engine].role == "decode" else 1.0 for engine, _ in ordered]
-    row = tuple(share / sum(shares) for share in shares)
-    return Candidate(tuple(ordered), (row,) * market.buckets, "in-time")
+    if best is not None and _is_split(hunt.market, best.candidate):
+        needed = {"prefill": partial(_least_prefill, hunt), "decode": partial(_mean_decodes, hunt.market)}
+        roles = {place: one.role for place, one in enumerate(hunt.market.offers) if one.role != "both"}
+        least = {place: needed[role](place) for place, role in roles.items()}
+        hunt.split_usd = close_in(hunt, least, min(MOST_REHEARSED, EFFORT_REQUESTS // len(hunt.market.trace)))
 
 
 def _best(priced: list[tuple[float, Offer]]) -> list[Offer]:
@@ -152,7 +137,7 @@ def _fewest(hunt: Hunt, prefill: int, decode: int) -> None:
     ample = math.ceil(HEADROOM * few) + 1
 
     def survives(prefills: int, decodes: int) -> bool:
-        return hunt.attempt(candidate(market, [(prefill, prefills), (decode, decodes)]))[0].survives
+        return hunt.attempt(split_candidate(market, [(prefill, prefills), (decode, decodes)]))[0].survives
 
     def most(decodes: int) -> int:
         if hunt.best is None:
@@ -178,48 +163,5 @@ def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def _trades(hunt: Hunt, best: Candidate) -> list[Candidate]:
-    """Return cheaper fleets with up to MOST_TRADED replicas of a role traded: of each role those that do most of it."""
-    market, pools = hunt.market, dict(best.pools)
-    found: list[Candidate] = []
-    for role in ("prefill", "decode"):
-        mine = [place for place, one in enumerate(market.offers) if one.role == role]
-        needed = {
-            place: _least_prefill(hunt, place) if role == "prefill" else _mean_decodes(market, place) for place in mine
-        }
-        near: dict[Candidate, float] = {}
-        for gone, added in itertools.product(_some([place for place in mine if place in pools], 1), _some(mine, 0)):
-            counts = Counter(pools)
-            counts.subtract(gone)
-            counts.update(added)
-            if min(counts.values()) >= 0 and any(counts[place] for place in mine):
-                chosen = candidate(market, [pool for pool in counts.items() if pool[1]])
-                if _usd(market, chosen) < _usd(market, best) * (1 - CHEAPER_BY):
-                    near[chosen] = sum(counts[place] / needed[place] for place in mine)
-        hopeful = [chosen for chosen in near if chosen not in hunt.verdicts and not _is_in_failed(hunt, chosen)]
-        found += sorted(hopeful, key=lambda chosen: (-near[chosen], chosen.pools))[:MOST_TRADES]
-    return found
-
-
-def _some(engines: Sequence[int], fewest: int) -> list[tuple[int, ...]]:
-    """Return all choices of so many to MOST_TRADED replicas."""
-    sizes = range(fewest, MOST_TRADED + 1)
-    return [some for size in sizes for some in itertools.combinations_with_replacement(engines, size)]
-
-
-def _is_in_failed(hunt: Hunt, chosen: Candidate) -> bool:
-    """Say whether a split fleet that failed holds all these replicas: fewer serve no better."""
-    return any(
-        not verdict.survives
-        and failed.router == chosen.router
-        and all(dict(failed.pools).get(engine, 0) >= count for engine, count in chosen.pools)
-        for failed, verdict in hunt.verdicts.items()
-    )
-
-
 def _is_split(market: Market, chosen: Candidate) -> bool:
     return any(market.offers[engine].role != "both" for engine, _ in chosen.pools)
-
-
-def _usd(market: Market, chosen: Candidate) -> float:
-    return sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)

@@ -28,7 +28,7 @@ Bools = npt.NDArray[np.bool_]
 Replicas = tuple[int, ...]  # of each engine
 
 ROUNDS = 40
-ROUNDS_BESIDE_SPLIT = 6  # where pools that prefill or decode are cheaper than any mix seen so far
+ROUNDS_BESIDE_SPLIT = 3  # where pools that prefill or decode are cheaper than any mix seen so far
 CHEAPER_BY = 1e-6  # relative: what counts as cheaper
 CAUTION = 1 / 256  # a pool that broke carries at least this fraction less than what broke it
 MOST_FLEETS = 20_000  # beyond so many cheaper fleets not all are looked at
@@ -65,6 +65,7 @@ class Hunt:
         self.best_single: Verdict | None = None
         self.rounds = 0
         self.conditional_usd = 0.0
+        self.split_usd = 0.0  # the same for pools hand in hand
         self.is_exhausted = False
 
     def single_engines(self) -> None:
@@ -146,6 +147,14 @@ class Hunt:
                     words = f"when only {describe(self.market, left)} are left, {worse.fails}"
                     return replace(verdict, strain=worse.strain, fails=words), its_run
         return verdict, run
+
+    def learned_usd(self) -> float:
+        """Return what, by all that was learned, no fleet that is routed like the best one costs less than."""
+        assert self.best is not None, "something survived"
+        roles = self._roles(self.best.candidate)
+        if roles != {"both"}:
+            return self.split_usd if "both" not in roles else 0.0
+        return self.best.usd_per_hour if self.is_exhausted else self.conditional_usd
 
     def _replicas(self, chosen: Candidate) -> Replicas:
         replicas = [0] * len(self.market.offers)

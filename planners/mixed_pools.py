@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from planners.demand import Market
-from planners.disaggregated import candidate
 from planners.hunt import CHEAPER_BY, Hunt, Replicas
 from planners.limits import keeps
-from planners.rehearsal import Candidate, Verdict
+from planners.rehearsal import Candidate, Verdict, split_candidate
 
 MOST_TRADED = 2  # replicas away, and replicas instead
 ORDINARY = 6  # engines that do both to trade with
@@ -36,7 +35,7 @@ def search(hunt: Hunt, effort: int) -> None:
         for replicas in _near(hunt):
             if any(all(few <= many for few, many in zip(replicas, other, strict=True)) for other in failed):
                 continue
-            chosen = candidate(hunt.market, [(engine, count) for engine, count in enumerate(replicas) if count])
+            chosen = split_candidate(hunt.market, [(engine, count) for engine, count in enumerate(replicas) if count])
             for routed in _routed(hunt.market, chosen):
                 if len(hunt.verdicts) - spent >= effort:
                     return

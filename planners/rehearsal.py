@@ -34,7 +34,7 @@ class Candidate:
 class Verdict:
     """What replays made of a candidate: strain is the worst ratio of a promised percentile to its limit.
 
-    broke_on is the number of the sibling that broke it, 0 where it was the trace itself.
+    broke_on is the number of the sibling that broke it, 0 where it was the trace itself; broken are the metrics.
     """
 
     candidate: Candidate
@@ -42,6 +42,7 @@ class Verdict:
     strain: float
     fails: str
     broke_on: int = 0
+    broken: frozenset[str] = frozenset()
 
     @property
     def survives(self) -> bool:
@@ -54,6 +55,14 @@ def candidate(replicas: Sequence[int], shares: Array) -> Candidate:
     used = [engine for engine, count in enumerate(replicas) if count]
     columns = shares[used].T
     return Candidate(tuple((engine, replicas[engine]) for engine in used), tuple(map(_per_mille, columns)))
+
+
+def split_candidate(market: Market, pools: Sequence[tuple[int, int]]) -> Candidate:
+    """Return the fleet of (engine, replicas) hand in hand as a candidate: prefill pools first, as a fleet has them."""
+    ordered = sorted(pools, key=lambda pool: (market.offers[pool[0]].role == "decode", pool[0]))
+    shares = [0.0 if market.offers[engine].role == "decode" else 1.0 for engine, _ in ordered]
+    row = tuple(share / sum(shares) for share in shares)
+    return Candidate(tuple(ordered), (row,) * market.buckets, "in-time")
 
 
 def fleet_of(market: Market, chosen: Candidate) -> Fleet:
@@ -93,7 +102,8 @@ def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = (), har
         worst, words = max(worst, strain(runs[number], market.slos)), failure(runs[number], market.slos)
         if words:
             where = f"on resampled sibling {number}, " if number else ""
-            return Verdict(chosen, cost, worst, where + words, number), runs[number]
+            metrics = frozenset(slo.metric for slo in broken(runs[number], market.slos))
+            return Verdict(chosen, cost, worst, where + words, number, metrics), runs[number]
     return Verdict(chosen, cost, worst, ""), runs[0]
 
 

@@ -304,9 +304,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
         bottleneck=_bottleneck(market, best.candidate, run),
         notes=notes,
         effort={"engines": len(market.offers), "fleets_rehearsed": len(hunt.verdicts), "mixes_proposed": hunt.rounds},
-        conditional_usd_per_hour=best.usd_per_hour
-        if hunt.is_exhausted
-        else min(hunt.conditional_usd, best.usd_per_hour),
+        conditional_usd_per_hour=min(max(hunt.learned_usd(), bound_usd), best.usd_per_hour),
         out_of_sample=_out_of_sample(market, best.candidate, fresh) if fresh else None,
         explain=_explanation(hunt, best),
     )

@@ -1,18 +1,30 @@
 """Benchmarks of the planner on Azure's traces of 2023: cost, both bounds, siblings, CPU seconds.
 
-python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic] [--split] [--rules]
+python tests/bench_planner.py [--cases conv-1x,code-5x] [--siblings 10] [--analytic] [--split]
+    [--rules | --counterexamples N]
 """
 
 import argparse
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from conftest import SHARED
 
 import traces
 from models import llm
+from planners.bound import rigorous_usd_per_hour, windows_of
+from planners.demand import survey
+from planners.disaggregated import role_offers
+from planners.engines import devices_named, offers_for
+from planners.rehearsal import fleet_of, split_candidate
+from planners.rules import by_rules
 from planners.search import find_plan
-from planners.slo import limit_s, parse_all
+from planners.slo import holds, limit_s, parse_all
+from simulator.fleet import ROLES
+from simulator.replay import replay
 from traces.trace import Trace
 from traces.transform import scale_rate
 
@@ -47,15 +59,36 @@ def measure(case: str, siblings: int, analytic: bool, split: bool) -> str:
 
 def rules(case: str) -> str:
     """Return what rules of thumb buy for a case, and whether that survives its replay."""
-    from planners.demand import survey
-    from planners.engines import devices_named, offers_for
-    from planners.rules import by_rules
 
     slos = parse_all(PROMISES)
     offers = offers_for(llm.load(MODEL), devices_named(None)[0], tpot_limit_s=limit_s(slos, "tpot"))
     found = by_rules(survey(workload(case), slos, offers))
     rows = [f"{one.utilisation:g}: {one.usd_per_hour:.2f} USD/h {one.fails or 'survives'}" for one in found]
     return "\n".join([f"{case} at a fixed utilisation of", *(f"  {row}" for row in rows)])
+
+
+def counterexamples(case: str, count: int) -> str:
+    """Return how many of so many random fleets that cost up to a third less than the rigorous bound survive."""
+    trace, slos, rng = workload(case), parse_all(PROMISES), np.random.default_rng(0)
+    offers = offers_for(llm.load(MODEL), devices_named(None)[0], tpot_limit_s=limit_s(slos, "tpot"))
+    market = survey(trace, slos, (*offers, *role_offers(trace, offers, limit_s(slos, "tpot"))))
+    bound_usd = rigorous_usd_per_hour(market, windows_of(market))
+    by_role = {role: [e for e, one in enumerate(market.offers) if one.role == role] for role in ROLES}
+    survivors = 0
+    for number in range(count):
+        roles = ("prefill", "decode") if number % 2 else ("both",) * int(rng.integers(1, 4))
+        counts = Counter({int(rng.choice(by_role[role])): 1 for role in roles})
+        while True:
+            added = int(rng.choice(list(counts)))
+            if market.usd_per_hour @ [counts[e] + (e == added) for e in range(len(market.offers))] >= bound_usd:
+                break
+            counts[added] += 1
+        usd = sum(market.usd_per_hour[e] * n for e, n in counts.items())
+        chosen = split_candidate(market, list(counts.items()))
+        routers = ("in-time",) if number % 2 else ("in-time", "join-shortest-queue", "least-kv")
+        fleets = [replace(fleet_of(market, chosen), router=router) for router in routers]
+        survivors += usd < bound_usd and any(holds(replay(trace, fleet), slos) for fleet in fleets)
+    return f"{case}: {survivors} of {count} random fleets below {bound_usd:.2f} USD/h survive"
 
 
 def main() -> None:
@@ -65,9 +98,13 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=0)
     parser.add_argument("--analytic", action="store_true")
     parser.add_argument("--split", action="store_true")
+    parser.add_argument("--counterexamples", type=int, default=0, help="only random fleets below the bound")
     parser.add_argument("--rules", action="store_true", help="only what rules of thumb buy")
     chosen = parser.parse_args()
     for case in chosen.cases.split(","):
+        if chosen.counterexamples:
+            print(counterexamples(case, chosen.counterexamples), flush=True)
+            continue
         if chosen.rules:
             print(rules(case), flush=True)
             continue

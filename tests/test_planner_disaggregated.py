@@ -12,13 +12,14 @@ import planner_toys
 import pytest
 
 from models import llm
+from planners import disaggregated
 from planners import plan as plans
 from planners.answer import plain
-from planners.bound import rigorous_usd_per_hour
+from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import survey
-from planners.disaggregated import candidate
 from planners.hunt import Hunt
 from planners.limits import Limits
+from planners.rehearsal import split_candidate
 from planners.search import find_plan
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool
@@ -87,7 +88,26 @@ def test_one_replica_fewer_of_either_kind_breaks_a_promise(seed):
     for engine in counts:
         fewer = [(place, count - (place == engine)) for place, count in counts.items() if count - (place == engine)]
         if {market.offers[place].role for place, _ in fewer} == {"prefill", "decode"}:
-            assert not hunt.attempt(candidate(market, fewer))[0].survives
+            assert not hunt.attempt(split_candidate(market, fewer))[0].survives
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_closing_in_finds_as_cheap_a_split_fleet_as_brute_force(seed):
+    promises = planner_toys.promises(*PROMISES)
+    market = survey(planner_toys.bursty_trace(seed, 400), promises, list(in_roles(planner_toys.two_offers())))
+    hunt = Hunt(market, windows_of(market), lambda words: None)
+    disaggregated.search(hunt, 60)
+    assert hunt.best is not None
+    assert hunt.split_usd <= hunt.best.usd_per_hour
+    most = [range(int(hunt.best.usd_per_hour / one.usd_per_hour) + 1) for one in market.offers]
+    for counts in itertools.product(*most):
+        pools = [(engine, count) for engine, count in enumerate(counts) if count]
+        cost = sum(market.offers[engine].usd_per_hour * count for engine, count in pools)
+        if {market.offers[engine].role for engine, _ in pools} == {
+            "prefill",
+            "decode",
+        } and cost < hunt.split_usd - 1e-6:
+            assert not hunt.attempt(split_candidate(market, pools))[0].survives, pools
 
 
 def test_a_fleet_in_which_either_kind_may_fail_has_two_of_each():

@@ -17,11 +17,10 @@ from planners import exports, mixed_pools
 from planners.bound import windows_of
 from planners.classes import classified
 from planners.demand import survey
-from planners.disaggregated import candidate
 from planners.exports.deployment import of_plan
 from planners.hunt import Hunt
 from planners.limits import Limits
-from planners.rehearsal import Candidate
+from planners.rehearsal import Candidate, split_candidate
 from planners.search import find_plan
 from planners.slo import holds
 from simulator.fleet import Fleet, Pool
@@ -70,7 +69,7 @@ def test_brute_force_finds_no_cheaper_mixed_fleet_under_the_same_routings(seed):
         usd = float(np.dot(counts, market.usd_per_hour))
         is_mixed = mixed_pools.is_mixed(market, [engine for engine, _ in used])
         if usd < plan.usd_per_hour - 1e-9 and is_mixed and windows.may_survive(counts):
-            for chosen in mixed_pools._routed(market, candidate(market, used)):
+            for chosen in mixed_pools._routed(market, split_candidate(market, used)):
                 assert not judge.attempt(chosen)[0].survives, (seed, counts, chosen.router)
                 compared += 1
     assert compared
@@ -81,7 +80,7 @@ def test_what_is_left_when_the_only_prefill_replica_fails_cannot_serve():
     market = survey(trace, PROMISES, offers)
     places = {one.name: engine for engine, one in enumerate(market.offers)}
     pools = [(places[name], 3) for name in ("small", "small/decode")]
-    chosen = candidate(market, [*pools, (places["small/prefill"], 1)])
+    chosen = split_candidate(market, [*pools, (places["small/prefill"], 1)])
     hunt = Hunt(market, windows_of(market), lambda words: None, limits=Limits(spare=1))
     for routed in mixed_pools._routed(market, chosen):
         verdict, _ = hunt.attempt(routed)
