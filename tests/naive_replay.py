@@ -281,7 +281,7 @@ class NaiveLane:
             free = [one for one in self.running if one.chunk == 0 or one.is_decoding()]
             request = max(free, key=lambda one: (one.priority, one.index))
         if self.limits.reserve_fall:
-            decodes = [one for one in reversed(self.running) if one.is_decoding()] or [request]
+            decodes = [one for one in reversed(self.running) if one.is_decoding()] or self.running[-1:]
             request = min(decodes, key=lambda one: (one.generated, -one.input_tokens))
         self.running.remove(request)
         others = [one for one in self.running if one.is_decoding()]
