@@ -57,6 +57,9 @@ EXCHANGE_PARAMETERS = (
     *("node_hop_s", "node_bytes_per_s", "sharpness"),
 )
 
+LOOKUP_PARAMETERS = ("fixed_s", "lookups_per_s", "memory_efficiency")
+LOOKUP_GROUP = 4.0  # weights that one lookup serves (Wei et al., T-MAC)
+
 # Tile heights and widths that matrix kernels are written for; a menu is a range of this list and the split allowed.
 TILES = (
     *((128.0, 256.0), (256.0, 128.0), (128.0, 128.0), (64.0, 256.0), (128.0, 64.0), (64.0, 128.0)),

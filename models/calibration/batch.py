@@ -5,7 +5,15 @@ import numpy.typing as npt
 
 from models.attention import attention_decode_traits, attention_mixed_traits, attention_prefill_traits
 from models.compiled import kernel
-from models.operators import collective, exchange_traits, gemm_traits, moe_traits, roofline_traits
+from models.operators import (
+    LOOKUP_GROUP,
+    collective,
+    exchange_traits,
+    gemm_traits,
+    lookup_gemm,
+    moe_traits,
+    roofline_traits,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,6 +74,15 @@ def roofline_rows(columns, formats, machine, fit, out):
         row = roofline_traits(columns[i, 0], columns[i, 1], columns[i, 2], machine, fit)
         for j in range(len(row)):
             out[i, j] = row[j]
+
+
+@kernel
+def lookup_rows(columns, formats, machine, fit, out):
+    """Fill out[i] for columns (m, n, k, bits of a weight)."""
+    for i in range(columns.shape[0]):
+        c = columns[i]
+        bandwidth_bytes_per_s = machine.bandwidth_bytes_per_s * fit[2]
+        out[i, 0] = lookup_gemm(c[0], c[1], c[2], c[3], LOOKUP_GROUP, fit[1], bandwidth_bytes_per_s, fit[0])
 
 
 @kernel

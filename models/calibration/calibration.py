@@ -214,10 +214,14 @@ def borrowed(fit: OperatorFit, factor: float, physical_only: bool) -> OperatorFi
 
 
 def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
-    """Return a fit with the parameters that are speeds, not efficiencies, in proportion to the devices' links."""
-    if fit.form != "collective":
+    """Return a fit with the parameters that are speeds, not efficiencies, in proportion to the devices.
+
+    What is sent scales with their links, what is looked up with their processors.
+    """
+    if fit.form not in ("collective", "lookup"):
         return fit
-    ratio = link_bytes_per_s(device) / link_bytes_per_s(lender)
+    processors = (device.processors or 1) / (lender.processors or 1)
+    speeds = {"bytes_per_s": link_bytes_per_s(device) / link_bytes_per_s(lender), "lookups_per_s": processors}
     names = FORMS[fit.form].parameters
-    values = zip(names, fit.parameters, strict=True)
-    return replace(fit, parameters=tuple(v * ratio if name.endswith("bytes_per_s") else v for name, v in values))
+    factors = [next((speed for ending, speed in speeds.items() if name.endswith(ending)), 1.0) for name in names]
+    return replace(fit, parameters=tuple(value * by for value, by in zip(fit.parameters, factors, strict=True)))

@@ -98,6 +98,14 @@ _add(
     batch.roofline_rows,
 )
 _add(
+    "lookup",
+    operators.LOOKUP_PARAMETERS,
+    (3e-6, 1e11, 0.6),
+    ((),),
+    1,
+    batch.lookup_rows,
+)
+_add(
     "collective",
     operators.COLLECTIVE_PARAMETERS,
     (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1.2e-5, 1e-6, 7e10, 0.05, 1e-5, 1e10, 0.5, 3.0),

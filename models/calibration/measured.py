@@ -30,8 +30,10 @@ MULTIPLIES_IN = {
     "sq": "int8",
     "q8_0": "int8",
     "w2a8": "int8",
+    "ternary": "int8",
+    "q4_0": "int8",
 }
-ACTIVATION_OF = {"w4a8_mxfp4_mxfp8": "fp8", "w2a8": "int8"}
+ACTIVATION_OF = {"w4a8_mxfp4_mxfp8": "fp8", "w2a8": "int8", "ternary": "int8", "q4_0": "int8"}
 WEIGHT_OF = {"w2a8": "ternary"}
 NO_CACHE_BYTES = 4 * 1024.0**2
 

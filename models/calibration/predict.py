@@ -6,6 +6,7 @@ tables (bf16, fp8, fp8_block, nvfp4, int8_wo, int4_wo, ...). Shapes are per rank
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,10 @@ STATEFUL = ("gdn", "kda", "mamba2")
 CONVOLUTIONS, SCANS = ("causal_conv1d",), ("chunk", "fused", "flashkda", "kda_fused")
 LIBRARIES = ("nccl", "oneccl", "nccl-tests")
 GRAPH = {"vllm": ("custom:vLLM_custom_graph",), "sglang": ("custom:SGLang_CustomAllReduce_graph",)}
+# Frameworks that look products of narrow weights up, and the formats of those weights.
+LOOKS_UP, LOOKED_UP = ("t-mac",), ("int4_wo", "q4_0", "ternary")
 # What measurement tables call a serving framework, and a weight-only dtype.
-TABLE_ENGINES = {"tensorrt-llm": "trtllm", "llama.cpp": "vllm"}
+TABLE_ENGINES = {"tensorrt-llm": "trtllm", "llama.cpp": "vllm", "t-mac": "vllm"}
 TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo", "mxfp4": "w4a16_mxfp4", "fp4": "nvfp4"}
 
 
@@ -48,26 +51,26 @@ def seconds_of(
     outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
     if not fit.packed:
         return outputs[:, 0]
-    features = residual.features_of(outputs, shape, feature_columns(fit.op))
-    return residual.corrected(outputs[:, 0], features, _trees(_ByIdentity(fit)))
+    features = residual.features_of(outputs, shape, feature_columns(fit.op), fit.member)
+    return residual.corrected(outputs[:, 0], features, _trees(_ByIdentity(fit.packed)))
 
 
 class _ByIdentity:
-    """A cache key for a fit: fits are read once a process, so the object itself names it."""
+    """A cache key for packed trees: they are read once a process, so the object itself names them."""
 
-    def __init__(self, fit: OperatorFit) -> None:
-        self.fit = fit
+    def __init__(self, packed: Mapping[str, Any]) -> None:
+        self.packed = packed
 
     def __hash__(self) -> int:
-        return id(self.fit)
+        return id(self.packed)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and other.fit is self.fit
+        return isinstance(other, _ByIdentity) and other.packed is self.packed
 
 
 @cache
 def _trees(key: _ByIdentity) -> residual.Trees:
-    return residual.unpack(key.fit.packed)
+    return residual.unpack(key.packed)
 
 
 def operator_s(
@@ -119,6 +122,8 @@ def call_s(engine: Engine, call: Call) -> Floats:
     if call.op in STATEFUL:
         return _stateful_s(calibration, call)
     dtype, kv_dtype = table_dtype(engine, call), _kv_dtype(engine, call)
+    if call.op == "gemm" and engine.framework in LOOKS_UP and dtype in LOOKED_UP:
+        return operator_s(Calibration(engine.device, engine.framework), "lut_gemm", dtype, call.shape)
     kernel = MOE_BACKENDS.get(engine.settings.moe_backend, ()) if call.op == "moe" else ()
     seconds = operator_s(calibration, call.op, dtype, call.shape, kv_dtype, kernel, in_graph=True)
     spared = _spared_of(engine, call.op, dtype)

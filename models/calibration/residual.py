@@ -41,16 +41,20 @@ class Trees(NamedTuple):
     baseline: float
 
 
-def features_of(outputs: Floats, shape: Mapping[str, Floats], names: tuple[str, ...]) -> Floats:
+def features_of(
+    outputs: Floats, shape: Mapping[str, Floats], names: tuple[str, ...], member: tuple[float, float]
+) -> Floats:
     """Return (rows, features): logs of the physical seconds, of shape columns, of the traits, of products of columns.
 
-    names are columns, or products as `batch*heads`.
+    names are columns, or products as `batch*heads`. Last come the two features of a member of those that share trees:
+    which of its siblings a device is, and the bytes of a value in the KV cache.
     """
     seconds = outputs[:, 0] * MICROSECONDS_PER_SECOND
     parts = {name: [np.broadcast_to(shape[part], seconds.shape) for part in name.split("*")] for name in names}
     plain = [factors[0] for factors in parts.values() if len(factors) == 1]
     products = [np.prod(factors, axis=0) for factors in parts.values() if len(factors) > 1]
-    columns = [seconds, *plain, *outputs.T[1:], *products]
+    told = [np.full_like(seconds, value) for value in member]
+    columns = [seconds, *plain, *outputs.T[1:], *products, *told]
     return np.asarray(np.log2(np.maximum(np.stack(columns, axis=-1), 0.0) + OFFSET))
 
 
@@ -99,6 +103,11 @@ def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
     out = np.empty(len(seconds))
     corrections(features, trees, np.empty(features.shape[1], np.int64), out)
     return seconds * np.exp(out)
+
+
+def first_trees(trees: Trees, count: int) -> Trees:
+    """Return a forest as it was when so many of its trees had been grown."""
+    return trees._replace(roots=trees.roots[:count])
 
 
 def boost(features: Floats, residuals: Floats, shape_features: int, budget: Budget) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Floats = npt.NDArray[np.float64]
 Shape = Mapping[str, Floats]
 
 MODULES = Path(__file__).with_name("modules.toml")
+BITS_PER_BYTE = 8.0
 BYTES_PER_ACTIVATION = 2.0
 BYTES_PER_STATE = 4.0
 BYTES_PER_LOGIT = 4.0
@@ -46,6 +47,8 @@ SHAPE_COLUMNS: dict[str, tuple[str, ...]] = {
     "dsa_module_prefill": _MODULE,
     "dsa_module_decode": _MODULE,
     "mla_bmm": ("m", "heads"),
+    "lut_gemm": ("m", "n", "k"),
+    "lowbit_gemm": ("m", "n", "k"),
     "gdn": (*_STATE, "kv_heads"),
     "kda": _STATE,
     "mamba2": _STATE,
@@ -75,6 +78,8 @@ FORM_OF_OP: dict[str, str] = {
     "attn_decode": "decode",
     "mla_decode": "decode",
     "attn_mixed": "mixed",
+    "lut_gemm": "lookup",
+    "lowbit_gemm": "lookup",
     "all_reduce": "collective",
     "all_gather": "collective",
     "reduce_scatter": "collective",
@@ -99,6 +104,7 @@ _FEATURES: dict[str, tuple[str, ...]] = {
 
 # Products of shape columns that split work over processors, which trees would need many splits to find by themselves.
 _PRODUCTS: dict[str, tuple[str, ...]] = {
+    "gemm": ("m*n", "n*k", "m*k"),
     "attn_decode": (
         *("batch*kv_heads", "batch*heads", "batch*past", "batch*heads*head_dim"),
         *("batch*kv_heads*head_dim", "batch*kv_heads*head_dim*past"),
@@ -150,6 +156,8 @@ def kernel_columns(op: str, shape: Shape, weight_bytes: float, kv_bytes: float) 
     if form == "collective":
         all_pairs = np.full(len(shape["bytes"]), float(op == "alltoall"))
         return _stack(shape["bytes"], shape["n_devices"], shape["n_nodes"], all_pairs, all_pairs * 0 + RINGS[op])
+    if form == "lookup":
+        return _stack(shape["m"], shape["n"], shape["k"], np.full(len(shape["m"]), BITS_PER_BYTE * weight_bytes))
     if form == "roofline":
         return _stack(*_work(op, shape, weight_bytes, kv_bytes))
     return _stack(*(shape[name] for name in SHAPE_COLUMNS[op]))

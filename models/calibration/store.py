@@ -1,6 +1,7 @@
 """Calibration files: what was fitted for one device and engine family, written and read.
 
-`DEVICE.ENGINE.toml` holds parameters, errors and ranges; `DEVICE.ENGINE.npz` holds the residual trees of all its fits.
+`DEVICE.ENGINE.toml` holds parameters, errors and ranges; `SILICON.ENGINE.npz` holds the residual trees of all fits on
+devices of one silicon, for siblings share them.
 """
 
 import io
@@ -23,6 +24,7 @@ INDEX = "index.toml"
 PROVENANCES = ("measured", "calibrated", "modelled", "assumed")
 # What a fit is where its file does not say.
 DEFAULTS = {"kv_dtype": "", "kernel": "", "sub_op": "", "dtype": "", "provenance": "calibrated"}
+SIBLINGS = Path(__file__).with_name("siblings.toml")
 _FLAT = ("feature", "threshold", "leaf", "scale", "low", "high")
 
 
@@ -38,12 +40,34 @@ class Error:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out errors of one operator and dtype under one split, all kernels together, as fractions.
+
+    median and p90 are of the `told` rows that take 10 us or longer; of the `quick` others, the share within 1.5 us.
+    coverage is the share of `fresh` rows, of another fold, that the stated interval held.
+    """
+
+    op: str
+    dtype: str
+    split: str
+    rows: int
+    told: int
+    median: float
+    p90: float
+    quick: int
+    quick_within: float
+    fresh: int
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorFit:
     """What was fitted for one operator, dtype and kernel.
 
     parameters are in the order of the form's kernel; interval is the factors on a prediction that held 90 % of the
     held-out rows; valid is the range of each shape column in the fit; packed holds the residual trees or is empty;
-    drift is how much the log of the interval's factors grows per doubling of a shape outside that range.
+    member is what tells this fit from others that share its trees, two features (see `residual.features_of`); drift is
+    how much the log of the interval's factors grows per doubling of a shape outside that range.
     """
 
     op: str
@@ -62,6 +86,7 @@ class OperatorFit:
     version: str
     packed: Mapping[str, Any] = field(hash=False, repr=False)
     drift: float = 0.0
+    member: tuple[float, float] = (0.0, 0.0)
 
 
 def file_stem(device: str, engine: str) -> str:
@@ -78,20 +103,54 @@ def slug(name: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def write(folder: Path, device: str, engine: str, fits: Sequence[OperatorFit]) -> None:
-    """Write one device's and engine's fits to a folder."""
-    stem = folder / file_stem(device, engine)
-    source = Counter(fit.source for fit in fits).most_common(1)[0][0]
-    lines = [f"device = {_text(device)}", f"engine = {_text(engine)}", f"source = {_text(source)}", ""]
-    arrays: dict[str, list[Any]] = {name: [] for name in _FLAT}
-    for fit in fits:
-        lines += _fit_lines(fit, source)
-        for name in _FLAT if fit.packed else ():
-            arrays[name].append(fit.packed[name])
-    stem.with_name(stem.name + ".toml").write_text("\n".join(lines) + "\n")
-    if arrays["scale"]:
-        flat = {name: np.concatenate(parts) for name, parts in arrays.items()}
-        _save(stem.with_name(stem.name + ".npz"), flat)
+@cache
+def _siblings() -> Mapping[str, tuple[str, ...]]:
+    return {name: tuple(labels) for name, labels in tomllib.loads(SIBLINGS.read_text())["silicon"].items()}
+
+
+def silicon_of(device: str) -> str:
+    """Return the silicon of a device as measurement tables call it: its own name where it has no siblings.
+
+    >>> silicon_of("h200_sxm"), silicon_of("l40s")
+    ('hopper', 'l40s')
+    """
+    return next((name for name, labels in _siblings().items() if device in labels), device)
+
+
+def siblings_of(device: str) -> tuple[str, ...]:
+    """Return the devices of one silicon, the one given among them."""
+    return _siblings().get(silicon_of(device), (device,))
+
+
+def write(
+    folder: Path,
+    engine: str,
+    fits: Mapping[str, Sequence[OperatorFit]],
+    told: Mapping[str, Sequence[HeldOut]] | None = None,
+) -> None:
+    """Write the fits of one engine on all measured devices of one silicon, by device, to a folder."""
+    silicon = silicon_of(next(iter(fits)))
+    forests: dict[int, tuple[int, Mapping[str, Any]]] = {}
+    for one in (one for every in fits.values() for one in every if one.packed):
+        forests.setdefault(id(one.packed["feature"]), (len(forests), one.packed))
+    for device, every in fits.items():
+        source = Counter(one.source for one in every).most_common(1)[0][0]
+        lines = [f"device = {_text(device)}", f"engine = {_text(engine)}", f"source = {_text(source)}", ""]
+        for one in every:
+            lines += _fit_lines(one, source, forests)
+        lines += _held_out_lines((told or {}).get(device, ()))
+        stem = file_stem(device, engine)
+        folder.joinpath(f"{stem}.toml").write_text("\n".join(lines) + "\n")
+    if forests:
+        every_forest = [packed for _, packed in forests.values()]
+        flat = {name: np.concatenate([packed[name] for packed in every_forest]) for name in _FLAT}
+        flat["sizes"] = np.array([_sizes(packed) for packed in every_forest], np.int32)
+        flat["baseline"] = np.array([packed["baseline"] for packed in every_forest], np.float32)
+        _save(folder / f"{file_stem(silicon, engine)}.npz", flat)
+
+
+def _sizes(packed: Mapping[str, Any]) -> tuple[int, ...]:
+    return len(packed["scale"]), len(packed["feature"]), len(packed["low"]), packed["shape_features"]
 
 
 def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -105,7 +164,7 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             archive.writestr(member, content.getvalue())
 
 
-def _fit_lines(fit: OperatorFit, source: str) -> list[str]:
+def _fit_lines(fit: OperatorFit, source: str, forests: Mapping[int, tuple[int, Mapping[str, Any]]]) -> list[str]:
     lines = ["[[fit]]"]
     for name in ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form", "provenance", "source", "version"):
         if getattr(fit, name) != {**DEFAULTS, "source": source}.get(name):
@@ -121,10 +180,18 @@ def _fit_lines(fit: OperatorFit, source: str) -> list[str]:
         values = (error.median, error.mean, error.p90, error.bias)
         lines.append(f"errors.{split} = [{error.rows}, {', '.join(f'{value:.3g}' for value in values)}]")
     if fit.packed:
-        counts = (len(fit.packed["scale"]), len(fit.packed["feature"]), len(fit.packed["low"]))
-        lines.append(f"trees = [{', '.join(map(str, counts))}, {fit.packed['shape_features']}]")
-        lines.append(f"baseline = {fit.packed['baseline']:.6g}")
+        lines.append(f"trees = {forests[id(fit.packed['feature'])][0]}")
+        lines.append(f"member = {_numbers(fit.member)}")
     return [*lines, ""]
+
+
+def _held_out_lines(told: Sequence[HeldOut]) -> list[str]:
+    lines = []
+    for one in told:
+        names = ", ".join(map(_text, (one.op, one.dtype, one.split)))
+        counts = f"{one.rows}, {one.told}, {one.median:.3g}, {one.p90:.3g}, {one.quick}, {one.quick_within:.3g}"
+        lines.append(f"[{names}, {counts}, {one.fresh}, {one.coverage:.3g}],")
+    return ["[held_out]", "groups = [", *lines, "]"] if lines else []
 
 
 def _text(value: str) -> str:
@@ -138,6 +205,19 @@ def _numbers(values: Sequence[float]) -> str:
 def _number(value: float) -> str:
     text = f"{value:.4g}"
     return text if any(mark in text for mark in ".e") else text + ".0"
+
+
+def held_out(device: str, engine: str, folder: Path = FOLDER) -> tuple[HeldOut, ...]:
+    """Return the held-out errors of one device and engine by operator and dtype, none where there is no file."""
+    path = folder / f"{file_stem(device, engine)}.toml"
+    table = tomllib.loads(path.read_text()) if path.is_file() else {}
+    return tuple(HeldOut(*row) for row in table.get("held_out", {}).get("groups", ()))
+
+
+def places(folder: Path = FOLDER) -> tuple[tuple[str, str], ...]:
+    """Return all (device, engine) pairs that a folder has fits of."""
+    tables = [tomllib.loads(path.read_text()) for path in sorted(folder.glob("*.toml")) if path.name != INDEX]
+    return tuple((table["device"], table["engine"]) for table in tables)
 
 
 def write_index(folder: Path) -> None:
@@ -168,30 +248,37 @@ def places_of(op: str, folder: Path = FOLDER) -> tuple[tuple[str, str], ...]:
 @cache
 def read(device: str, engine: str, folder: Path = FOLDER) -> tuple[OperatorFit, ...]:
     """Return the fits of one device and engine, none where there is no file."""
-    stem = folder / file_stem(device, engine)
-    path = stem.with_name(stem.name + ".toml")
+    path = folder / f"{file_stem(device, engine)}.toml"
     if not path.is_file():
         return ()
-    arrays_path = stem.with_name(stem.name + ".npz")
-    arrays = dict(np.load(arrays_path)) if arrays_path.is_file() else {}
-    fits, at = [], dict.fromkeys(_FLAT, 0)
+    forests = _forests(silicon_of(device), engine, folder)
     table = tomllib.loads(path.read_text())
-    for row in table["fit"]:
-        packed: dict[str, Any] = {}
-        if "trees" in row:
-            trees, nodes, features, shape_features = row["trees"]
-            leaves = (nodes + trees) // 2
-            sizes = {"feature": nodes, "threshold": nodes - leaves, "leaf": leaves, "scale": trees}
-            sizes |= {"low": features, "high": features}
-            for name, size in sizes.items():
-                packed[name] = arrays[name][at[name] : at[name] + size]
-                at[name] += size
-            packed |= {"shape_features": shape_features, "baseline": row["baseline"]}
-        fits.append(_fit_of(row, packed, table.get("source", "")))
-    return tuple(fits)
+    return tuple(
+        _fit_of(row, forests[row["trees"]] if "trees" in row else {}, table.get("source", "")) for row in table["fit"]
+    )
 
 
-def _fit_of(row: dict[str, Any], packed: dict[str, Any], source: str) -> OperatorFit:
+@cache
+def _forests(silicon: str, engine: str, folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the packed trees of one engine on one silicon, in the order that fits number them."""
+    path = folder / f"{file_stem(silicon, engine)}.npz"
+    if not path.is_file():
+        return ()
+    arrays = dict(np.load(path))
+    found, at = [], dict.fromkeys(_FLAT, 0)
+    for (trees, nodes, features, shape_features), baseline in zip(arrays["sizes"], arrays["baseline"], strict=True):
+        leaves = (nodes + trees) // 2
+        sizes = {"feature": nodes, "threshold": nodes - leaves, "leaf": leaves, "scale": trees}
+        sizes |= {"low": features, "high": features}
+        packed: dict[str, Any] = {"shape_features": int(shape_features), "baseline": float(baseline)}
+        for name, size in sizes.items():
+            packed[name] = arrays[name][at[name] : at[name] + size]
+            at[name] += size
+        found.append(packed)
+    return tuple(found)
+
+
+def _fit_of(row: dict[str, Any], packed: Mapping[str, Any], source: str) -> OperatorFit:
     names = ("op", "dtype", "kv_dtype", "kernel", "sub_op", "form")
     return OperatorFit(
         **{name: row.get(name, DEFAULTS.get(name, "")) for name in names},
@@ -205,4 +292,5 @@ def _fit_of(row: dict[str, Any], packed: dict[str, Any], source: str) -> Operato
         version=row["version"],
         packed=packed,
         drift=row.get("drift", 0.0),
+        member=tuple(row.get("member", (0.0, 0.0))),
     )
