@@ -31,6 +31,7 @@ Array = npt.NDArray[np.float64]
 ROUNDS = 4
 PENALTY = 10.0  # what a limit's whole amount costs if overrun, in costs of all fleets
 BETTER_BY = 1e-6  # relative
+MORE = 1e-6  # relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def plan_together(
         raise _too_limited(names, hunts, columns, rows[0])
     used = np.sum([column.uses for column in chosen], axis=0)
     plans = {name: found[name].plan_of(column.verdict) for name, column in zip(names, chosen, strict=True)}
-    told = zip(rows[0], used, prices, strict=True)
+    told = zip(rows[0], used, _prices(columns, len(hunts), most), strict=True)
     shared = tuple(Shared(row.name, float(mine), row.most, float(price)) for row, mine, price in told)
     total = sum(column.verdict.usd_per_hour for column in chosen)
     return Portfolio(plans, shared, min(bound_usd, total), rounds)
@@ -169,7 +170,10 @@ def _choice(columns: Columns, models: int, most: Array) -> list[Column] | None:
 
 
 def _prices(columns: Columns, models: int, most: Array) -> Array:
-    """Return what a unit of each limit is worth to the cheapest mixtures of columns; overrunning has a price, too."""
+    """Return what a unit more of each limit is worth to the cheapest mixtures of columns; overrunning has a price, too.
+
+    A little more than there is makes it what the next unit saves where what the last one saves is not the same.
+    """
     from scipy.optimize import linprog
 
     usd = np.array([column.verdict.usd_per_hour for column in columns.values()])
@@ -179,7 +183,7 @@ def _prices(columns: Columns, models: int, most: Array) -> Array:
     found = linprog(
         np.concatenate([usd, per_unit]),
         np.hstack([uses, -np.eye(most.size)]),
-        most,
+        most + MORE * np.maximum(1.0, np.abs(most)),
         np.hstack([own, np.zeros((models, most.size))]),
         np.ones(models),
         method="highs",

@@ -85,6 +85,14 @@ def test_the_bound_holds_for_all_fleets_within_the_limits():
         assert together.usd_per_hour_bound <= min(within, default=math.inf) + 1e-9
 
 
+def test_one_more_of_what_there_is_none_of_is_worth_what_it_saves():
+    found = {name: found_of(seed) for name, seed in (("one", 0), ("two", 1))}
+    without = plan_together(found, Limits(devices_at_most={"large": 0}))
+    with_one = plan_together(found, Limits(devices_at_most={"large": 1}))
+    saved = without.usd_per_hour - with_one.usd_per_hour
+    assert saved - 1e-9 <= without.shared[0].usd_per_hour <= without.usd_per_hour
+
+
 def test_a_budget_that_is_too_small_is_answered_with_what_it_would_have_to_be():
     found = {name: found_of(seed) for name, seed in (("one", 0), ("two", 1))}
     usd = plan_together(found, Limits()).usd_per_hour
