@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 FOLDER = Path(__file__).parent.parent / "catalogue" / "calibrations"
 INDEX = "index.toml"
+HELD_OUT = "[held_out]"
 PROVENANCES = ("measured", "calibrated", "modelled", "assumed")
 # What a fit is where its file does not say.
 DEFAULTS = {"kv_dtype": "", "kernel": "", "sub_op": "", "dtype": "", "provenance": "calibrated"}
@@ -191,7 +192,7 @@ def _held_out_lines(told: Sequence[HeldOut]) -> list[str]:
         names = ", ".join(map(_text, (one.op, one.dtype, one.split)))
         counts = f"{one.rows}, {one.told}, {one.median:.3g}, {one.p90:.3g}, {one.quick}, {one.quick_within:.3g}"
         lines.append(f"[{names}, {counts}, {one.fresh}, {one.coverage:.3g}],")
-    return ["[held_out]", "groups = [", *lines, "]"] if lines else []
+    return [HELD_OUT, "groups = [", *lines, "]"] if lines else []
 
 
 def _text(value: str) -> str:
@@ -252,7 +253,7 @@ def read(device: str, engine: str, folder: Path = FOLDER) -> tuple[OperatorFit, 
     if not path.is_file():
         return ()
     forests = _forests(silicon_of(device), engine, folder)
-    table = tomllib.loads(path.read_text())
+    table = tomllib.loads(path.read_text().partition(HELD_OUT)[0])  # what prices nothing need not be read
     return tuple(
         _fit_of(row, forests[row["trees"]] if "trees" in row else {}, table.get("source", "")) for row in table["fit"]
     )
