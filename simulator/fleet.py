@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from models.drafting import with_speculation
 from models.engine import Engine, Limits
+from models.framework import of_engine
 from models.speculation import Speculation
 from models.step import StepTable
 from simulator.stores import Tier, check_tiers
@@ -36,7 +37,8 @@ def priced(engine: Engine) -> PricedEngine:
     kv_bytes_per_token = engine.kv_bytes_per_token_per_device * engine.tp * engine.pp
     table = step_table(engine)
     if engine.settings.speculation is not None:
-        table = with_speculation(table, engine.settings.speculation, engine.llm.layers)
+        host_sequence_s = of_engine(engine).host_sequence_s
+        table = with_speculation(table, engine.settings.speculation, engine.llm.layers, host_sequence_s)
     return PricedEngine(
         *(engine.name, engine.limits, table, engine.pp, engine.lanes),
         engine=engine,
