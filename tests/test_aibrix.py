@@ -63,5 +63,7 @@ def test_the_study_runs_small_and_again_the_same(monkeypatch):
     first, second = (study.run(range(2), quick=True) for _ in range(2))
     assert repr(first) == repr(second)  # a ratio of no reversals to none is no number
     verdicts = {each.claim.figure: each.verdict for each in judge(study.CARD, first).judgements}
-    assert [claim for claim, found in verdicts.items() if found == UNTESTABLE] == [study.CARD.claims[3].figure]
+    untestable = {claim for claim, found in verdicts.items() if found == UNTESTABLE}
+    reversals, mixed = "scale reversals, APA over HPA", study.CARD.claims[3].figure
+    assert {mixed} <= untestable <= {mixed, reversals}  # so small, the load may never make a scaler turn back
     assert set(first.figures) == {claim.figure for claim in study.CARD.claims[:3]}
