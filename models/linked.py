@@ -9,6 +9,13 @@ from typing import Any
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
+# Passes that see to what no kernel has: closures, `with`, array expressions, loops over tuples, inlining by request.
+NEEDLESS = {
+    *("WithLift", "InlineClosureLikes", "MakeFunctionToJitFunction", "InlineInlinables", "LiteralUnroll"),
+    *("FindLiterallyCalls", "LiteralPropagationSubPipelinePass", "InlineOverloads", "NopythonRewrites"),
+    *("AnnotateTypes", "DumpParforDiagnostics"),
+}
+
 
 class _Parts(JITCodeLibrary):  # type: ignore[misc]
     """The intermediate code of a kernel and of all that it calls, with no machine code."""
@@ -38,4 +45,7 @@ class InnerCompiler(CompilerBase):  # type: ignore[misc]
         """Return them."""
         state = self.state
         state.library = _Parts(state.targetctx.codegen(), state.func_id.func_qualname)
-        return [DefaultPassBuilder.define_nopython_pipeline(state)]
+        passes = DefaultPassBuilder.define_nopython_pipeline(state)
+        passes.passes = [(step, what) for step, what in passes.passes if step.__name__ not in NEEDLESS]
+        passes.finalize()
+        return [passes]
