@@ -31,9 +31,7 @@ def played(rule, *tiers, delay_s=0.5, workers=None):
     return operate(trace, fleet, closed_loop=families(trace), interlude=tools(workers, rule)).run
 
 
-@pytest.mark.parametrize(
-    ("rule", "found", "found_with_a_tier"), [(keep, 1, 1), (leave, 0, 1), (push_out, 0, 1)], ids=str
-)
+@pytest.mark.parametrize(("rule", "found", "found_with_a_tier"), [(keep, 1, 1), (leave, 0, 1), (push_out, 0, 1)])
 def test_kv_that_is_kept_is_found_again_and_what_is_pushed_out_is_found_below(rule, found, found_with_a_tier):
     for tiers, expected in (((), found), ((dram(),), found_with_a_tier)):
         run = played(rule, *tiers)
