@@ -56,9 +56,10 @@ def test_the_doctor_finds_this_environment_well():
 
 def test_the_doctor_says_what_is_wrong(monkeypatch):
     monkeypatch.setattr("models.compiled.cache_directory", lambda: None)
+    monkeypatch.setenv("COLUMNS", "60")
     outcome = run("doctor", exit_code=1)
     assert "WRONG" in outcome.stdout
-    assert "set FLEETPLAN_CACHE_DIR" in outcome.stdout
+    assert "set FLEETPLAN_CACHE_DIR" in " ".join(outcome.stdout.split())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,6 +1,7 @@
 """`plan doctor`: is everything here that a plan needs, and does it work together?"""
 
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from planners.answer import Answer
 from planners.cli import FAILED
 from planners.commands.envelope import give
 from planners.commands.options import json_flag
-from planners.commands.tables import table
+from planners.commands.tables import screen_width, table
 
 LIBRARIES = ("numpy", "scipy", "pandas", "pyarrow", "numba", "ortools", "simpy", "matplotlib", "bokeh", "click", "rich")
 
@@ -31,13 +32,19 @@ def doctor(warm: bool, as_json: bool) -> None:
     if warm:
         checks["kernels"] = _kernels
     found = [_tried(name, check) for name, check in checks.items()]
-    rows = [
-        ["Check", "", "Found"],
-        *([each["check"], "ok" if each["ok"] else "WRONG", each["found"]] for each in found),
-    ]
-    give(Answer("doctor", {"warm": warm}, {"checks": found}), as_json, table(rows))
+    give(Answer("doctor", {"warm": warm}, {"checks": found}), as_json, _told(found))
     if not all(each["ok"] for each in found):
         raise click.exceptions.Exit(FAILED)
+
+
+def _told(found: list[dict[str, Any]]) -> str:
+    """Return the table of what was found, and below it what is wrong, in full on any screen."""
+    rows = [
+        [each["check"], "ok", each["found"]] if each["ok"] else [each["check"], "WRONG", "see below"] for each in found
+    ]
+    wrong = [f"{each['check']}: {each['found']}" for each in found if not each["ok"]]
+    lines = [textwrap.fill(text, screen_width() or max(map(len, wrong))) for text in wrong]
+    return "\n\n".join([table([["Check", "", "Found"], *rows]), *lines])
 
 
 def _tried(name: str, check: Callable[[], str]) -> dict[str, Any]:
