@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numba
 
-from models.linked import InnerCompiler
+from models.linked import InnerCompiler, KernelCompiler
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,7 +70,9 @@ def kernel(function: Function) -> Function:
     It may use the arrays that it is given but make none: so it need not count references, which would take longer
     than its sums.
     """
-    compiled: Function = numba.njit(cache=_CAN_CACHE, error_model="numpy", _nrt=False)(function)
+    compiled: Function = numba.njit(cache=_CAN_CACHE, error_model="numpy", _nrt=False, pipeline_class=KernelCompiler)(
+        function
+    )
     return compiled
 
 
