@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,11 +195,6 @@ def read_model(scenario: Scenario, beside: str | Path) -> "Llm":
     from models import llm
 
     return llm.load(find_beside(beside, scenario.inputs["model"]))
-
-
-def with_reason(scenario: Scenario, reason: str) -> Scenario:
-    """Return the scenario with the reason why it was locked so."""
-    return replace(scenario, reason=reason)
 
 
 _NOTHING_KNOWN: dict[str, Any] = {

@@ -259,8 +259,3 @@ def _priced(pool: PlannedPool, price: Callable[[Engine], PricedEngine] | None) -
 
         price = fleet.priced
     return replace(price(pool.engine), name=pool.name)
-
-
-def without_tables(plan: Plan) -> Plan:
-    """Return the plan without the step tables it carries, as it comes back from plan.json."""
-    return replace(plan, pools=tuple(replace(pool, priced=None) for pool in plan.pools))

@@ -82,14 +82,21 @@ def _end(state, here, slot):
 
 
 @inner_kernel
-def leave(state, here, slot):
-    """Take a request out of the running ones; one that departs keeps its KV, one that was cancelled frees it."""
+def _stop(state, here, slot):
+    """Take a running request out of the decodes or prefills that it takes part in."""
     row = state.requests[slot]
     if row.status == DECODING:
         stop_decoding(state, here, slot)
     else:
         here.prefilled_tokens -= row.computed_tokens
         remove_prefill(state.requests, here, slot)
+
+
+@inner_kernel
+def leave(state, here, slot):
+    """Take a request out of the running ones; one that departs keeps its KV, one that was cancelled frees it."""
+    row = state.requests[slot]
+    _stop(state, here, slot)
     if row.is_leaving == DEPARTS:
         row.is_leaving = STAYS
         set_out(state, here, slot, TELL_DEPARTED)
@@ -151,11 +158,7 @@ def arrive_ready(state, slot, now_ps):
 def preempt(state, here, slot):
     """Put a running request back to the head of the queue; its KV must be computed again, but for what stays cached."""
     row = state.requests[slot]
-    if row.status == DECODING:
-        stop_decoding(state, here, slot)
-    else:
-        here.prefilled_tokens -= row.computed_tokens
-        remove_prefill(state.requests, here, slot)
+    _stop(state, here, slot)
     if here.swap_ps_per_token > 0:
         give_blocks(here, own_blocks(row, here))
         row.swapped_tokens = row.computed_tokens
