@@ -2,40 +2,14 @@
 
 import numpy as np
 import pytest
-import simpy
 import toys
-from test_schedulers import MS, asked, lane_of, toy
+from test_schedulers import MS, asked, serve, toy
 
 from simulator.control.lane_view import IllegalStep, Request, Slice, Step, Wait
 from simulator.control.schedulers import edf, fcfs, vllm_chunked, windowed
 from simulator.fleet import Fleet, Pool
 from simulator.layout import CANCELLED
 from simulator.replay import replay
-
-
-def serve(priced, scheduler, rows, leaving=(), kv_tokens=None, **keywords):
-    """Serve (request, output tokens) in order of arrival; clients leave at (ps, number). Return the lane and served."""
-    environment = simpy.Environment(initial_time=0)
-    lane = lane_of(priced, scheduler, environment, kv_tokens, **keywords)
-
-    def arrive():
-        for request, output_tokens in rows:
-            yield environment.timeout(request.arrival_ps - environment.now)
-            lane.submit(request, output_tokens)
-
-    def leave():
-        for at_ps, number in sorted(leaving):
-            yield environment.timeout(at_ps - environment.now)
-            lane.cancel(number)
-
-    environment.process(leave())
-    environment.process(arrive())
-    environment.run()
-    assert lane.held_tokens == 0
-    assert lane.outstanding == 0
-    assert lane.pool.free_tokens() == lane.pool.capacity_tokens
-    assert len(lane.served) + len(lane.refused) + len(lane.cancelled) == len(rows)
-    return lane, {each.request.number: each for each in lane.served}
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -66,7 +40,7 @@ def test_clients_without_patience_leave_as_they_do_in_the_data_plane(block):
         ]
         leaving = [(request.arrival_ps + patience_ps, request.number) for request, _ in rows]
         scheduler = vllm_chunked(bounds.max_batched_tokens, bounds.max_sequences, bounds.long_prefill_tokens)
-        lane, served = serve(priced, scheduler, rows, leaving, max_context_tokens=bounds.max_context_tokens)
+        lane, served = serve(priced, scheduler, rows, leaving=leaving, max_context_tokens=bounds.max_context_tokens)
         assert {number for number in range(count) if run.is_finished[number]} == set(served), seed
         for number, each in served.items():
             assert each.finish_ps == run.outcome.finish_ps[number], seed
@@ -79,14 +53,14 @@ def test_clients_without_patience_leave_as_they_do_in_the_data_plane(block):
 
 def test_who_leaves_a_step_under_way_stays_until_its_end_and_who_waits_leaves_at_once():
     rows = [(asked(0, 0, 100), 5), (asked(1, 1, 10), 5), (asked(2, 2, 10), 1)]
-    lane, served = serve(toy(), fcfs(), rows, [(50 * MS, 0), (60 * MS, 1)])
+    lane, served = serve(toy(), fcfs(), rows, leaving=[(50 * MS, 0), (60 * MS, 1)])
     assert [each.number for each in lane.cancelled] == [1, 0]
     assert served[2].first_token_ps == (100 + 10) * MS
 
 
 def test_a_step_that_stands_at_a_boundary_is_forgotten_when_its_client_leaves():
     rows = [(asked(0, 0, 400, promise_ms=2000), 1), (asked(1, 120, 10, promise_ms=100), 1)]
-    lane, served = serve(toy(), edf(), rows, [(155 * MS, 0)])
+    lane, served = serve(toy(), edf(), rows, leaving=[(155 * MS, 0)])
     assert lane.preemptions == 1
     assert [each.number for each in lane.cancelled] == [0]
     assert served[1].finish_ps == 160 * MS
@@ -104,7 +78,7 @@ def test_whoever_leaves_whenever_nothing_leaks_and_others_are_served():
         ]
         leaving = [(int(rng.integers(0, 3000)) * MS, int(number)) for number in rng.choice(20, 8, replace=False)]
         for scheduler in (edf(), fcfs(), windowed(30 * MS, 300)):
-            serve(toy(), scheduler, rows, leaving, kv_tokens=700)
+            serve(toy(), scheduler, rows, leaving=leaving, kv_tokens=700)
 
 
 def test_a_scheduler_that_waits_is_asked_again_at_its_time_or_when_something_comes():

@@ -24,8 +24,8 @@ def lane_of(priced, scheduler, environment, kv_tokens=None, **keywords):
     return ScheduledLane(environment, StepPrices(priced), scheduler, KvPool(tokens), **keywords)
 
 
-def serve(priced, scheduler, rows, kv_tokens=None, **keywords):
-    """Serve (request, output tokens) in order of arrival; return the lane and what became of each by number."""
+def serve(priced, scheduler, rows, kv_tokens=None, leaving=(), **keywords):
+    """Serve (request, output tokens) in order of arrival; clients leave at (ps, number). Return the lane and served."""
     environment = simpy.Environment(initial_time=0)
     lane = lane_of(priced, scheduler, environment, kv_tokens, **keywords)
 
@@ -34,12 +34,19 @@ def serve(priced, scheduler, rows, kv_tokens=None, **keywords):
             yield environment.timeout(request.arrival_ps - environment.now)
             lane.submit(request, output_tokens)
 
+    def leave():
+        for at_ps, number in sorted(leaving):
+            yield environment.timeout(at_ps - environment.now)
+            lane.cancel(number)
+
+    environment.process(leave())
     environment.process(arrive())
     environment.run()
     assert lane.is_idle
     assert lane.held_tokens == 0
+    assert lane.outstanding == 0
     assert lane.pool.free_tokens() == lane.pool.capacity_tokens
-    assert len(lane.served) + len(lane.refused) == len(rows)
+    assert len(lane.served) + len(lane.refused) + len(lane.cancelled) == len(rows)
     return lane, {each.request.number: each for each in lane.served}
 
 
