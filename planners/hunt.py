@@ -35,6 +35,8 @@ MOST_FLEETS = 20_000  # beyond so many cheaper fleets not all are looked at
 NEIGHBOURS = 60  # most promising ones to replay around one best fleet
 EFFORT_REQUESTS = 12_000_000  # requests to replay, at most, once the mix has no more to propose
 MOST_ADDED = 2
+WHEN_LEFT = "when only"  # begins what is told of a fleet that broke after failures: it may have been more than enough
+NOTHING_LEFT = 1e9  # strain of a fleet that failures leave nothing of: large, but more replicas do help
 
 
 class Hunt:
@@ -139,12 +141,12 @@ class Hunt:
         """Rehearse a candidate, and what is left of it after every failure that it has to survive."""
         verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest)
         if verdict.survives:
-            for left in self.limits.degraded(chosen):
+            for left in self.limits.degraded(self.market, chosen):
                 if not left.pools or len(self._roles(left) & {"prefill", "decode"}) == 1:
-                    return replace(verdict, strain=math.inf, fails="nothing is left when replicas fail"), run
+                    return replace(verdict, strain=NOTHING_LEFT, fails="nothing is left when replicas fail"), run
                 worse, its_run = rehearsal.judge(self.market, left, self.siblings, self.hardest)
                 if not worse.survives:
-                    words = f"when only {describe(self.market, left)} are left, {worse.fails}"
+                    words = f"{WHEN_LEFT} {describe(self.market, left)} are left, {worse.fails}"
                     return replace(verdict, strain=worse.strain, fails=words), its_run
         return verdict, run
 
@@ -225,7 +227,7 @@ class Hunt:
         low, high, strain = fewest - 1, fewest, math.inf
         while not self._engine_survives(engine, high):
             verdict = self.verdicts[self._alone(engine, high)]
-            if verdict.strain >= strain:
+            if verdict.strain >= strain and not verdict.fails.startswith(WHEN_LEFT):
                 return high, high
             low, high, strain = high, 2 * high, verdict.strain
         return low, high

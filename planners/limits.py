@@ -1,4 +1,4 @@
-"""What a fleet may be: devices that can be had, a budget, power, vendors, spot capacity, and replicas that may fail."""
+"""What a fleet may be: devices that can be had, racks, a budget, power, vendors, spot capacity, and what may fail."""
 
 import itertools
 import math
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from planners.demand import Market
 from planners.engines import Offer
 from planners.fluid import Limit
+from planners.racks import Rack
+from planners.racks import rows as rack_rows
 from planners.rehearsal import Candidate
 from planners.tariffs import Carbon
 
@@ -26,7 +28,10 @@ class Limits:
     devices_at_most: by device name, how many can be had. power_w_at_most counts the devices' TDP.
     vendor_share_at_least: by vendor, a fraction of the cost. spot_share_at_most: the fraction of the fleet's capacity,
     each replica counted by what it carries of the trace, that may be spot. spare: so many replicas of any pools may
-    fail together and every promise still holds. carbon says what the grid emits; devices draw their TDP all the time.
+    fail together and every promise still holds. zones: every pool is spread over so many as evenly as can be, and any
+    one of them may fail. spot_spare: so many spot replicas of any pools may be taken away together, also beside those.
+    racks say which nodes there are and the power they share; none leaves nodes unlimited. carbon says what the grid
+    emits; devices draw their TDP all the time.
     """
 
     devices_at_most: Mapping[str, int] = field(default_factory=dict)
@@ -36,6 +41,9 @@ class Limits:
     spot_share_at_most: float = 1.0
     carbon_kg_per_hour_at_most: float = math.inf
     spare: int = 0
+    zones: int = 1
+    spot_spare: int = 0
+    racks: tuple[Rack, ...] = ()
     carbon: Carbon | None = None
 
     def rows(self, market: Market) -> tuple[Limit, ...]:
@@ -48,6 +56,8 @@ class Limits:
         for name, most in sorted(self.devices_at_most.items()):
             weights = [count * (offer.device_name == name) for count, offer in zip(devices, offers, strict=True)]
             yield _limit(f"at most {most} x {name}", weights, most)
+        if self.racks:
+            yield from rack_rows(self.racks, offers)
         for place, offer in enumerate(offers):
             if offer.most is not None:
                 only = [float(other == place) for other in range(len(offers))]
@@ -75,14 +85,22 @@ class Limits:
             share = self.spot_share_at_most
             yield _limit(f"at most {share:.0%} of the capacity on spot", carried * (spot - share), 0.0)
 
-    def degraded(self, chosen: Candidate) -> Iterator[Candidate]:
-        """Yield what is left of a candidate when `spare` replicas fail, for every choice of their pools."""
-        if self.spare:
-            counts = [count for _, count in chosen.pools]
-            for failed in itertools.combinations_with_replacement(range(len(counts)), self.spare):
-                left = [count - failed.count(pool) for pool, count in enumerate(counts)]
-                if min(left) >= 0:
-                    yield _left_over(chosen, left)
+    def degraded(self, market: Market, chosen: Candidate) -> Iterator[Candidate]:
+        """Yield what is left of a candidate after every failure that it has to survive."""
+        counts = [count for _, count in chosen.pools]
+        spot = [pool for pool, (engine, _) in enumerate(chosen.pools) if market.offers[engine].is_spot]
+        seen = {tuple(counts)}
+        for failed in itertools.combinations_with_replacement(range(len(counts)), self.spare):
+            for taken in itertools.combinations_with_replacement(spot, self.spot_spare if spot else 0):
+                left = [count - failed.count(pool) - taken.count(pool) for pool, count in enumerate(counts)]
+                yield from self._left(chosen, left, seen)
+        if self.zones > 1:
+            yield from self._left(chosen, [count - math.ceil(count / self.zones) for count in counts], seen)
+
+    def _left(self, chosen: Candidate, left: list[int], seen: set[tuple[int, ...]]) -> Iterator[Candidate]:
+        if min(left) >= 0 and tuple(left) not in seen:
+            seen.add(tuple(left))
+            yield _left_over(chosen, left)
 
 
 def keeps(rows: Sequence[Limit], replicas: npt.ArrayLike) -> bool:

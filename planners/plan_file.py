@@ -24,6 +24,7 @@ RARE = (
     "price_list",
     "owned",
     "carbon",
+    "racks",
 )  # keys of a study that are written down where they are not as by default
 
 

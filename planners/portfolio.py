@@ -88,8 +88,8 @@ def plan_together(
 
     A spare is not shared: it is of each model's own limits. Raises Infeasible where no fleets that were found fit.
     """
-    if limits.spare:
-        raise ValueError("limits shared by several models have no spare; each plan's own limits may")
+    if limits.spare or limits.spot_spare or limits.zones > 1 or limits.racks:
+        raise ValueError("limits shared by several models have no spare, zones or racks; each plan's own limits may")
     names, hunts = list(found), [each.hunt for each in found.values()]
     rows = [limits.rows(hunt.market) for hunt in hunts]
     most = np.array([row.most for row in rows[0]])

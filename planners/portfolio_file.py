@@ -23,10 +23,10 @@ class Studies:
 
     @property
     def shared(self) -> Limits:
-        """Return the shared limits; ValueError for a spare, which belongs to each plan."""
+        """Return the shared limits; ValueError for what belongs to each plan: spares, zones."""
         limits = study.limits_of(self.limits)
-        if limits.spare:
-            raise ValueError("a spare is not shared: it is one of the limits of each plan")
+        if limits.spare or limits.spot_spare or limits.zones > 1:
+            raise ValueError("spares and zones are not shared: they are limits of each plan")
         return limits
 
     def allotted(self, uses: Mapping[str, Mapping[str, float]], name: str) -> dict[str, float]:

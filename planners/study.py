@@ -15,6 +15,7 @@ from planners import marked_yaml
 if TYPE_CHECKING:
     from planners.engines import Variants
     from planners.limits import Limits
+    from planners.racks import Rack
     from planners.tariffs import Carbon, Tariff
 
 FILE = "plan.yaml"
@@ -110,14 +111,40 @@ class Emissions:
 
 
 @dataclass(frozen=True, slots=True)
+class RackFacts:
+    """A rack: by device the sizes of its nodes, each one NVLink domain, the power for all of them, and its zone."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    nodes: Mapping[str, tuple[int, ...]]
+    power_w: float | None = None
+    zone: str = ""
+
+    @property
+    def rack(self) -> "Rack":
+        """Return it as the planner takes it; ValueError for unknown devices, empty nodes, no power."""
+        from models import device
+        from planners.racks import Rack
+
+        for name, sizes in self.nodes.items():
+            device.load(name)
+            if min(sizes, default=1) < 1:
+                raise ValueError(f"a node of {name} must have at least 1 device, not {min(sizes)}")
+        if self.power_w is not None and not self.power_w > 0:
+            raise ValueError(f"power_w must be above 0, not {self.power_w:g}")
+        return Rack(self.nodes, float("inf") if self.power_w is None else self.power_w, self.zone)
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
 
     prices are per device and hour, as 2.99 or "$2.99/h"; a device without one is taken from the price list, at the
     kinds of price named (on-demand, spot). limits are on the whole fleet: usd_per_hour, power_w, spot_share, spare
-    (replicas that may fail), devices.NAME (how many there are), vendor.NAME (least share of the cost). engines says
-    in what engines may vary beside their cut. classes name requests by rules, as input_tokens<2000, for promises to
-    them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them. keep names a
+    (replicas that may fail), spot_spare (spot replicas that may be taken away at once), zones (of which any may fail),
+    devices.NAME (how many there are), vendor.NAME (least share of the cost). racks are the nodes there are. engines
+    says in what engines may vary beside their cut. classes name requests by rules, as input_tokens<2000, for promises
+    to them, as chat/ttft:p99<=1s; where there are none, the trace's column slo_class names them. keep names a
     fleet that is there, and what changing it costs. price_list is a CSV as of `plan prices`; kinds are on-demand, spot,
     reserved-1y, reserved-3y, and owned on the terms of owned. carbon has a price, or a limit: carbon_kg_per_hour.
     """
@@ -138,6 +165,13 @@ class Study:
     price_list: str | None = None
     owned: Owned = field(default_factory=Owned)
     carbon: Emissions = field(default_factory=Emissions)
+    racks: Mapping[str, RackFacts] = field(default_factory=dict)
+
+    @property
+    def limits_on_fleet(self) -> "Limits":
+        """Return the limits as the planner takes them; ValueError names what cannot be read."""
+        found = limits_of(self.limits, self.emission)
+        return replace(found, racks=tuple(each.rack for each in self.racks.values()))
 
     @property
     def tariff(self) -> "Tariff":
@@ -236,6 +270,7 @@ def limits_of(written: Mapping[str, float], carbon: "Carbon | None" = None) -> "
     from planners.limits import Limits
 
     plain = {key: f"{key}_at_most" for key in ("usd_per_hour", "power_w", "spot_share", "carbon_kg_per_hour")}
+    counts = ("spare", "spot_spare", "zones")
     found: dict[str, Any] = {"devices_at_most": {}, "vendor_share_at_least": {}, "carbon": carbon}
     if "carbon_kg_per_hour" in written and carbon is None:
         raise ValueError("a limit on carbon_kg_per_hour needs carbon.kg_per_kwh, what the grid emits")
@@ -243,14 +278,16 @@ def limits_of(written: Mapping[str, float], carbon: "Carbon | None" = None) -> "
         kind, _, name = key.partition(".")
         if key in plain:
             found[plain[key]] = value
-        elif key == "spare":
-            found["spare"] = int(value)
+        elif key in counts:
+            if value != int(value) or value < (key == "zones"):
+                raise ValueError(f"{key} must be a whole number from {int(key == 'zones')} on, not {value:g}")
+            found[key] = int(value)
         elif kind == "devices" and name:
             found["devices_at_most"][name] = int(value)
         elif kind == "vendor" and name:
             found["vendor_share_at_least"][name] = value
         else:
-            known = ", ".join((*plain, "spare", "devices.NAME", "vendor.NAME"))
+            known = ", ".join((*plain, *counts, "devices.NAME", "vendor.NAME"))
             raise ValueError(f"unknown limit {key!r}; known: {known}")
     return Limits(**found)
 
@@ -318,6 +355,14 @@ def _check_limits(study: Study) -> None:
     limits_of(study.limits, study.emission)
 
 
+def _check_racks(study: Study) -> None:
+    for name, each in study.racks.items():
+        try:
+            _ = each.rack
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
 def _check_price_list(study: Study) -> None:
     from models import price
 
@@ -355,4 +400,5 @@ _CHECKS = {
     "prices": _check_prices,
     "kinds": _check_kinds,
     "limits": _check_limits,
+    "racks": _check_racks,
 }

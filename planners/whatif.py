@@ -109,7 +109,6 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
     import traces
     from models import llm
     from planners import plan_file
-    from planners.study import limits_of
 
     if trace is None:
         trace = traces.sample() if study.trace is None else traces.read(study.trace)
@@ -119,7 +118,7 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
         parse_all(study.slo),
         study.devices,
         study.seed,
-        limits_of(study.limits, study.emission) if study.limits else None,
+        study.limits_on_fleet if study.limits or study.racks else None,
         study.tariff,
         variants=study.engines.variants,
         there=None if study.keep.plan is None else plan_file.read(study.keep.plan).plan,

@@ -19,12 +19,18 @@ from planners.tariffs import Tariff
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 
+SPOT = replace(planner_toys.offer("on-spot", 0.5), is_spot=True)
+
 
 def plan_with(limits=None, seed: int = 0, **changes):
     trace = planner_toys.bursty_trace(seed)
     return trace, find_plan(
         trace, None, planner_toys.promises(), offers=planner_toys.two_offers(), limits=limits, **changes
     )
+
+
+def toy_market():
+    return survey(planner_toys.bursty_trace(0), planner_toys.promises(), [*planner_toys.two_offers(), SPOT])
 
 
 def counts_of(plan):
@@ -100,9 +106,37 @@ def test_a_fleet_with_a_spare_survives_the_loss_of_any_replica():
 
 def test_what_is_left_after_a_failure_takes_over_the_shares():
     chosen = Candidate(((0, 1), (2, 2)), ((0.25, 0.75), (1.0, 0.0)))
-    without_first, without_one_of_second = Limits(spare=1).degraded(chosen)
+    without_first, without_one_of_second = Limits(spare=1).degraded(toy_market(), chosen)
     assert without_first == Candidate(((2, 2),), ((1.0,), (1.0,)))
     assert without_one_of_second == Candidate(((0, 1), (2, 1)), ((0.25, 0.75), (1.0, 0.0)))
+
+
+def test_any_zone_may_fail_with_its_even_part_of_every_pool():
+    chosen = Candidate(((0, 1), (1, 5)), ((0.25, 0.75),))
+    (left,) = Limits(zones=2).degraded(toy_market(), chosen)  # of five replicas three stand in the larger zone
+    assert left == Candidate(((1, 2),), ((1.0,),))
+
+
+def test_spot_replicas_are_taken_away_together_and_beside_a_spare():
+    market = toy_market()
+    place = [offer.is_spot for offer in market.offers].index(True)
+    chosen = Candidate(((1 - place if place < 2 else 0, 2), (place, 3)), ((0.5, 0.5),))
+    (taken,) = Limits(spot_spare=2).degraded(market, chosen)
+    assert [count for _, count in taken.pools] == [2, 1]
+    both = {tuple(count for _, count in left.pools) for left in Limits(spare=1, spot_spare=2).degraded(market, chosen)}
+    assert both == {(1, 1), (2,)}
+
+
+def test_a_fleet_over_two_zones_survives_the_loss_of_either():
+    trace, plan = plan_with(Limits(zones=2))
+    left = tuple(replace(pool, replicas=pool.replicas // 2) for pool in plan.fleet().pools)
+    fleet = plan.fleet()
+    half = Fleet(tuple(pool for pool in left if pool.replicas), "join-shortest-queue", fleet.input_edges)
+    assert plan.usd_per_hour >= 2 * half.usd_per_hour
+    kept = [pool.replicas > 0 for pool in left]
+    shares = tuple(tuple(share for share, is_kept in zip(row, kept, strict=True) if is_kept) for row in fleet.shares)
+    whole = tuple(tuple(share / sum(row) if sum(row) else 1 / len(row) for share in row) for row in shares)
+    assert holds(replay(trace, replace(half, router=fleet.router, shares=whole)), planner_toys.promises())
 
 
 def real_market():

@@ -89,7 +89,9 @@ def test_what_is_left_when_the_only_prefill_replica_fails_cannot_serve():
 
 def test_a_lost_share_goes_to_pools_that_take_prompts():
     chosen = Candidate(((0, 1), (1, 1), (2, 1)), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))  # the last one only decodes
-    without_first, without_second, _ = Limits(spare=1).degraded(chosen)
+    trace, offers = workload(2)
+    market = survey(trace, PROMISES, offers)
+    without_first, without_second, _ = Limits(spare=1).degraded(market, chosen)
     assert without_first.shares == ((1.0, 0.0), (1.0, 0.0))
     assert without_second.shares == ((1.0, 0.0), (1.0, 0.0))
 

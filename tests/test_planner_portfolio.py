@@ -151,7 +151,7 @@ def test_a_portfolio_is_planned_written_and_each_plan_stands_by_itself(folder):
             "3:34: plans.code.model",
         ),
         ("devices.l40s: 1", "devices: 1", "4:9: limits: unknown limit 'devices'"),
-        ("devices.l40s: 1", "spare: 1", "4:9: limits: a spare is not shared"),
+        ("devices.l40s: 1", "spare: 1", "4:9: limits: spares and zones are not shared"),
         ("slo: ['ttft:p99<=2s']", "slos: []", "plans.chat.slos: unknown key"),
     ],
 )

@@ -32,6 +32,10 @@ slo:
 # prices:
 #   h100-sxm: $2.10/h
 
+# Limits on the whole fleet, any zone of which may fail; and the nodes there are, with the power they share.
+# limits: {{usd_per_hour: 50, zones: 2}}
+# racks: {{east-1: {{zone: east, power_w: 20000, nodes: {{h100-sxm: [8, 8, 8]}}}}}}
+
 # In what engines may vary beside their cut: KV in fp8, ranks that share experts, drafts of 3 tokens taken at 70 %.
 # engines: {{kv_dtypes: [bf16, fp8], dp: [1, 8], speculative: [none, "3:0.7"]}}
 """
