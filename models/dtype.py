@@ -19,6 +19,18 @@ _BITS = {
     "q4_0": 4.0 + 16 / 32,
     "ternary": 2.0,
 }
+NATIVE = "native"  # as the weights were published
+OFFERED = (NATIVE, "bf16", "fp8")  # what a plan tries where nothing else is asked for
+# The format in which kernels multiply a stored one: weights of four bits are widened as they are read.
+MULTIPLIED_IN = {
+    "fp8_block": "fp8",
+    "nvfp4": "fp4",
+    "mxfp4": "bf16",
+    "int4": "bf16",
+    "ternary": "int8",
+    "q8_0": "int8",
+    "q4_0": "int8",
+}
 _ALIASES = {
     "bfloat16": "bf16",
     "float16": "fp16",
@@ -39,6 +51,11 @@ _ALIASES = {
 def names() -> tuple[str, ...]:
     """Return the number formats this project knows."""
     return tuple(_BITS)
+
+
+def multiplied_in(dtype: str) -> str:
+    """Return the format in which kernels multiply weights stored in a number format."""
+    return MULTIPLIED_IN.get(dtype, dtype)
 
 
 def canonical(dtype: str) -> str:

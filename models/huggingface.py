@@ -16,6 +16,7 @@ _UNGATED = (
     "nemotron_h",
 )
 # Architectures that tie the head to the embedding unless the config says otherwise.
+_PER_TENSOR_FP8 = ("llama",)
 _TIED = ("gemma", "opt", "gpt2", "gpt_bigcode", "bloom", "falcon", "cohere")
 QKV_CONVOLUTION = 4
 
@@ -56,6 +57,7 @@ def from_config(place: str, name: str, config: dict[str, Any], sidecar: dict[str
         "native_dtype": formats.weights,
         "native_expert_dtype": formats.experts if experts else "",
         "native_kv_dtype": formats.kv_cache,
+        "fp8_dtype": _fp8_dtype(keys, formats.weights),
     }
     shapes |= _attention(keys, layers, shapes["hidden"])
     shapes |= _windows(keys, layers, shapes)
@@ -93,6 +95,13 @@ def _model_type(keys: Keys) -> str:
 def _is_ungated(keys: Keys) -> bool:
     activation = str(keys.get("mlp_hidden_act", "hidden_act", "activation_function", "hidden_activation") or "")
     return activation == "relu2" or _model_type(keys) in _UNGATED
+
+
+def _fp8_dtype(keys: Keys, stored: str) -> str:
+    """Return how fp8 weights are scaled: as they are here, else as checkpoints of the family usually are."""
+    if stored.startswith("fp8"):
+        return stored
+    return "fp8" if _model_type(keys).startswith(_PER_TENSOR_FP8) else "fp8_block"
 
 
 def _attention(keys: Keys, layers: Layers, hidden: int) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from typing import Any
 
 from models import parameters as parts
 from models import toml_file
-from models.dtype import bytes_per_value
+from models.dtype import NATIVE, bytes_per_value, canonical
 
 FOLDER = Path(__file__).parent / "catalogue" / "llms"
 LINEAR_KINDS = ("gated-deltanet", "mamba2", "kda", "lightning")
-NATIVE = "native"
 WIDE_BYTES = 2.0
 INDEX_SCALE_BYTES = 4
 
@@ -73,7 +72,8 @@ class Llm:
     which dense_layers are dense and the rest are mixtures of experts. Hybrids that put mixers and feed-forward parts
     in layers of their own have layers = mixers + ffn_layers. shared_ffn is the width of all shared experts together.
     expert_latent is the width the routed experts work in where that is not hidden (else 0). norms_all_heads means that
-    queries and keys are normalised over all their heads together.
+    queries and keys are normalised over all their heads together. fp8_dtype is how the model's fp8 checkpoints scale:
+    "fp8" each tensor, "fp8_block" blocks of 128 x 128.
     """
 
     name: str
@@ -124,9 +124,15 @@ class Llm:
     native_dtype: str = "bf16"
     native_expert_dtype: str = ""
     native_kv_dtype: str = "bf16"
+    fp8_dtype: str = "fp8_block"
     published_parameters: float | None = None
     published_covers: str = "all"
     note: str = ""
+
+    @property
+    def native_format(self) -> str:
+        """Return the narrowest number format of the published weights, that of the experts where they are apart."""
+        return self.native_expert_dtype or self.native_dtype
 
     @property
     def moe_layers(self) -> int:
@@ -165,13 +171,23 @@ class Llm:
             + whole.kept_wide * wide_bytes
         )
 
+    def format_of(self, dtype: str) -> str:
+        """Return our name of a number format, as this model is published in it: for "native", and for fp8 its scales.
+
+        ValueError names the formats that are known.
+        """
+        if dtype == NATIVE:
+            return self.native_format
+        name = canonical(dtype)
+        return self.fp8_dtype if name == "fp8" else name
+
     def expert_bytes(self, dtype: str = NATIVE) -> float:
         """Return the bytes of all routed experts' weights stored in a dtype."""
         return parts.count(self).experts * bytes_per_value(self._stored_as(dtype)[1])
 
     def _stored_as(self, dtype: str) -> tuple[str, str]:
         if dtype in (NATIVE, self.native_expert_dtype):
-            return self.native_dtype, self.native_expert_dtype or self.native_dtype
+            return self.native_dtype, self.native_format
         return dtype, dtype
 
     def kv_bytes_per_token(self, kv_dtype: str = "bf16") -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from models import device, price
 from models.device import Device
+from models.dtype import OFFERED, multiplied_in
 from models.engine import Engine, Settings
 from models.llm import Llm
 from models.price import Price
@@ -20,7 +21,6 @@ DEFAULT_DEVICES = (
     *("h100-sxm", "h200-sxm", "b200-sxm", "a100-sxm-80gb", "l40s"),
     *("a10g", "l4", "mi300x", "rtx-4090", "gaudi3"),
 )
-DTYPES = ("bf16", "fp8")
 PLAIN_KV = "bf16"
 FEWEST_TOKENS = 256  # a step budget below this wastes most of a device
 
@@ -32,7 +32,7 @@ class Variants:
     dp counts ranks that share one set of experts, so that it says nothing to a dense model; None drafts nothing.
     """
 
-    dtypes: tuple[str, ...] = DTYPES
+    dtypes: tuple[str, ...] = OFFERED
     kv_dtypes: tuple[str, ...] = (PLAIN_KV,)
     dp: tuple[int, ...] = (1,)
     drafts: tuple[Speculation | None, ...] = (None,)
@@ -102,14 +102,16 @@ def legal_engines(
 
     tp and pp are powers of two whose product fits a node; tp divides the heads, pp the layers. A pipeline is offered
     only where the same devices cannot hold the model with fewer stages, or where only the host link joins them.
-    Experts spread over all tp ranks, and over the ranks of dp where those share them: within one node, and evenly. fp8,
-    of weights or KV, is offered where the device multiplies it natively; drafts where a full batch fits into a step.
+    Experts spread over all tp ranks, and over the ranks of dp where those share them: within one node, and evenly. A
+    format of weights or KV is offered where the device multiplies it natively, or widens it as weights are read; drafts
+    where a full batch fits into a step.
     """
     usual = settings or Settings()
+    dtypes = dict.fromkeys(map(llm.format_of, variants.dtypes))
     for one in devices:
         known = ("bf16", *one.flops_per_s)
         kinds = itertools.product(
-            [dtype for dtype in variants.dtypes if dtype in known],
+            [dtype for dtype in dtypes if multiplied_in(dtype) in known],
             [dtype for dtype in variants.kv_dtypes if dtype in known],
             [drafts for drafts in variants.drafts if drafts is None or _fit_in_a_step(usual, drafts)],
         )

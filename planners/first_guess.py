@@ -8,13 +8,12 @@ import numpy as np
 
 from models import price
 from models.device import Device
-from models.dtype import bytes_per_value
+from models.dtype import OFFERED, bytes_per_value, multiplied_in
 from models.llm import Llm
 from traces import Trace
 
 SPEED_FRACTION = 0.5  # of the data sheet: an assumption, told with every guess
 MEMORY_FRACTION = 0.9
-DTYPES = ("bf16", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,8 @@ def first_guess(trace: Trace, llm: Llm, devices: Sequence[Device]) -> Guess | No
     guesses = [
         guess
         for device in devices
-        for dtype in DTYPES
-        if dtype == "bf16" or dtype in device.flops_per_s
+        for dtype in dict.fromkeys(map(llm.format_of, OFFERED))
+        if multiplied_in(dtype) in ("bf16", *device.flops_per_s)
         if (guess := _guess(trace, llm, device, dtype)) is not None
     ]
     if not guesses:
@@ -59,7 +58,7 @@ def device_seconds(trace: Trace, llm: Llm, device: Device, dtype: str) -> float:
     inputs, outputs = trace.input_tokens.astype(np.float64), trace.output_tokens.astype(np.float64)
     flops = 2.0 * llm.active_parameters * float((inputs + outputs).sum())
     kv_bytes = llm.kv_bytes_per_token() * float((outputs * (inputs + outputs / 2)).sum())
-    return max(flops / device.peak_flops_per_s(dtype), kv_bytes / device.bandwidth_bytes_per_s)
+    return max(flops / device.peak_flops_per_s(multiplied_in(dtype)), kv_bytes / device.bandwidth_bytes_per_s)
 
 
 def _guess(trace: Trace, llm: Llm, device: Device, dtype: str) -> Guess | None:

@@ -42,7 +42,7 @@ class PoolLine:
     pp: int = 1
     ep: int | None = None
     dp: int = 1
-    dtype: str = "bf16"
+    dtype: str = "native"
     model: str | None = None
     usd_per_device_hour: float | None = None
     role: str = "both"
@@ -240,7 +240,7 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
         count = getattr(line, key)
         if count is not None and count < 1:
             raise Wrong((key,), f"must be at least 1, not {count}")
-    dtype, kv_dtype = _dtype("dtype", line.dtype), _dtype("kv_dtype", line.kv_dtype)
+    dtype, kv_dtype = _dtype("dtype", line.dtype, llm), _dtype("kv_dtype", line.kv_dtype)
     ep = line.ep or (line.tp if llm.experts else 1)
     engine = Engine(
         *(llm, device, line.tp, line.pp, ep, line.dp, dtype, kv_dtype),
@@ -358,10 +358,10 @@ def _device(name: str) -> "Device":
         raise Wrong(("device",), str(error)) from None
 
 
-def _dtype(key: str, name: str) -> str:
+def _dtype(key: str, name: str, llm: "Llm | None" = None) -> str:
     from models import dtype
 
     try:
-        return dtype.canonical(name)
+        return llm.format_of(name) if llm else dtype.canonical(name)
     except ValueError as error:
         raise Wrong((key,), str(error)) from None

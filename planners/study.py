@@ -28,12 +28,12 @@ _USD_PER_HOUR = re.compile(r"\$?\s*(?P<usd>[0-9]+(\.[0-9]+)?)\s*(USD)?\s*(/\s*h(
 class Engines:
     """What of the engines on offer may vary: dtypes of weights and of KV, ranks that share experts, drafts as 3:0.7.
 
-    "none" among speculative ones drafts nothing.
+    "native" is the format of the published weights; "none" among speculative ones drafts nothing.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    dtypes: tuple[str, ...] = ("bf16", "fp8")
+    dtypes: tuple[str, ...] = ("native", "bf16", "fp8")
     kv_dtypes: tuple[str, ...] = ("bf16",)
     dp: tuple[int, ...] = (1,)
     speculative: tuple[str, ...] = ("none",)
@@ -50,8 +50,8 @@ class Engines:
         if not (self.dtypes and self.kv_dtypes and self.dp and self.speculative):
             raise ValueError("of dtypes, kv_dtypes, dp and speculative, each needs at least one")
         drafts = tuple(None if text == "none" else speculation.parse(text) for text in self.speculative)
-        known = tuple(map(dtype.canonical, self.dtypes)), tuple(map(dtype.canonical, self.kv_dtypes))
-        return Variants(*known, self.dp, drafts)
+        weights = tuple(name if name == dtype.NATIVE else dtype.canonical(name) for name in self.dtypes)
+        return Variants(weights, tuple(map(dtype.canonical, self.kv_dtypes)), self.dp, drafts)
 
 
 @dataclass(frozen=True, slots=True)

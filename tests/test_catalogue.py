@@ -259,6 +259,21 @@ def test_only_the_experts_of_gpt_oss_are_published_in_four_bit() -> None:
     assert ours.weight_bytes("bf16") == 2 * ours.parameters
 
 
+@pytest.mark.parametrize(
+    ("model", "dtype", "meant"),
+    [
+        ("deepseek-v3", "native", "fp8_block"),
+        ("deepseek-v3", "fp8", "fp8_block"),
+        ("llama-3.1-8b", "native", "bf16"),
+        ("llama-3.1-8b", "fp8_e4m3", "fp8"),
+        ("gpt-oss-20b", "native", "mxfp4"),
+        ("kimi-k2.5", "native", "int4"),
+    ],
+)
+def test_a_format_means_what_the_model_is_published_in(model: str, dtype: str, meant: str) -> None:
+    assert llm.load(model).format_of(dtype) == meant
+
+
 def test_an_unknown_model_gives_the_nearest_names() -> None:
     with pytest.raises(ValueError, match=r"unknown model 'llama-3\.1-8'; did you mean llama-3\.1-8b .*known: bitnet"):
         llm.load("llama-3.1-8")

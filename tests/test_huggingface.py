@@ -222,6 +222,13 @@ def test_latent_experts_work_in_the_latent_width() -> None:
 def test_quantised_checkpoints_say_what_is_stored_how(config: Config, formats: tuple[str, str]) -> None:
     model = imported(MIXTRAL_8X7B, quantization_config=config)
     assert (model.native_dtype, model.native_expert_dtype) == formats
+    assert model.fp8_dtype == "fp8_block"
+
+
+def test_fp8_scales_as_it_is_stored_or_as_the_family_does() -> None:
+    one_scale = imported(MIXTRAL_8X7B, quantization_config={"quant_method": "fp8"})
+    assert (one_scale.native_dtype, one_scale.fp8_dtype) == ("fp8", "fp8")
+    assert imported(LLAMA_3_1_8B).fp8_dtype == "fp8"
 
 
 def test_unknown_quantisation_is_refused() -> None:

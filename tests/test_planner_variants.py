@@ -48,6 +48,16 @@ def test_narrow_kv_is_offered_only_where_the_device_multiplies_it():
     assert not any("kv-fp8" in cut for cut in cuts("llama-3.1-8b", "a100-sxm-80gb"))
 
 
+def test_a_model_is_offered_as_it_was_published_where_the_device_can():
+    def dtypes(model, name):
+        found = legal_engines(llm.load(model), [device.load(name)], context_tokens=1)
+        return list(dict.fromkeys(one.dtype for one in found))
+
+    assert dtypes("gpt-oss-20b", "a100-sxm-80gb") == ["mxfp4", "bf16"]  # widened as they are read
+    assert dtypes("qwen3-30b-a3b", "h100-sxm") == ["bf16", "fp8_block"]
+    assert dtypes("kimi-k2", "b200-sxm") == ["fp8_block"]
+
+
 def test_drafts_that_do_not_fit_into_a_step_are_not_offered():
     one = [device.load("h100-sxm")]
     usual = engines.Settings(max_num_batched_tokens=512)  # 256 sequences of 4 tokens are 1,024

@@ -37,7 +37,6 @@ MISLABELLED = "mislabelled"
 UNSTATED = ("", "nan", "<NA>", "gemm:nan/moe:nan")
 NARROW_KV = ("fp8", "fp4", "nvfp4")
 PUBLISHED_AS = {"mxfp4": ("fp4", "mxfp4", "fp8"), "int4": ("int4",)}  # what tables call a published expert format
-PER_TENSOR_FP8 = ("llama",)  # published with one scale a tensor; others' fp8 checkpoints scale blocks of 128 x 128
 
 
 def engine_of(row: Row) -> Engine:
@@ -104,7 +103,7 @@ def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
     if llm.native_expert_dtype and stated in PUBLISHED_AS.get(llm.native_expert_dtype, ()):
         return "native"
     if stated == "fp8":
-        return "fp8" if llm.name.startswith(PER_TENSOR_FP8) else "fp8_block"
+        return llm.fp8_dtype
     return {"fp4": "nvfp4", "int4": "int4"}.get(stated, stated)
 
 

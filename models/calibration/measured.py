@@ -20,18 +20,13 @@ KEY = ("device", "engine", "op", "dtype", "kv_dtype", "kernel", "sub_op")
 COLLECTIVE_KEY = ("device", "lib", "op", "kernel", "fabric", "lib_version")
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "w4a16_mxfp4")
 # The format in which a kernel multiplies, by the dtype of the measurement table.
-MULTIPLIES_IN = {
-    "fp8_block": "fp8",
-    "nvfp4": "fp4",
+MULTIPLIES_IN = dtypes.MULTIPLIED_IN | {
     "int8_wo": "bf16",
     "int4_wo": "bf16",
     "w4a16_mxfp4": "bf16",
     "w4a8_mxfp4_mxfp8": "fp8",
     "sq": "int8",
-    "q8_0": "int8",
     "w2a8": "int8",
-    "ternary": "int8",
-    "q4_0": "int8",
 }
 ACTIVATION_OF = {"w4a8_mxfp4_mxfp8": "fp8", "w2a8": "int8", "ternary": "int8", "q4_0": "int8"}
 WEIGHT_OF = {"w2a8": "ternary"}

@@ -219,7 +219,7 @@ def table_dtype(engine: Engine, call: Call) -> str:
     if dtype in FOUR_BIT and llm.experts and call.label in ATTENTION_MATRICES:
         return WIDE
     if dtype in ("native", llm.native_expert_dtype) and dtype != WIDE:
-        dtype = (llm.native_expert_dtype or llm.native_dtype) if call.op == "moe" else llm.native_dtype
+        dtype = llm.native_format if call.op == "moe" else llm.native_dtype
     if dtype == "mxfp4" and "fp4" in engine.device.flops_per_s:
         return "w4a8_mxfp4_mxfp8"
     return TABLE_DTYPES.get(dtype, dtype)

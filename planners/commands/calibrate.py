@@ -7,7 +7,7 @@ import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give, note
-from planners.commands.options import Name, json_flag
+from planners.commands.options import Name, engine_options, json_flag
 from planners.commands.tables import seconds, table
 
 SPLITS = ((128, 0), (64, 512), (1, 256), (1, 1536))
@@ -18,13 +18,7 @@ SPLITS = ((128, 0), (64, 512), (1, 256), (1, 1536))
 @click.option("--this-machine", is_flag=True, help="Measure this CPU instead of reading files (about a minute).")
 @click.option("--model", type=Name("model"), metavar="NAME", help="Model that the files' engine served.")
 @click.option("--device", type=Name("device"), metavar="NAME", help="Device that it ran on.")
-@click.option("--engine", default="vllm", show_default=True, help="Serving framework.")
-@click.option("--engine-version", "framework_version", metavar="RELEASE", help="Its release; the newest measured.")
-@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel devices.")
-@click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
-@click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Expert-parallel devices.")
-@click.option("--dp", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel ranks.")
-@click.option("--dtype", default="bf16", show_default=True, help="Number format of the weights.")
+@engine_options
 @click.option(
     "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write the fit here."
 )
@@ -69,7 +63,9 @@ def _files(
 
     runs = benchmarks.read_all(files)
     measured = devices.load(device)
-    fitted = observed.fit(Engine(llms.load(model), measured, framework=engine, **cut), runs)
+    llm = llms.load(model)
+    cut["dtype"] = llm.format_of(cut["dtype"])
+    fitted = observed.fit(Engine(llm, measured, framework=engine, **cut), runs)
     rows = [["run", "TTFT", "predicted", "after", "time per token", "predicted", "after"]]
     for run in fitted["runs"]:
         names = ("ttft_s", "ttft_before_s", "ttft_after_s", "tpot_s", "tpot_before_s", "tpot_after_s")

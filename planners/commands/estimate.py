@@ -8,7 +8,7 @@ import click
 
 from planners.answer import Answer
 from planners.commands.envelope import give
-from planners.commands.options import Name, json_flag
+from planners.commands.options import Name, engine_options, json_flag
 from planners.commands.tables import quantity, seconds, table
 
 
@@ -17,13 +17,7 @@ from planners.commands.tables import quantity, seconds, table
     "--model", type=Name("model"), metavar="NAME", required=True, help="Catalogue name, or a local config.json."
 )
 @click.option("--device", type=Name("device"), metavar="NAME", required=True, help="Catalogue name, or a TOML file.")
-@click.option("--engine", default="vllm", show_default=True, help="Serving framework.")
-@click.option("--engine-version", "framework_version", metavar="RELEASE", help="Its release; the newest measured.")
-@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel devices.")
-@click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
-@click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Expert-parallel devices.")
-@click.option("--dp", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel ranks.")
-@click.option("--dtype", default="bf16", show_default=True, help="Number format of the weights.")
+@engine_options
 @click.option("--kv-dtype", default="bf16", show_default=True, help="Number format of the KV cache.")
 @click.option("--speculative", metavar="D:A", help="Draft D tokens a step, each accepted with chance A: 3:0.7.")
 @click.option("--isl", type=click.IntRange(1), required=True, help="Prompt tokens.")
@@ -61,9 +55,9 @@ def estimate(
     if (concurrency is None) == (rate is None):
         raise ValueError("give either --concurrency or --rate")
     drafts = speculation.parse(speculative) if speculative else None
-    replica = Engine(
-        llms.load(model), devices.load(device), framework=engine, settings=Settings(speculation=drafts), **cut
-    )
+    llm = llms.load(model)
+    cut["dtype"] = llm.format_of(cut["dtype"])
+    replica = Engine(llm, devices.load(device), framework=engine, settings=Settings(speculation=drafts), **cut)
     costs = StepCosts(replica)
     found = (
         estimate_load(replica, Load(isl, osl, concurrency), costs)

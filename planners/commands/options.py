@@ -9,6 +9,13 @@ from click.shell_completion import CompletionItem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+CUTS = {
+    "tp": "Tensor-parallel devices.",
+    "pp": "Pipeline stages.",
+    "ep": "Expert-parallel devices.",
+    "dp": "Data-parallel ranks.",
+}
+
 
 class Name(click.ParamType[str]):
     """A name of a catalogue, completed by the shell; several joined by commas where `several`."""
@@ -33,6 +40,24 @@ def folder_option(function: Function) -> Function:
     return click.option(
         "-o", "--out", "folder", metavar="DIR", type=click.Path(file_okay=False), help="Also write files here."
     )(function)
+
+
+def engine_options(function: Function) -> Function:
+    """Add the flags that say how a model is cut over devices, in which number format, under which framework."""
+    decorators = [
+        click.option("--engine", default="vllm", show_default=True, help="Serving framework."),
+        click.option("--engine-version", "framework_version", metavar="RELEASE", help="Its release; newest measured."),
+        *(
+            click.option(f"--{name}", type=click.IntRange(1), default=1, show_default=True, help=words)
+            for name, words in CUTS.items()
+        ),
+        click.option(
+            "--dtype", default="native", show_default=True, help="Number format of the weights; native: as published."
+        ),
+    ]
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
 
 
 def study_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -18,6 +18,7 @@ def draw(engine: "Engine", isl: int, osl: int, batch: float, path: Path) -> None
     from matplotlib.figure import Figure
 
     from models import forward
+    from models.dtype import multiplied_in
 
     one = np.ones(1)
     chunk = float(min(isl, engine.settings.max_num_batched_tokens))
@@ -30,7 +31,7 @@ def draw(engine: "Engine", isl: int, osl: int, batch: float, path: Path) -> None
     }
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    peak = engine.device.peak_flops_per_s(_multiplies(engine))
+    peak = engine.device.peak_flops_per_s(multiplied_in(engine.dtype))
     intensity = np.geomspace(0.1, 1e5, 200)
     axes.loglog(intensity, np.minimum(peak, intensity * engine.device.bandwidth_bytes_per_s), color="black")
     for colour, marker, (name, calls) in zip(("tab:blue", "tab:orange"), ("o", "s"), steps.items(), strict=True):
@@ -56,9 +57,3 @@ def _scatter(axes: "object", engine: "Engine", calls: "list[Call]", name: str, c
         if times * seconds > LABELLED_SHARE * total:
             axes.annotate(label, (intensity, flops / seconds), fontsize=7)  # type: ignore[attr-defined]
     axes.plot([], [], marker, color=colour, label=name)  # type: ignore[attr-defined]
-
-
-def _multiplies(engine: "Engine") -> str:
-    from models.calibration.measured import MULTIPLIES_IN
-
-    return MULTIPLIES_IN.get(engine.dtype, engine.dtype)

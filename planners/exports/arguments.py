@@ -25,7 +25,7 @@ def vllm(engine: Engine, role: str = "both") -> list[str]:
     if engine.ep > 1:
         flags += ["--enable-expert-parallel"]
     flags += VLLM_DTYPES.get(engine.dtype, ())
-    if engine.dtype == "fp8" and engine.llm.native_dtype not in ("fp8", "fp8_block"):
+    if engine.dtype.startswith("fp8") and not engine.llm.native_dtype.startswith("fp8"):
         flags += ["--quantization", "fp8"]
     flags += ["--kv-cache-dtype", "fp8" if engine.kv_dtype == "fp8" else "auto"]
     flags += ["--max-num-seqs", str(settings.max_num_seqs)]
@@ -53,7 +53,7 @@ def sglang(engine: Engine, role: str = "both") -> list[str]:
     if engine.ep > 1:
         flags += ["--ep-size", str(engine.ep)]
     flags += VLLM_DTYPES.get(engine.dtype, ())
-    if engine.dtype == "fp8" and engine.llm.native_dtype not in ("fp8", "fp8_block"):
+    if engine.dtype.startswith("fp8") and not engine.llm.native_dtype.startswith("fp8"):
         flags += ["--quantization", "fp8"]
     flags += ["--kv-cache-dtype", SGLANG_KV_DTYPES.get(engine.kv_dtype, "auto")]
     flags += ["--max-running-requests", str(settings.max_num_seqs)]
