@@ -165,13 +165,13 @@ class _Clients:
                 request.joins = ceil(clock.steps / poll) * poll + self.scheduler.steps_ahead
 
     def steps_until_next(self, clock: _Clock, step_s: float) -> int:
-        """Return how many steps of this length pass before a waiting request may join."""
-        if not self.waiting:
-            return 1 << 60
-        first = self.waiting[0]
-        if first.joins >= 0:
-            return max(1, int(first.joins - clock.steps))
-        return max(1, ceil((first.ready_s - clock.now_s) / step_s))
+        """Return how many steps of this length pass before a waiting request may join, or another is to be noticed."""
+        left = 1 << 60
+        for request in self.waiting:
+            if request.joins < 0:
+                return max(1, min(left, ceil((request.ready_s - clock.now_s) / step_s)))
+            left = min(left, max(1, int(request.joins - clock.steps)))
+        return left
 
 
 def replay(

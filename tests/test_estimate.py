@@ -73,6 +73,12 @@ def test_a_request_waits_for_the_front_end_and_for_the_steps_scheduled_already()
     assert polled.ttft_s > prompt.ttft_s + 5 * 0.010
 
 
+def test_every_request_is_seen_at_the_next_look_though_others_wait_for_it_already():
+    # Requests come at any of the 30 steps between two looks: half of them are waited for, and 3 beside those.
+    rare = replace(TOGETHER, steps_ahead=1, poll_steps=30, front_request_s=0.003)
+    assert seen(Load(1, 1000, 16, 0.8), rare).ttft_parts.steps == pytest.approx(15 + 3, abs=3)
+
+
 def test_no_more_sequences_run_than_the_scheduler_allows():
     assert seen(Load(10, 50, 8), replace(TOGETHER, most_sequences=3)).mean_batch <= 3.0
 
@@ -170,6 +176,21 @@ def test_scales_that_come_with_the_checkpoint_are_not_sought_again():
         for op in ("gemm", predict.QUANTISATIONS[0])
     )
     assert predict.call_s(vllm, out)[0] == pytest.approx(whole - sought)
+
+
+def test_a_library_takes_no_longer_under_one_engine_than_under_another():
+    shape = {"m": 4.0, "n": 4096.0, "k": 7168.0}
+    priced = forward.Call("gemm", "qkv", "fp8_block", 1, {name: np.full(1, value) for name, value in shape.items()})
+    b200 = device.load("b200-sxm")
+    sglang = Engine(llm.load("deepseek-v3"), b200, tp=8, dtype="fp8_block", framework="sglang")
+    own, other = (
+        float(predict.operator_s(load("b200-sxm", name), "gemm", "fp8_block", shape, in_graph=True))
+        for name in ("sglang", "trtllm")
+    )
+    assert predict.call_s(sglang, priced)[0] == pytest.approx(min(own, other))
+    assert other < 0.8 * own  # whose table times the weights' scales with every call
+    wide = replace(priced, dtype="bf16")
+    assert predict.call_s(sglang, wide)[0] == predict.operator_s(load(b200, "sglang"), "gemm", "bf16", shape)
 
 
 def test_prompts_beside_a_narrow_cache_multiply_in_it_where_the_engine_was_measured_so():
