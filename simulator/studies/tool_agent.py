@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.studies.workloads import Integers, lengths
 
@@ -90,18 +89,30 @@ class _Made:
         return np.arange(self.next_block - count, self.next_block, dtype=np.int64)
 
 
-def as_replayed(trace: "Trace", longest_tokens: int, stamps_s: float) -> "Trace":
-    """Return a trace with prompts cut to so many tokens and arrivals at stamps, as a log of that grain has them."""
-    from traces.trace import Ragged
+def as_replayed(trace: "Trace", longest_tokens: int, stamps_s: float, most: int) -> "Trace":
+    """Return the first requests, at most so many, that are shorter than the longest, as DualMap's client sends a log.
 
-    blocks, size = trace.columns["prefix_blocks"], trace.metadata["block_tokens"]
-    assert isinstance(blocks, Ragged)
-    assert isinstance(size, int)
-    kept = np.minimum(np.diff(blocks.offsets), -(-np.minimum(trace.input_tokens, longest_tokens) // size))
-    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept) + np.repeat(blocks.offsets[:-1], kept)
-    stamps_ns = max(1, round(stamps_s * 1e9))
-    arrival_ns: npt.NDArray[np.int64] = trace.arrival_ns // stamps_ns * stamps_ns
-    columns = {**trace.columns, "prefix_blocks": Ragged(offsets, blocks.values[places])}
-    inputs = np.minimum(trace.input_tokens, longest_tokens)
-    return replace(trace, arrival_ns=arrival_ns, input_tokens=inputs, columns=columns)
+    What is logged at one stamp comes one after another, each an equal part of the time to the next stamp; an answer
+    ends where a request is as long as the longest.
+    """
+    from traces.trace import take
+
+    spread = replace(trace, arrival_ns=_spread(trace.arrival_ns, max(1, round(stamps_s * 1e9))))
+    sent = take(spread, np.flatnonzero(trace.input_tokens < longest_tokens)[:most])
+    return replace(sent, output_tokens=np.minimum(sent.output_tokens, longest_tokens - sent.input_tokens))
+
+
+def _spread(arrival_ns: Integers, stamps_ns: int) -> Integers:
+    """Return arrivals such that those of one stamp are an equal time apart."""
+    stamps = arrival_ns // stamps_ns
+    places = np.arange(stamps.size) - np.searchsorted(stamps, stamps)
+    return np.asarray(stamps * stamps_ns + places * stamps_ns // np.bincount(stamps)[stamps], np.int64)
+
+
+def after_warm_up(trace: "Trace", count: int, warm_up_per_s: float, rate_per_s: float) -> "Trace":
+    """Return a trace whose first `count` requests come evenly at one rate, and the rest as they came but at another."""
+    first_s = np.arange(count) / warm_up_per_s
+    rest_ns = trace.arrival_ns[count:] - trace.arrival_ns[count]
+    mean_per_s = (rest_ns.size - 1) / max(1e-9, float(rest_ns[-1]) / 1e9)
+    rest_s = count / warm_up_per_s + rest_ns / 1e9 * mean_per_s / rate_per_s
+    return replace(trace, arrival_ns=np.rint(np.concatenate([first_s, rest_s]) * 1e9).astype(np.int64))

@@ -1,5 +1,6 @@
 """DualMap: two lanes a prefix from two hash rings, and a queue at the gateway for each, moved where it will be late."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from simulator.control.plane import Controller, Decision, Hold, Plane, Process, Router, Routing
@@ -42,6 +43,25 @@ def dual_map(setting: Setting = WHOLE) -> tuple[Routing, Controller]:
     return routing, rebalance
 
 
+def first_of_pair(setting: Setting = WHOLE) -> Routing:
+    """Keep the prompts of a key on the first of its two lanes, whatever waits there (DualMap's cache affinity)."""
+
+    def routing(plane: Plane) -> Router:
+        pair = Pair(plane, setting.seed, setting.splits, setting.window)
+        return lambda request, view: pair.of(request.number)[0]
+
+    return routing
+
+
+class Waiting(NamedTuple):
+    """A request in a queue: its tokens to be computed there, those cached when it came, and when its client sent it."""
+
+    request: RequestView
+    tokens: int
+    cached: int
+    arrival_ps: int
+
+
 class Queues:
     """The gateway's queue for each lane; the engine there has few prompts at a time that have no token yet."""
 
@@ -49,7 +69,7 @@ class Queues:
         self.plane, self.setting = plane, setting
         self.pair, self.matched = Pair(plane, setting.seed, setting.splits, setting.window), Matched(plane, True)
         self.s_per_token = prompt_s_per_token(plane)
-        self.waiting: list[dict[int, RequestView]] = [{} for _ in plane.lanes]
+        self.waiting: list[dict[int, Waiting]] = [{} for _ in plane.lanes]
         self.working: list[set[int]] = [set() for _ in plane.lanes]
         self.pending_tokens = [0] * len(plane.lanes)  # to be computed, of what waits and of what is worked on
         self.counted: dict[int, tuple[int, int]] = {}  # lane and tokens of each of them
@@ -76,19 +96,25 @@ class Queues:
             self._send_next(lane)
 
     def relieve(self, lane: int) -> None:
-        """Move what gains most out of a queue that will be late, each to its other lane, until it is not."""
+        """Move what gains most, one after another, out of a queue that will be late, until its excess is gone.
+
+        A request goes to its other lane, or where that is late with it to the neighbour, or where that is late, too,
+        nowhere.
+        """
         if not self.plane.is_open[lane]:
             for number in list(self.waiting[lane]):
                 self.plane.offer(number)
-        if not self.setting.moves or not self.waiting[lane] or not self._is_late(lane):
+        waits = [self._waits_long(each) for each in range(len(self.waiting))]
+        if not self.setting.moves or len(self.waiting[lane]) < 2 or not self._is_late(lane, waits[lane]):
             return
-        gains = sorted((self._gain_s(request, lane), number) for number, request in self.waiting[lane].items())
-        for _, number in gains:
-            if not self._is_late(lane):
+        excess = self.pending_tokens[lane] - self.setting.slo_s / self.s_per_token[lane]
+        moved = 0
+        while not 0 < excess <= moved:
+            gain_s, number, to = min(self._moves(lane, waits), default=(0.0, -1, -1))
+            if gain_s >= 0:
                 return
-            request = self.waiting[lane][number]
-            if self._gain_s(request, lane) < 0:
-                self._move(request, lane, self._other(request, lane))
+            moved += self.waiting[lane][number].tokens
+            self._move(number, to)
 
     def _choose(self, request: RequestView) -> int:
         first, second = self.lanes[request.number] = self.pair.of(request.number)
@@ -99,8 +125,9 @@ class Queues:
         return lane
 
     def _queue(self, request: RequestView, lane: int) -> None:
-        self.waiting[lane][request.number] = request
-        tokens = request.input_tokens - self.matched.tokens_at(request, lane)
+        cached = self.matched.tokens_at(request, lane)
+        tokens, arrival_ps = request.input_tokens - cached, int(self.plane.requests["arrival_ps"][request.number])
+        self.waiting[lane][request.number] = Waiting(request, tokens, cached, arrival_ps)
         self.counted[request.number] = lane, tokens
         self.pending_tokens[lane] += tokens
 
@@ -117,35 +144,65 @@ class Queues:
         return number in self.waiting[lane] and bool(self.plane.is_open[lane])
 
     def _send_next(self, lane: int) -> None:
-        """Send the request that has most cached now, the first come of equals."""
+        """Send the first of a lane's queue."""
         queue = self.waiting[lane]
         if queue and len(self.working[lane]) < self.setting.in_engine:
-            most = (lambda each: self.matched.tokens_at(queue[each], lane)) if self.setting.orders else (lambda each: 0)
-            self.plane.offer(max(queue, key=most))
+            self.plane.offer(min(queue, key=lambda number: self._place(queue[number])))
 
-    def _is_late(self, lane: int) -> bool:
-        came_ps = self.plane.requests["arrival_ps"][next(iter(self.waiting[lane]))] if self.waiting[lane] else None
-        waits_s = 0.0 if came_ps is None else self.plane.now_s - float(came_ps) / 1e12
-        is_over = self.pending_tokens[lane] * self.s_per_token[lane] > self.setting.slo_s
-        return bool(is_over or waits_s >= self.setting.longest_wait_s)
+    def _place(self, waiting: Waiting) -> tuple[int, int, int]:
+        """Return what a queue is ordered by: most cached first, and of equals the first come."""
+        return -waiting.cached if self.setting.orders else 0, waiting.arrival_ps, waiting.request.number
 
-    def _other(self, request: RequestView, lane: int) -> int:
-        """Return the lane to move to: the request's other one, that one's neighbour where it is late itself."""
+    def _is_late(self, lane: int, waits_long: bool, more_tokens: int = 0) -> bool:
+        """Say whether something in a queue has waited too long, or what would be queued then is late."""
+        over_s = (self.pending_tokens[lane] + more_tokens) * self.s_per_token[lane] - self.setting.slo_s
+        return waits_long or bool(over_s > 0)
+
+    def _waits_long(self, lane: int) -> bool:
+        first_ps = min((each.arrival_ps for each in self.waiting[lane].values()), default=None)
+        return first_ps is not None and self.plane.now_s - first_ps / 1e12 >= self.setting.longest_wait_s
+
+    def _moves(self, lane: int, waits: list[bool]) -> Iterator[tuple[float, int, int]]:
+        """Yield how much later each of a queue would have its first token elsewhere [s], its number, and where.
+
+        Below 0 it would have it earlier. Queues count so far as they come before the request.
+        """
+        ahead = self._engine_tokens(lane)
+        for waiting in sorted(self.waiting[lane].values(), key=self._place):
+            ahead += waiting.tokens
+            to = self._destination(waiting.request, lane, waits)
+            if to is not None:
+                yield (
+                    self._tokens_until(waiting, to) * self.s_per_token[to] - ahead * self.s_per_token[lane],
+                    waiting.request.number,
+                    to,
+                )
+
+    def _destination(self, request: RequestView, lane: int, waits: list[bool]) -> int | None:
+        """Return where a request may move: to its other lane, or to a neighbour; none where both would be late."""
         first, second = self.lanes[request.number]
-        other = second if lane == first else first
-        if self._is_late(other):
-            may = [each for each in range(len(self.working)) if self.plane.is_open[each] and each != lane]
-            other = next((each for each in may if each > other), may[0] if may else other)
-        return other
+        other, lanes = second if lane == first else first, len(self.waiting)
+        neighbours = [(start + 1) % lanes for start in (lane, other)]
+        neighbour = next((each for each in neighbours if each not in (lane, other)), lane)
+        for to in (other, neighbour):
+            tokens = request.input_tokens - self.matched.tokens_at(request, to)
+            if to != lane and self.plane.is_open[to] and not self._is_late(to, waits[to], tokens):
+                return to
+        return None
 
-    def _gain_s(self, request: RequestView, lane: int) -> float:
-        """Return how much later the first token would come at the other lane; below 0 where it would come earlier."""
-        other = self._other(request, lane)
-        tokens = self.pending_tokens[other] + request.input_tokens - self.matched.tokens_at(request, other)
-        return float(tokens * self.s_per_token[other] - self.pending_tokens[lane] * self.s_per_token[lane])
+    def _tokens_until(self, waiting: Waiting, lane: int) -> int:
+        """Return the tokens that would be computed at another lane until a request's first token."""
+        cached = self.matched.tokens_at(waiting.request, lane)
+        place = self._place(waiting._replace(cached=cached))
+        before = sum(each.tokens for each in self.waiting[lane].values() if self._place(each) < place)
+        return self._engine_tokens(lane) + before + waiting.request.input_tokens - cached
 
-    def _move(self, request: RequestView, lane: int, other: int) -> None:
-        self._discount(request.number)
-        self._queue(request, other)
+    def _engine_tokens(self, lane: int) -> int:
+        return self.pending_tokens[lane] - sum(each.tokens for each in self.waiting[lane].values())
+
+    def _move(self, number: int, to: int) -> None:
+        request = self.waiting[self.counted[number][0]][number].request
+        self._discount(number)
+        self._queue(request, to)
         self.plane.ledger.count("Moved in queue")
-        self._send_next(other)
+        self._send_next(to)
