@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from models import device, forward, llm
 from models.calibration.validation import Predictions, none_yet, summary
+from models.device import Device
 from models.engine import Engine, Settings
 from models.estimate import StepCosts, trust
 from models.step import PICOSECONDS_PER_SECOND
@@ -55,20 +56,35 @@ def replay_log(frame: Any, *, sample_s: float | None = None) -> tuple[list[Repla
     frame has the columns of NEEDED, one row a request; num_gpu_blocks and block_size where the engine reported them.
     Measured times are not read. Raises KeyError for a missing column.
     """
+    replayed, reasons = [], {}
+    for name, ordered in runs_of(frame):
+        try:
+            replayed.append(replay_run(name, ordered, sample_s=sample_s))
+        except ValueError as error:
+            reasons[name] = str(error)
+    return replayed, reasons
+
+
+def runs_of(frame: Any) -> list[tuple[str, Any]]:
+    """Return every run of a log: its name, its rows in order of arrival with their places in the log as `_row`.
+
+    Raises KeyError for a missing column.
+    """
     missing = [name for name in NEEDED if name not in frame]
     if missing:
         raise KeyError(missing[0])
-    replayed, reasons = [], {}
-    for name, part in frame.assign(_row=np.arange(len(frame))).groupby("run", sort=False):
-        ordered = part.sort_values("arrival_s", kind="stable")
-        try:
-            engine, priced_engine = _engine_of(ordered)
-        except ValueError as error:
-            reasons[name] = str(error)
-            continue
-        run = replay(_trace_of(ordered), Fleet((Pool(priced_engine, 1),)), sample_s=sample_s)
-        replayed.append(Replayed(name, ordered["_row"].to_numpy(), engine, run))
-    return replayed, reasons
+    parts = frame.assign(_row=np.arange(len(frame))).groupby("run", sort=False)
+    return [(name, part.sort_values("arrival_s", kind="stable")) for name, part in parts]
+
+
+def replay_run(name: str, ordered: Any, on: Device | None = None, *, sample_s: float | None = None) -> Replayed:
+    """Return one run replayed, on the device that its log names or on one that stands for it.
+
+    ValueError says what of the engine is not known, or does not fit.
+    """
+    engine, priced_engine = _engine_of(ordered, on)
+    run = replay(_trace_of(ordered), Fleet((Pool(priced_engine, 1),)), sample_s=sample_s)
+    return Replayed(name, ordered["_row"].to_numpy(), engine, run)
 
 
 def validate_requests(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
@@ -111,14 +127,14 @@ def _figures(one: Replayed, truth: dict[str, Floats]) -> dict[str, dict[str, flo
     }
 
 
-def _engine_of(rows: Any) -> tuple[Engine, PricedEngine]:
+def _engine_of(rows: Any, on: Device | None) -> tuple[Engine, PricedEngine]:
     """Return the engine that a run's rows describe, priced, its KV blocks as the engine reported them if it did."""
     first = rows.iloc[0]
     experts = bool(first.get("enable_expert_parallel", False))
     tp = int(first["tensor_parallel_size"])
     engine = Engine(
         llm.find(first["model"]),
-        device.find(first["device"]),
+        on or device.find(first["device"]),
         tp=tp,
         dp=int(first.get("data_parallel_size", 1)),
         ep=tp if experts else 1,

@@ -1,4 +1,4 @@
-"""`plan calibrate`: fits the cost model to the user's own benchmark files, or to this machine."""
+"""`plan calibrate`: fits the cost model to the user's own benchmark files or request log, or to this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ SPLITS = ((128, 0), (64, 512), (1, 256), (1, 1536))
 @click.option("--device", type=Name("device"), metavar="NAME", help="Device that it ran on.")
 @engine_options
 @click.option(
+    "--share",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=1 / 3,
+    show_default="a third",
+    help="Of a request log, the first requests to fit; the others judge the fit.",
+)
+@click.option(
     "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write the fit here."
 )
 @json_flag
@@ -29,6 +36,7 @@ def calibrate(
     model: str | None,
     device: str | None,
     engine: str,
+    share: float,
     out: Path | None,
     as_json: bool,
     **cut: Any,
@@ -36,12 +44,16 @@ def calibrate(
     """Fit an engine's scalars to benchmark result FILES, or this machine's CPU to its own kernels.
 
     FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, inference-perf, llm-d and llama-bench
-    write, a query_range of Prometheus, or scrapes of an engine's metrics: of two, what was between them. The errors
-    before and after the fit are told. FILE of -o is a device file: name it wherever a device is named, as
-    --device FILE, --devices FILE,l4 or in fleet.yaml, and it stands for the catalogue's device, price included.
+    write, a query_range of Prometheus, or scrapes of an engine's metrics: of two, what was between them. One FILE may
+    be a request log instead, Parquet or CSV, a row a request, which names its model and engine. The errors before and
+    after the fit are told, of a log those of requests that were not fitted, too. FILE of -o is a device file: name it
+    wherever a device is named, as --device FILE, --devices FILE,l4 or in fleet.yaml, and it stands for the catalogue's
+    device, price included.
     """
     if this_machine:
         result, lines, words = _this_machine()
+    elif len(files) == 1 and _is_log(files[0]):
+        result, lines, words = _log(files[0], device, share)
     elif not files or model is None or device is None:
         raise ValueError("give benchmark files with --model and --device, or --this-machine")
     else:
@@ -50,7 +62,7 @@ def calibrate(
         out.write_text(lines)
         note(f"wrote {out}")
     inputs = {"files": [str(file) for file in files], "this_machine": this_machine, "model": model, "device": device}
-    give(Answer("calibrate", {**inputs, "engine": engine, **cut}, result), as_json, words)
+    give(Answer("calibrate", {**inputs, "engine": engine, "share": share, **cut}, result), as_json, words)
 
 
 def _files(
@@ -78,6 +90,40 @@ def _files(
         observed.device_text(measured, engine, cut["framework_version"] or "", fitted["scalars"], source),
         words,
     )
+
+
+def _is_log(file: Path) -> bool:
+    from simulator.log_fit import is_log
+
+    return is_log(file)
+
+
+def _log(file: Path, device: str | None, share: float) -> tuple[dict[str, Any], str, str]:
+    from models import device as devices
+    from models.calibration import observed
+    from simulator import log_fit
+    from simulator.request_log import METRICS
+
+    fitted = log_fit.fit(log_fit.read(file), devices.load(device) if device else None, share)
+    rows = [["requests", "count", "scalars", *(name.upper() for name in METRICS)]]
+    for part, count in fitted.requests.items():
+        for when, errors in fitted.errors[part].items():
+            told = [f"{errors[name]:.1%}" if name in errors else "" for name in METRICS]
+            rows.append([part.replace("_", " "), str(count), f"{when} the fit", *told])
+    lines = [f"{name} = {value:.4g}" for name, value in fitted.scalars.items()]
+    words = "\n\n".join(["median errors", table(rows, right=[1, 3, 4, 5]), "\n".join(lines)])
+    source = f"plan calibrate: {fitted.requests['fitted']} requests of {' and '.join(fitted.models)}"
+    result = {
+        "device": fitted.device.name,
+        "engine": fitted.framework,
+        "framework_version": fitted.version,
+        "models": list(fitted.models),
+        "requests": dict(fitted.requests),
+        "scalars": dict(fitted.scalars),
+        "errors": {part: {when: dict(by) for when, by in errors.items()} for part, errors in fitted.errors.items()},
+    }
+    text = observed.device_text(fitted.device, fitted.framework, fitted.version, fitted.scalars, source)
+    return result, text, words
 
 
 def _this_machine() -> tuple[dict[str, Any], str, str]:
