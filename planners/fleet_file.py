@@ -28,10 +28,11 @@ class PoolLine:
     """One pool: equal replicas of a model cut tp x pp over devices; the price list's price where none is written.
 
     role is both, prefill or decode; pools that only decode come last. What is not written of how the engine is run is
-    vLLM's default; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7. tiers keep prefixes below the replicas' memory;
-    variants are how many times longer steps may take that control sets; twin_of names the prefill pool that this decode
-    pool shares its devices with, and splits the shares (prefill, decode) of them that control may set. serves are the
-    names that traces call the pool's model by; where pools have several models, its own if nothing is written.
+    vLLM's default, and of its kernels the framework's choice; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7. tiers
+    keep prefixes below the replicas' memory; variants are how many times longer steps may take that control sets;
+    twin_of names the prefill pool that this decode pool shares its devices with, and splits the shares (prefill,
+    decode) of them that control may set. serves are the names that traces call the pool's model by; where pools have
+    several models, its own if nothing is written.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -63,6 +64,10 @@ class PoolLine:
     no_evict: bool | None = None
     reserve_ratio: float | None = None
     swap_preempted: bool | None = None
+    memory_fraction: float | None = None
+    max_cudagraph_capture_size: int | None = None
+    fuse_allreduce_rms: bool | None = None
+    moe_backend: str | None = None
     speculative: str | None = None
     tiers: tuple[fleet_parts.TierLine, ...] = ()
     fetches_layerwise: bool = False
@@ -276,13 +281,15 @@ COUNTS = (
 SETTINGS = (
     *("max_num_seqs", "max_num_batched_tokens", "max_model_tokens", "block_tokens", "long_prefill_tokens"),
     *("watermark_fraction", "chunked_prefill", "prefix_caching", "async_scheduling", "scheduling_policy"),
-    *("prefill_first", "no_evict", "reserve_ratio", "swap_preempted"),
+    *("prefill_first", "no_evict", "reserve_ratio", "swap_preempted", "memory_fraction"),
+    *("max_cudagraph_capture_size", "fuse_allreduce_rms", "moe_backend"),
 )
 
 
 def _settings(line: PoolLine) -> "Settings":
     """Return how the pool's engines are run; what is not written is as by default."""
     from models import speculation
+    from models.calibration.predict import MOE_BACKENDS
     from models.engine import POLICIES, Settings
 
     written = {key: getattr(line, key) for key in SETTINGS if getattr(line, key) is not None}
@@ -294,6 +301,14 @@ def _settings(line: PoolLine) -> "Settings":
         raise Wrong(("watermark_fraction",), f"must be from 0 to below 1, got {settings.watermark_fraction:g}")
     if not 0.0 <= settings.reserve_ratio <= 1.0:
         raise Wrong(("reserve_ratio",), f"must be from 0 to 1, got {settings.reserve_ratio:g}")
+    if not 0.0 < settings.memory_fraction <= 1.0:
+        raise Wrong(("memory_fraction",), f"must be above 0 and at most 1, got {settings.memory_fraction:g}")
+    if (settings.max_cudagraph_capture_size or 0) < 0:
+        words = f"must be at least 0, of no graphs, not {settings.max_cudagraph_capture_size}"
+        raise Wrong(("max_cudagraph_capture_size",), words)
+    if settings.moe_backend and settings.moe_backend not in MOE_BACKENDS:
+        known = ", ".join(MOE_BACKENDS)
+        raise Wrong(("moe_backend",), f"unknown back end {settings.moe_backend!r}; known: {known}")
     if settings.block_tokens & (settings.block_tokens - 1):
         raise Wrong(("block_tokens",), f"must be a power of two, got {settings.block_tokens}")
     if line.speculative is None:

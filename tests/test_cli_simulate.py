@@ -149,6 +149,21 @@ def test_a_fleet_file_can_say_all_that_the_data_plane_knows(folder):
     assert result["requests"]["finished"] == 2
 
 
+def test_a_fleet_file_can_say_how_a_server_is_launched(folder):
+    usual, launched = "", ", memory_fraction: 0.8, max_cudagraph_capture_size: 0, fuse_allreduce_rms: true"
+    pools = []
+    for flags in (usual, launched + ", moe_backend: CUTLASS"):
+        line = f"{{device: b200-sxm, tp: 2, framework: tensorrt-llm{flags}}}"
+        (folder / "fleet.yaml").write_text(f"model: llama-3.1-70b\npools: [{line}]\n")
+        pools += fleet_file.read(folder / "fleet.yaml").fleet.pools
+    plain, told = (pool.engine.engine.settings for pool in pools)
+    assert (told.memory_fraction, told.max_cudagraph_capture_size) == (0.8, 0)
+    assert (told.fuse_allreduce_rms, told.moe_backend) == (True, "CUTLASS")
+    assert (plain.memory_fraction, plain.max_cudagraph_capture_size, plain.moe_backend) == (0.9, None, "")
+    few, many = (pool.engine.limits.total_blocks for pool in reversed(pools))
+    assert few < many
+
+
 def test_engines_of_a_fleet_can_be_let_draft(folder):
     plain, drafting = (
         json.loads(simulate(folder, *more, "--json").stdout) for more in ([], ["--speculative", "3:0.7"])
@@ -174,6 +189,9 @@ MISTAKES = [
     ("model: llama-3.1-8b\npools: [{device: l4, scheduling_policy: lifo}]\n", "unknown policy 'lifo'; known: fcfs, pr"),
     ("model: llama-3.1-8b\npools: [{device: l4, framework: x}]\n", "framework: unknown serving framework 'x'; known:"),
     ("model: llama-3.1-8b\npools: [{device: l4, reserve_ratio: 2}]\n", "reserve_ratio: must be from 0 to 1, got 2"),
+    ("model: llama-3.1-8b\npools: [{device: l4, memory_fraction: 2}]\n", "memory_fraction: must be above 0 and at mo"),
+    ("model: llama-3.1-8b\npools: [{device: l4, moe_backend: x}]\n", "unknown back end 'x'; known: TRTLLM, CUTLASS"),
+    ("model: llama-3.1-8b\npools: [{device: l4, max_cudagraph_capture_size: -1}]\n", "size: must be at least 0, of"),
     ("model: llama-3.1-8b\npools: [{device: l4, block_tokens: 3}]\n", "block_tokens: must be a power of two, got 3"),
     ("model: llama-3.1-8b\npools: [{device: l4, kv_dtype: x}]\n", "pools.0.kv_dtype: unknown dtype 'x'"),
     ("model: llama-3.1-8b\npatience_s: 0\npools: [{device: l4}]\n", "2:13: patience_s: patience_s must be positive"),
