@@ -84,6 +84,15 @@ def test_shares_follow_what_misses_its_promise():
     assert semi_pd._moved(8, 5.0, 0.9, 2) == 8
 
 
+def test_one_long_prompt_of_many_moves_no_share_and_long_ones_throughout_do():
+    # a token a millisecond: prompts of 2 ms, one in five of 30 ms; the mean of 7.6 ms keeps 20 ms, the 90th does not
+    fleet = semi_pd.fleet(device(toys.limits(caching=False, total_blocks=64), step_ps=0, token_ps=toys.PS_PER_MS))
+    for lengths, moves in ((np.tile([2, 2, 2, 2, 30], 6), False), (np.full(30, 30), True)):
+        trace = toys.trace(np.arange(30) * 100 * MS, lengths, 1)
+        following = semi_pd.follow(20 * MS, 1.0, every_s=1.0)
+        assert ("SetVariant" in operate(trace, fleet, controllers=[following]).ledger.actions) == moves
+
+
 def test_twins_must_be_prefill_and_decode_of_equal_number():
     engine = device()
     pool = Pool(engine, 1, role="prefill", variants=(engine.table,))

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
-
 from models.step import PICOSECONDS_PER_SECOND, StepTable, slowed
 from simulator.control.actions import SetVariant
 from simulator.control.plane import Controller, Plane, Process
@@ -56,12 +54,11 @@ def _tables(
     return tuple(slowed(table, factor(share)) for share in chain.from_iterable(shares))
 
 
-def follow(
-    ttft_s: float, tpot_s: float, every_s: float = 5.0, most_steps: int = 2, percent: float = 90.0
-) -> Controller:
+def follow(ttft_s: float, tpot_s: float, every_s: float = 5.0, most_steps: int = 2) -> Controller:
     """Move the split towards what alone misses its promise, so far as is foreseen to mend it.
 
-    What answers take is told by the steps of the window; those that end in it tell of a split long gone.
+    Both are means over a window, as what the fits foresee is: waits of a queue (M/M/1), and steps. What answers take
+    is told by the steps of the window; those that end in it tell of a split long gone.
     """
 
     def controller(plane: Plane) -> Process:
@@ -70,7 +67,7 @@ def follow(
         place, before = BY_PREFILL.index(0), (0, 0)
         while True:
             yield plane.wait(every_s)
-            ttft = float(np.percentile(seen_s, percent)) if seen_s else 0.0
+            ttft = sum(seen_s) / max(1, len(seen_s))
             seen_s.clear()
             so_far = _decoded(plane)
             tpot = (so_far[0] - before[0]) / PICOSECONDS_PER_SECOND / max(1, so_far[1] - before[1])
