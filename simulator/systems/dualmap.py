@@ -105,7 +105,8 @@ class Queues:
             for number in list(self.waiting[lane]):
                 self.plane.offer(number)
         waits = [self._waits_long(each) for each in range(len(self.waiting))]
-        if not self.setting.moves or len(self.waiting[lane]) < 2 or not self._is_late(lane, waits[lane]):
+        late = [self._is_late(each, waits[each]) for each in range(len(self.waiting))]
+        if not self.setting.moves or len(self.waiting[lane]) < 2 or not late[lane] or all(late):
             return
         excess = self.pending_tokens[lane] - self.setting.slo_s / self.s_per_token[lane]
         moved = 0
@@ -184,11 +185,12 @@ class Queues:
         other, lanes = second if lane == first else first, len(self.waiting)
         neighbours = [(start + 1) % lanes for start in (lane, other)]
         neighbour = next((each for each in neighbours if each not in (lane, other)), lane)
-        for to in (other, neighbour):
-            tokens = request.input_tokens - self.matched.tokens_at(request, to)
-            if to != lane and self.plane.is_open[to] and not self._is_late(to, waits[to], tokens):
-                return to
-        return None
+        may = (to for to in (other, neighbour) if to != lane and self.plane.is_open[to])
+        early = (to for to in may if not self._is_late(to, waits[to]))  # before what it has cached is looked up
+        return next((to for to in early if not self._is_late(to, waits[to], self._tokens_at(request, to))), None)
+
+    def _tokens_at(self, request: RequestView, lane: int) -> int:
+        return request.input_tokens - self.matched.tokens_at(request, lane)
 
     def _tokens_until(self, waiting: Waiting, lane: int) -> int:
         """Return the tokens that would be computed at another lane until a request's first token."""
