@@ -20,9 +20,22 @@ KERNEL_FILES = (
     *("models/calibration/batch.py", "models/calibration/boosting.py", "models/calibration/residual.py"),
     *("simulator/actions.py", "simulator/advance.py", "simulator/batch.py", "simulator/blocks.py"),
     *("simulator/cache.py", "simulator/control/lanes_now.py", "simulator/control/matching.py"),
-    *("simulator/ending.py", "simulator/forming.py", "simulator/lane.py", "simulator/layout.py", "simulator/nodes.py"),
+    *(
+        "simulator/ending.py",
+        "simulator/fetching.py",
+        "simulator/forming.py",
+        "simulator/lane.py",
+        "simulator/layout.py",
+        "simulator/nodes.py",
+    ),
     *("simulator/queues.py", "simulator/reserve.py", "simulator/routing.py", "simulator/series.py"),
-    *("simulator/tiers.py", "simulator/timers.py", "simulator/tournament.py", "simulator/turnover.py"),
+    *(
+        "simulator/shelves.py",
+        "simulator/tiers.py",
+        "simulator/timers.py",
+        "simulator/tournament.py",
+        "simulator/turnover.py",
+    ),
 )
 
 

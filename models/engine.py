@@ -32,6 +32,9 @@ class Settings:
     no_evict: bool = False  # a request is admitted only if it can finish, as TensorRT-LLM's guaranteed-no-evict
     reserve_ratio: float = 0.0  # of answers to come that admission leaves room for at first, as SGLang's 0.7; 0 is none
     swap_preempted: bool = False  # to host memory, over the host link, instead of computing again
+    swap_operation_s: float = 0.0  # that each copy takes: of every layer's next swap_operation_blocks, as FastSwitch's
+    swap_operation_blocks: int = 1
+    swap_keeps_copies: bool = False  # of what is read back, so that only what has come since is written again
     prefix_caching: bool = True
     fuse_allreduce_rms: bool = False  # reductions also add the residual and normalise, by kernels as TensorRT-LLM's
     moe_backend: str = (
@@ -60,6 +63,9 @@ class Limits:
     reserves: bool = False
     by_priority: bool = False
     swap_ps_per_token: int = 0
+    swap_operation_ps: int = 0
+    swap_operation_blocks: int = 1
+    swap_keeps_copies: bool = False
     reserve: int = 0
     reserve_least: int = 0
     reserve_fall: int = 0
@@ -173,6 +179,9 @@ class Engine:
             reserves=settings.no_evict,
             by_priority=settings.scheduling_policy == "priority",
             swap_ps_per_token=round(self._swap_s_per_token * PICOSECONDS_PER_SECOND) if settings.swap_preempted else 0,
+            swap_operation_ps=round(self.llm.layers / self.pp * settings.swap_operation_s * PICOSECONDS_PER_SECOND),
+            swap_operation_blocks=settings.swap_operation_blocks,
+            swap_keeps_copies=settings.swap_keeps_copies,
             **reserve_of(settings.reserve_ratio),
             verified_tokens=drafts.verified_tokens if drafts else 1,
             growth_parts=drafts.growth_parts if drafts else 1,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from planners import fleet_control, fleet_parts, marked_yaml, plan_file
 from planners.fleet_parts import Wrong
 from planners.slo import Slo
+from simulator.tier import Tier
 
 if TYPE_CHECKING:
     from models.device import Device
@@ -29,10 +30,11 @@ class PoolLine:
 
     role is both, prefill or decode; pools that only decode come last. What is not written of how the engine is run is
     vLLM's default, and of its kernels the framework's choice; speculative is DRAFT_TOKENS:ACCEPTANCE, as 3:0.7. tiers
-    keep prefixes below the replicas' memory; variants are how many times longer steps may take that control sets;
-    twin_of names the prefill pool that this decode pool shares its devices with, and splits the shares (prefill,
-    decode) of them that control may set. serves are the names that traces call the pool's model by; where pools have
-    several models, its own if nothing is written.
+    keep prefixes below the replicas' memory, fetched before the step that needs them, layer-wise beside it, or outside
+    the batch; eviction, lru or s3-fifo, and quotas, shares by tenant, say what the memory itself evicts. variants are
+    how many times longer steps may take that control sets; twin_of names the prefill pool that this decode pool shares
+    its devices with, and splits the shares (prefill, decode) of them that control may set. serves are the names that
+    traces call the pool's model by; where pools have several models, its own if nothing is written.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -68,9 +70,14 @@ class PoolLine:
     max_cudagraph_capture_size: int | None = None
     fuse_allreduce_rms: bool | None = None
     moe_backend: str | None = None
+    swap_operation_s: float | None = None
+    swap_operation_blocks: int | None = None
+    swap_keeps_copies: bool | None = None
     speculative: str | None = None
-    tiers: tuple[fleet_parts.TierLine, ...] = ()
-    fetches_layerwise: bool = False
+    tiers: tuple[Tier, ...] = ()
+    fetches: str = "before"
+    eviction: str = "lru"
+    quotas: dict[str, float] = field(default_factory=dict)
     variants: tuple[float, ...] = ()
     twin_of: int | None = None
     splits: tuple[tuple[float, float], ...] = ()
@@ -268,21 +275,22 @@ def _pool(line: PoolLine, model: str | None, folder: str) -> "Pool":
         usd_per_hour=usd_per_hour,
         role=_role(line.role),
         variants=fleet_parts.variants(line.variants, chosen),
-        tiers=fleet_parts.tiers(line.tiers),
-        fetches_layerwise=line.fetches_layerwise,
+        tiers=line.tiers,
+        **fleet_parts.memory(line.fetches, line.eviction, line.quotas),
         serves=line.serves,
     )
 
 
 COUNTS = (
     *("replicas", "tp", "pp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens"),
-    *("max_model_tokens", "block_tokens", "long_prefill_tokens"),
+    *("max_model_tokens", "block_tokens", "long_prefill_tokens", "swap_operation_blocks"),
 )
 SETTINGS = (
     *("max_num_seqs", "max_num_batched_tokens", "max_model_tokens", "block_tokens", "long_prefill_tokens"),
     *("watermark_fraction", "chunked_prefill", "prefix_caching", "async_scheduling", "scheduling_policy"),
     *("prefill_first", "no_evict", "reserve_ratio", "swap_preempted", "memory_fraction"),
     *("max_cudagraph_capture_size", "fuse_allreduce_rms", "moe_backend"),
+    *("swap_operation_s", "swap_operation_blocks", "swap_keeps_copies"),
 )
 
 
@@ -309,6 +317,8 @@ def _settings(line: PoolLine) -> "Settings":
     if settings.moe_backend and settings.moe_backend not in MOE_BACKENDS:
         known = ", ".join(MOE_BACKENDS)
         raise Wrong(("moe_backend",), f"unknown back end {settings.moe_backend!r}; known: {known}")
+    if settings.swap_operation_s < 0:
+        raise Wrong(("swap_operation_s",), f"must not be negative, got {settings.swap_operation_s:g}")
     if settings.block_tokens & (settings.block_tokens - 1):
         raise Wrong(("block_tokens",), f"must be a power of two, got {settings.block_tokens}")
     if line.speculative is None:

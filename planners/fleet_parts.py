@@ -1,15 +1,11 @@
-"""Parts of a pool in fleet.yaml beyond its engine: tiers below its memory, variants of its steps, shared devices."""
+"""Parts of a pool in fleet.yaml beyond its engine: what its memory evicts, variants of its steps, shared devices."""
 
-import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.step import StepTable
     from simulator.fleet import Pool, PricedEngine
-    from simulator.stores import Tier
-
-FORBID = {"extra": "forbid"}
 
 
 class Wrong(ValueError):
@@ -20,45 +16,18 @@ class Wrong(ValueError):
         self.keys = keys
 
 
-@dataclass(frozen=True, slots=True)
-class TierLine:
-    """A place for prefix blocks below a replica's memory, each replica's own or one that all of the pool share.
+def memory(fetches: str, eviction: str, quotas: dict[str, float]) -> dict[str, Any]:
+    """Return what a pool's memory evicts and how it fetches from below; Wrong where it cannot."""
+    from simulator.tier import FETCHES, IN_MEMORY, check_eviction
 
-    total_bytes_per_s is what a shared one carries for all. eviction is lru, fifo or s3-fifo; quotas are shares of the
-    capacity by tenant. With writes_through it takes prompts when they are computed, else what is evicted above; with
-    moves_up what is read leaves it.
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    name: str
-    capacity_bytes: float
-    bytes_per_s: float
-    latency_s: float = 0.0
-    operation_s: float = 0.0
-    operation_blocks: int = 1
-    is_shared: bool = False
-    total_bytes_per_s: float | None = None
-    eviction: str = "lru"
-    quotas: dict[str, float] = field(default_factory=dict)
-    writes_through: bool = False
-    moves_up: bool = False
-
-
-def tiers(lines: tuple[TierLine, ...]) -> "tuple[Tier, ...]":
-    """Return the tiers that lines say; Wrong names the one with a mistake."""
-    from simulator.stores import Tier
-
-    made = []
-    for place, line in enumerate(lines):
-        about = asdict(line)
-        if line.total_bytes_per_s is None:
-            about["total_bytes_per_s"] = math.inf
+    if fetches not in FETCHES:
+        raise Wrong(("fetches",), f"unknown way {fetches!r}; known: {', '.join(FETCHES)}")
+    for key, rule, shares in (("eviction", eviction, {}), ("quotas", "lru", quotas)):
         try:
-            made.append(Tier(**about))
+            check_eviction("the pool", rule, shares, IN_MEMORY)
         except ValueError as error:
-            raise Wrong(("tiers", place), str(error)) from None
-    return tuple(made)
+            raise Wrong((key,), str(error)) from None
+    return {"fetches": fetches, "eviction": eviction, "quotas": quotas}
 
 
 def variants(times_longer: tuple[float, ...], engine: "PricedEngine") -> "tuple[StepTable, ...]":

@@ -4,6 +4,7 @@ from models.compiled import inner_kernel, kernel
 from simulator.batch import arrive_ready, release_source, stop_decoding, unlease
 from simulator.blocks import blocks, own_blocks
 from simulator.cache import drop_leavings, give_blocks, leave_content, pin, push_out, take_blocks, unheld_blocks
+from simulator.fetching import come_back, lose_fetch
 from simulator.lane import begun_steps, blocks_crossed, book_steps, cut_run, look_again, queue_at, set_end, tell, wake
 from simulator.layout import (
     CANCELLED,
@@ -29,6 +30,7 @@ from simulator.layout import (
     WAITING,
 )
 from simulator.queues import remove_prefill, remove_running, remove_waiting
+from simulator.shelves import clear, has_shelves
 from simulator.tiers import has_tiers, lose_own_stores
 from simulator.timers import DEADLINE, set_timer
 from simulator.tournament import settle_load
@@ -37,6 +39,7 @@ SUBMIT, HOLD, REJECT, CANCEL, WITHDRAW = 0, 1, 2, 3, 4
 DEPART, LEASE, UNLEASE, LAND, DROP = 5, 6, 7, 8, 9
 FAIL, SETTLE, REPRICE = 10, 11, 12
 PIN, UNPIN, PUSH_OUT = 13, 14, 15
+FETCHED = 16
 
 
 @kernel
@@ -79,6 +82,8 @@ def act(state, now_ps, action, slot, lane, amount):
         _unpin(state, slot, now_ps)
     elif action == PUSH_OUT:
         push_out(state, state.requests[slot], state.lanes[lane], amount)
+    elif action == FETCHED:
+        return _fetched(state, slot, now_ps)
     return True
 
 
@@ -101,6 +106,16 @@ def _unpin(state, slot, now_ps):
     if row.status == FINISHED and row.held_nodes > 0:
         leave_content(state, row, state.lanes[row.lane])
         look_again(state, state.lanes[row.lane], now_ps)
+
+
+@inner_kernel
+def _fetched(state, slot, now_ps):
+    """Let a request go on whose KV the control plane has moved from a shared tier."""
+    row = state.requests[slot]
+    if len(state.extras) == 0 or row.status != LOADING or row.source_lane != NONE:
+        return False
+    come_back(state, slot, now_ps)
+    return True
 
 
 @inner_kernel
@@ -191,7 +206,7 @@ def _withdraw(state, slot):
     if row.status != WAITING:
         return False
     _unqueue(state, slot)
-    row.swapped_tokens = 0
+    row.swapped_tokens = row.copied_tokens = 0
     row.status = HELD if row.source_lane == NONE else MOVING
     return True
 
@@ -253,7 +268,7 @@ def _land(state, slot, now_ps):
     give_blocks(here, row.leased_blocks - blocks(row.computed_tokens, here))
     row.lane = lane
     row.leased_lane = NONE
-    row.leased_blocks = 0
+    row.leased_blocks = row.copied_tokens = 0
     here.assigned += 1
     here.outstanding += 1
     settle_load(state.words, state.lanes, here)
@@ -280,7 +295,7 @@ def _lose(state, slot):
     row = state.requests[slot]
     row.computed_tokens = 0
     row.chunk_tokens = 0
-    row.swapped_tokens = 0
+    row.swapped_tokens = row.copied_tokens = 0
     row.status = HELD
     if row.is_leaving == CANCELS:
         row.status = CANCELLED
@@ -311,7 +326,7 @@ def _fail(state, lane, now_ps):
         _lose_abroad(state, here, slot, now_ps)
     _lose_memory(state, here)
     here.free_blocks = here.plain_blocks = here.total_blocks
-    here.loading = here.leaving = here.late_blocks = here.late_finishes = here.is_eroding = 0
+    here.loading = here.fetching = here.leaving = here.late_blocks = here.late_finishes = here.is_eroding = 0
     here.swap_ps = here.link_free_ps = here.reserved_blocks = here.prefilled_tokens = 0
     here.outstanding = 0
     here.activity = IDLE
@@ -323,7 +338,10 @@ def _fail(state, lane, now_ps):
 def _lose_memory(state, here):
     """Forget what a lane's memory holds, with nothing of it written, and what stores of its own keep."""
     tiers_at, here.tiers_at = here.tiers_at, NONE
-    take_blocks(state, here, here.free_blocks)
+    if has_shelves(state, here):
+        clear(state, here.shelves_at)
+    else:
+        take_blocks(state, here, here.free_blocks)
     here.tiers_at = tiers_at
     if has_tiers(state, here):
         lose_own_stores(state, here)
@@ -366,6 +384,8 @@ def _lose_abroad(state, here, slot, now_ps):
     if comes:
         if row.source_lane != NONE:
             release_source(state, row, now_ps)
+        elif has_tiers(state, here) and row.status == LOADING:
+            lose_fetch(state, row, here)
         _lose(state, slot)
     elif goes:
         _forget_source(state, row, here)
@@ -396,4 +416,4 @@ def _leave_loading(state, row, now_ps):
     there.loading -= 1
     there.outstanding -= 1
     settle_load(state.words, state.lanes, there)
-    wake(state, there, now_ps)
+    look_again(state, there, now_ps)

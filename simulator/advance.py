@@ -4,6 +4,7 @@ from models.compiled import inner_kernel, kernel
 from simulator.actions import cancel, submit
 from simulator.batch import arrive_ready, release_source
 from simulator.ending import end_step
+from simulator.fetching import come_back
 from simulator.forming import begin_step
 from simulator.lane import keep_step, wake
 from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
@@ -71,13 +72,17 @@ def _next_arrival_ps(state):
 
 @inner_kernel
 def _go_off(state, now_ps):
-    """Do what the next timer was set for: a client gives up, or KV has come to its decode lane."""
+    """Do what the next timer was set for: a client gives up, or KV has come to its lane."""
     number, slot, what = take_timer(state)
     row = state.requests[slot]
     if row.number != number or row.status >= FINISHED:
         return
     if what == DEADLINE:
         cancel(state, slot, now_ps)
-    elif row.status == LOADING and row.lands_ps == now_ps:
+    elif row.status != LOADING or row.lands_ps != now_ps:
+        return
+    elif len(state.extras) > 0 and row.source_lane == NONE:
+        come_back(state, slot, now_ps)
+    else:
         release_source(state, row, now_ps)
         arrive_ready(state, slot, now_ps)

@@ -1,7 +1,7 @@
 """Who is in a lane's batch: requests that begin to decode, end, leave, are preempted, or hand their KV on."""
 
 from models.compiled import inner_kernel
-from simulator.blocks import grow_context, mark_crossings, own_blocks, steps_to
+from simulator.blocks import blocks, grow_context, mark_crossings, own_blocks, steps_to
 from simulator.cache import give_blocks, leave_content, leave_own
 from simulator.lane import cut_run, look_again, tell
 from simulator.layout import (
@@ -161,8 +161,7 @@ def preempt(state, here, slot):
     _stop(state, here, slot)
     if here.swap_ps_per_token > 0:
         give_blocks(here, own_blocks(row, here))
-        row.swapped_tokens = row.computed_tokens
-        here.swap_ps += row.computed_tokens * here.swap_ps_per_token
+        _swap_out(row, here)
     else:
         full_blocks = max(0, (row.computed_tokens >> here.block_shift) - row.held_blocks)
         give_blocks(here, own_blocks(row, here) - full_blocks)
@@ -185,6 +184,28 @@ def preempt(state, here, slot):
         insert_waiting(state.requests, here, slot)
     else:
         prepend_waiting(state.requests, here, slot)
+
+
+@inner_kernel
+def _swap_out(row, here):
+    """Write a request's KV to host memory, but for what that has a copy of."""
+    row.swapped_tokens = row.computed_tokens
+    here.swap_ps += _swap_ps(here, max(0, row.computed_tokens - row.copied_tokens))
+
+
+@inner_kernel
+def swap_in(row, here):
+    """Read a request's KV back from host memory, which may keep a copy."""
+    here.swap_ps += _swap_ps(here, row.swapped_tokens)
+    row.copied_tokens = row.swapped_tokens if here.swap_keeps_copies else 0
+    row.swapped_tokens = 0
+
+
+@inner_kernel
+def _swap_ps(here, tokens):
+    """Return how long KV takes between device and host memory: n_ops x t_op + bytes / bandwidth (FastSwitch)."""
+    operations = (blocks(tokens, here) + here.swap_operation_blocks - 1) // here.swap_operation_blocks
+    return operations * here.swap_operation_ps + tokens * here.swap_ps_per_token
 
 
 @inner_kernel

@@ -5,12 +5,26 @@ left behind. Blocks that nobody refers to lie in a lane's queue in the order the
 with the number of blocks without content that lie before it. A request gives its blocks back last block first, so a
 node is taken from its end and its beginning stays of use. Two requests that compute the same content at the same time
 hold it twice, as in vLLM; a last, partial block is shared to the token.
+
+Where a lane's memory has shelves, blocks without content are taken first, then content as the shelves' rule says. A
+node that a request lets go of is the newest of its shelf.
 """
 
 from models.compiled import inner_kernel
 from simulator.blocks import blocks
 from simulator.layout import NONE
 from simulator.nodes import enter, find, forget, vacant
+from simulator.shelves import (
+    BLOCKS,
+    MOST_READS,
+    has_shelves,
+    main_of,
+    next_out,
+    put_on,
+    remember,
+    shelf_of,
+    take_off,
+)
 from simulator.tiers import has_tiers, write_back
 
 
@@ -18,6 +32,9 @@ from simulator.tiers import has_tiers, write_back
 def take_blocks(state, here, blocks):
     """Take free blocks, the least recently freed first; what they held is forgotten."""
     here.free_blocks -= blocks
+    if has_shelves(state, here):
+        _take_from_shelves(state, here, blocks)
+        return
     while blocks > 0 and here.oldest_node != NONE:
         node = here.oldest_node
         row = state.nodes[node]
@@ -25,14 +42,73 @@ def take_blocks(state, here, blocks):
         row.blocks_before -= plain
         blocks -= plain
         taken = min(blocks, row.blocks)
-        if has_tiers(state, here) and taken > 0 and row.blocks == row.whole_blocks and row.content >= 0:
-            write_back(state, here, row.content, row.blocks)
+        if taken > 0:
+            _write_back(state, here, row)
         row.blocks -= taken
         blocks -= taken
         if row.blocks == 0:
-            _unlink(state.nodes, here, node)
+            _unlink(state, here, node)
             forget(state, node)
     here.plain_blocks -= blocks
+
+
+@inner_kernel
+def _write_back(state, here, row):
+    """Let the tiers have a node that is about to be taken, if it is whole."""
+    if has_tiers(state, here) and row.blocks == row.whole_blocks and row.content >= 0:
+        write_back(state, here, row.content, row.blocks)
+
+
+@inner_kernel
+def _take_from_shelves(state, here, blocks):
+    """Take blocks one by one, so that it makes no difference how many are taken at once."""
+    plain = min(blocks, here.plain_blocks)
+    here.plain_blocks -= plain
+    blocks -= plain
+    while blocks > 0:
+        node = next_out(state, here.shelves_at)
+        row = state.nodes[node]
+        _write_back(state, here, row)
+        taken = min(1, row.blocks)
+        blocks -= taken
+        row.blocks -= taken
+        state.words[row.shelf + BLOCKS] -= taken
+        if row.blocks == 0:
+            take_off(state, node)
+            _evicted(state, here, node)
+
+
+@inner_kernel
+def _evicted(state, here, node):
+    """Forget a node that was taken whole, but for its name where S3-FIFO remembers it."""
+    row = state.nodes[node]
+    content, blocks, main = row.content, row.whole_blocks, main_of(here.shelves_at, row.shelf)
+    was_small = row.shelf != main
+    forget(state, node)
+    if was_small and content >= 0:
+        ghost = vacant(state)
+        row = state.nodes[ghost]
+        row.content, row.lane, row.blocks = content, _ghosts_of(state, here), blocks
+        enter(state, ghost)
+        remember(state, main, ghost, here.total_blocks)
+
+
+@inner_kernel
+def _ghosts_of(state, here):
+    """Return the place at which nodes are only names."""
+    return state.lanes.size + state.words.size + here.number
+
+
+@inner_kernel
+def _shelf_of_new(state, here, content):
+    """Return the shelf of content that was just computed: the main one if its name is remembered."""
+    shelf = shelf_of(state, here.shelves_at, content)
+    ghost = find(state, _ghosts_of(state, here), content)
+    if ghost != NONE:
+        take_off(state, ghost)
+        forget(state, ghost)
+        shelf = main_of(here.shelves_at, shelf)
+    return shelf
 
 
 @inner_kernel
@@ -49,7 +125,7 @@ def leave_content(state, row, here):
         node = find(state, here.number, state.contents[row.contents_at + place])
         state.nodes[node].refs -= 1
         if state.nodes[node].refs == 0:
-            _append(state.nodes, here, node)
+            _append(state, here, node)
     row.held_nodes = 0
     row.held_blocks = 0
 
@@ -65,7 +141,9 @@ def leave_own(state, row, here, slot, blocks):
         return
     state.nodes[node].content = -1 - slot
     state.nodes[node].blocks = blocks
-    _append(state.nodes, here, node)
+    if has_shelves(state, here):
+        state.nodes[node].shelf, state.nodes[node].reads = shelf_of(state, here.shelves_at, NONE), 0
+    _append(state, here, node)
 
 
 @inner_kernel
@@ -100,15 +178,17 @@ def hold(state, row, here, nodes, part, own):
     for place in range(nodes):
         node = find(state, here.number, state.contents[row.contents_at + place])
         if state.nodes[node].refs == 0:
-            _take_from_queue(state.nodes, here, node)
+            _take_from_queue(state, here, node)
         state.nodes[node].refs += 1
+        if has_shelves(state, here):
+            state.nodes[node].reads = min(MOST_READS, state.nodes[node].reads + 1)
         row.held_blocks += state.nodes[node].blocks
     if part > 0:
         node = find(state, here.number, state.contents[row.contents_at + nodes])
-        _take_from_queue(state.nodes, here, node)
+        _take_from_queue(state, here, node)
         forget(state, node)
     if own > 0:
-        _take_from_queue(state.nodes, here, row.own_node)
+        _take_from_queue(state, here, row.own_node)
         forget(state, row.own_node)
     drop_leavings(state, row, here)
 
@@ -116,11 +196,19 @@ def hold(state, row, here, nodes, part, own):
 @inner_kernel
 def drop_leavings(state, row, here):
     """Forget what a preempted request left behind; its blocks stay in the queue, as blocks without content."""
-    node = row.own_node
-    if node != NONE:
+    if row.own_node != NONE:
+        _make_plain(state, here, row.own_node)
+
+
+@inner_kernel
+def _make_plain(state, here, node):
+    """Forget what free blocks hold, and leave them where they are."""
+    if has_shelves(state, here):
+        here.plain_blocks += state.nodes[node].blocks
+    else:
         state.nodes[node].blocks_before += state.nodes[node].blocks
-        _unlink(state.nodes, here, node)
-        forget(state, node)
+    _unlink(state, here, node)
+    forget(state, node)
 
 
 @inner_kernel
@@ -144,7 +232,7 @@ def pin(state, row, here, contents):
         if node == NONE or state.nodes[node].blocks < state.nodes[node].whole_blocks:
             return
         if state.nodes[node].refs == 0:
-            _take_from_queue(state.nodes, here, node)
+            _take_from_queue(state, here, node)
         state.nodes[node].refs += 1
         row.held_nodes += 1
         row.held_blocks += state.nodes[node].blocks
@@ -156,12 +244,8 @@ def push_out(state, row, here, contents):
     for place in range(contents):
         node = find(state, here.number, state.contents[row.contents_at + place])
         if node != NONE and state.nodes[node].refs == 0:
-            found = state.nodes[node]
-            if has_tiers(state, here) and found.blocks == found.whole_blocks:
-                write_back(state, here, found.content, found.blocks)
-            found.blocks_before += found.blocks
-            _unlink(state.nodes, here, node)
-            forget(state, node)
+            _write_back(state, here, state.nodes[node])
+            _make_plain(state, here, node)
 
 
 @inner_kernel
@@ -179,19 +263,45 @@ def share(state, row, here, computed_tokens):
         if node == NONE:
             row.contents = row.held_nodes
             return
-        found = state.nodes[node]
-        found.content, found.lane, found.refs = content, here.number, 1
-        found.blocks = blocks(end_tokens, here) - row.held_blocks
-        found.whole_blocks = found.blocks
-        enter(state, node)
+        _name(state, here, node, content, blocks(end_tokens, here) - row.held_blocks)
+        state.nodes[node].refs = 1
         row.held_nodes += 1
-        row.held_blocks += found.blocks
+        row.held_blocks += state.nodes[node].blocks
 
 
 @inner_kernel
-def _append(nodes, here, node):
-    row = nodes[node]
+def _name(state, here, node, content, blocks):
+    """Make a vacant node that of content in so many blocks."""
+    row = state.nodes[node]
+    row.content, row.lane, row.refs, row.blocks, row.whole_blocks = content, here.number, 0, blocks, blocks
+    if has_shelves(state, here):
+        row.shelf, row.reads = _shelf_of_new(state, here, content), 0
+    enter(state, node)
+
+
+@inner_kernel
+def lay_down(state, here, content, blocks):
+    """Let blocks that are in nobody's hands hold content, as the newest; return how many, none where it is there."""
+    node = find(state, here.number, content)
+    if node != NONE:
+        if state.nodes[node].refs > 0 or state.nodes[node].blocks == state.nodes[node].whole_blocks:
+            return 0
+        _make_plain(state, here, node)
+    node = vacant(state)
+    if node == NONE:
+        return 0
+    _name(state, here, node, content, blocks)
+    _append(state, here, node)
+    return blocks
+
+
+@inner_kernel
+def _append(state, here, node):
+    nodes, row = state.nodes, state.nodes[node]
     here.free_blocks += row.blocks
+    if has_shelves(state, here):
+        put_on(state, row.shelf, node)
+        return
     row.blocks_before = here.plain_blocks
     here.plain_blocks = 0
     row.previous, row.next = here.newest_node, NONE
@@ -203,9 +313,12 @@ def _append(nodes, here, node):
 
 
 @inner_kernel
-def _unlink(nodes, here, node):
+def _unlink(state, here, node):
     """Take a node out of the queue; the plain blocks before it stay where they are."""
-    row = nodes[node]
+    nodes, row = state.nodes, state.nodes[node]
+    if has_shelves(state, here):
+        take_off(state, node)
+        return
     if row.next == NONE:
         here.newest_node = row.previous
         here.plain_blocks += row.blocks_before
@@ -219,6 +332,6 @@ def _unlink(nodes, here, node):
 
 
 @inner_kernel
-def _take_from_queue(nodes, here, node):
-    here.free_blocks -= nodes[node].blocks
-    _unlink(nodes, here, node)
+def _take_from_queue(state, here, node):
+    here.free_blocks -= state.nodes[node].blocks
+    _unlink(state, here, node)

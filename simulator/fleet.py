@@ -12,7 +12,8 @@ from models.engine import Engine, Limits
 from models.framework import of_engine
 from models.speculation import Speculation
 from models.step import StepTable
-from simulator.stores import Tier, check_tiers
+from simulator.stores import check_tiers
+from simulator.tier import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,11 @@ class Pool:
     `variants` are other tables that the control plane may price its steps from: a slow device, a share of one.
     `twin_of` names a prefill pool: this decode pool's replicas are lanes of the same devices, and hold KV in the same
     memory. Twins' tables come in pairs, for steps alone and beside a busy twin: the engine's own is the first.
-    `tiers` keep prefix blocks below its memory, the nearest first; what is found there is read before the step that
-    needs it, or layer by layer beside it. `serves` are the names that a trace calls the pool's model by; none: all.
+    `tiers` keep prefix blocks below its memory, the nearest first; what is found there is read "before" the step that
+    needs it, "layer-wise" beside it, or while its request waits "outside" the batch.
+    Free blocks with content are evicted by `eviction`, "lru" or "s3-fifo", from the tenant, or class, that holds most
+    beyond its share of the memory, of `quotas`. `serves` are the names that a trace calls the pool's model by; none:
+    all.
     """
 
     engine: PricedEngine
@@ -92,8 +96,10 @@ class Pool:
     variants: tuple[StepTable, ...] = field(default=(), repr=False)
     twin_of: int | None = None
     tiers: tuple[Tier, ...] = ()
-    fetches_layerwise: bool = False
+    fetches: str = "before"
     serves: tuple[str, ...] = ()
+    eviction: str = "lru"
+    quotas: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ come free, by then; where that leaves nothing to do, it forms the step when the 
 
 from models.compiled import inner_kernel
 from models.step import BESIDE_PREFILL, decode_ps, decode_run_ps, prefill_ps
-from simulator.batch import leave, preempt, prefill_left, start_decoding
+from simulator.batch import leave, preempt, prefill_left, start_decoding, swap_in
 from simulator.blocks import blocks, context, modulo, most_blocks
 from simulator.cache import hold, look_up, share, take_blocks
+from simulator.fetching import NO_ROOM, SET_OUT, fetches_outside, set_out_for
 from simulator.lane import blocks_crossed, book_steps, cut_run, free_beside_decodes, set_end, share_blocks, wake
 from simulator.layout import DECODE_RUN, FAR, IDLE, LOADING, MIXED_STEP, NONE, PREFILLING, STAYS
 from simulator.queues import KEY_SHIFT, append_running, link_running, pop_waiting
@@ -300,6 +301,12 @@ def _admit_waiting(state, here, budget_tokens, formed_ps):
             if not _load(state, here, row, slot):
                 break
             continue
+        if fetches_outside(state, here) and here.caching and row.swapped_tokens == 0:
+            fetched = set_out_for(state, row, here, slot)
+            if fetched == NO_ROOM:
+                break
+            if fetched == SET_OUT:
+                continue
         chunk, need = _admit(state, here, row, budget_tokens - new_tokens)
         if chunk == 0:
             break
@@ -348,8 +355,9 @@ def _admit(state, here, row, budget_tokens):
     found_tokens = min(found_blocks << here.block_shift, total_tokens)
     from_tokens = found_tokens
     if has_tiers(state, here) and looks_up:
-        found_tokens = max(found_tokens, known_tokens(state, row, here, nodes))
         here.is_short = 1  # for what is known below may change at any time
+        if not fetches_outside(state, here):
+            found_tokens = max(found_tokens, known_tokens(state, row, here, nodes))
     computed_tokens = max(row.swapped_tokens, min(found_tokens, total_tokens - 1))
     chunk = min(total_tokens - computed_tokens, here.long_prefill_tokens)
     if here.chunked_prefill == 0 and chunk > budget_tokens:
@@ -373,8 +381,8 @@ def _admit(state, here, row, budget_tokens):
     if row.scheduled_ps == FAR:
         row.cached_tokens = min(found_tokens, row.input_tokens)
     row.computed_tokens = computed_tokens
-    here.swap_ps += row.swapped_tokens * here.swap_ps_per_token
-    row.swapped_tokens = 0
+    if row.swapped_tokens > 0:
+        swap_in(row, here)
     return chunk, need
 
 

@@ -21,7 +21,7 @@ BOTH, PREFILL, DECODE = 0, 1, 2  # roles of a lane
 
 # What the control plane may ask to be told of: each a bit.
 TELL_FINISHED, TELL_FIRST_TOKEN, TELL_PREFILLED, TELL_DEPARTED = 1, 2, 4, 8
-TELL_PREEMPTED, TELL_REFUSED, TELL_CANCELLED, TELL_HELD = 16, 32, 64, 128
+TELL_PREEMPTED, TELL_REFUSED, TELL_CANCELLED, TELL_HELD, TELL_FETCHING = 16, 32, 64, 128, 256
 
 REQUEST = np.dtype(
     [
@@ -62,6 +62,8 @@ REQUEST = np.dtype(
         ("leased_lane", "i8"),  # lane that keeps blocks free for it, or NONE
         ("leased_blocks", "i8"),
         ("lands_ps", "i8"),  # when its KV will have come
+        ("remote_tokens", "i8"),  # of that, from a shared tier, where the control plane moves it
+        ("copied_tokens", "i8"),  # of its KV, what host memory keeps a copy of
         ("told", "i8"),  # bits of what the control plane wants to be told of this very request
     ],
     align=True,
@@ -148,6 +150,11 @@ LANE = np.dtype(
         ("next_variant", "i8"),  # those from the next step on
         ("twin", "i8"),  # lane of the same device that shares its KV blocks, or NONE
         ("waiting_tokens", "i8"),  # of the requests in its queue, to be computed
+        ("fetching", "i8"),  # requests that wait for tiers outside the batch
+        ("swap_operation_ps", "i8"),  # of moving so many blocks to host memory or back
+        ("swap_operation_blocks", "i8"),
+        ("swap_keeps_copies", "i8"),  # what was swapped in stays in host memory, and need not be written again
+        ("shelves_at", "i8"),  # of the free blocks with content, NONE where they lie in one queue; see shelves.py
         ("tiers_at", "i8"),  # what it knows of the tiers below its memory, or NONE; see tiers.py
     ],
     align=True,
@@ -196,6 +203,7 @@ CLOCK = np.dtype(
         ("told", "i8"),  # bits of what the control plane wants to be told of
         ("notices", "i8"),
         ("hands_over", "i8"),  # whether the data plane moves what was prefilled, or the control plane does
+        ("fetches", "i8"),  # whether the data plane moves what shared tiers have, or the control plane does
         ("tenants_at", "i8"),  # [content block]: the tenant that it counts against, -1 where none is named
     ],
     align=True,
@@ -237,7 +245,7 @@ class State(NamedTuple):
     notices: npt.NDArray[np.int64]  # pairs of what the control plane is to be told, and the slot it is about
     variants: npt.NDArray[Any]  # PRICED each: where the prices of a kind of lane lie
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
-    tiers: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory
+    extras: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory, or shelves in it
 
 
 PS_PER_STEP, PS_PER_PAIR, PATIENCE_PS = 0, 1, 2

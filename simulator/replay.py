@@ -162,7 +162,7 @@ class Course:
     def _is_over(self) -> bool:
         """Say whether no lane has anything more to say and no KV is on its way."""
         lanes = self.state.lanes
-        return bool((lanes["end_ps"] == FAR).all() and not lanes["loading"].any())
+        return bool((lanes["end_ps"] == FAR).all() and not (lanes["loading"] + lanes["fetching"]).any())
 
     def _ask(self, environment: simpy.Environment, router: Router) -> Generator[Any, Any, None]:
         """Ask a Python router at every arrival of the chunk, one crossing into compiled code each.

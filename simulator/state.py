@@ -23,7 +23,7 @@ from simulator.layout import (
 )
 from simulator.routing import PLANNED, ROUND_ROBIN, ROUTERS
 from simulator.step_log import Window
-from simulator.stores import NO_TENANTS, Tenants, lay_out_stores
+from simulator.stores import NO_TENANTS, Tenants, lay_out_memories, lay_out_stores
 from simulator.tournament import tree_of
 
 Rows = npt.NDArray[Any]
@@ -48,6 +48,7 @@ def lay_out(
     lanes = _lane_rows(fleet, variants, first_variants)
     clock = np.zeros(1, CLOCK)
     clock["router"], clock["fast_forward"], clock["hands_over"] = ROUTERS[fleet.router], fast_forward, True
+    clock["fetches"] = True
     words = Words()
     _place_lists(words, lanes)
     clock["events_at"] = words.add(tree_of(range(lanes.size), lanes["end_ps"]))
@@ -59,6 +60,7 @@ def lay_out(
     shares = fleet.share_matrix()
     plan = Plan(_place_loads(words, fleet, lanes), shares, np.zeros(shares.shape), _prompts(fleet))
     most_nodes = lay_out_stores(fleet, lanes, tenants.names, words.add, contents.size)
+    lay_out_memories(fleet, lanes, tenants.names, words.add)
     clock["tenants_at"] = words.add(tenants.codes)
     nodes = _nodes(lanes, contents.size, most_nodes)
     clock["content_tokens"], clock["vacant_node"] = content_tokens, 0 if nodes.size else NONE
@@ -70,8 +72,8 @@ def lay_out(
     if log:
         clock["log_from_ps"], clock["log_until_ps"] = log.from_ps, log.until_ps
     changing = (words.joined(), prices, nodes, buckets, contents, timers, notices, variants, logged)
-    tiers = (1,) if most_nodes else ()
-    return State(clock, rows, lanes, coming, *changing, tiers), plan
+    has_extras = ((lanes["tiers_at"] != NONE) | (lanes["shelves_at"] != NONE)).any()
+    return State(clock, rows, lanes, coming, *changing, (1,) if has_extras else ()), plan
 
 
 def _tables(fleet: Fleet) -> tuple[list[StepTable], list[int]]:
@@ -93,7 +95,8 @@ def _nodes(lanes: Rows, contents: int, below: int) -> Rows:
     """Return vacant nodes, enough for all content that lanes can hold or will see, each naming the next; more below."""
     caching = lanes[lanes["caching"] > 0]
     left_by_preempted = 2 * int(caching["max_sequences"].sum())
-    count = min(int(caching["total_blocks"].sum()), contents + left_by_preempted) + below
+    names = int((lanes["shelves_at"] != NONE).any())  # of what left memories, as many as there is content
+    count = (1 + names) * min(int(caching["total_blocks"].sum()), contents + left_by_preempted) + below
     nodes = np.zeros(count, NODE)
     nodes["next"] = np.append(np.arange(1, count), NONE)[:count]
     return nodes
@@ -154,7 +157,8 @@ def _lane_rows(fleet: Fleet, variants: Rows, first_variants: list[int]) -> Rows:
         for name in (
             *("max_sequences", "max_batched_tokens", "long_prefill_tokens", "chunked_prefill"),
             *("asynchronous", "caching"),
-            *("prefill_first", "reserves", "by_priority", "swap_ps_per_token"),
+            *("prefill_first", "reserves", "by_priority"),
+            *("swap_ps_per_token", "swap_operation_ps", "swap_operation_blocks", "swap_keeps_copies"),
             *("reserve", "reserve_least", "reserve_fall"),
             *("total_blocks", "watermark_blocks", "max_context_tokens"),
             *("verified_tokens", "growth_parts", "part_shift"),

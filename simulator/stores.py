@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,30 +10,34 @@ import numpy.typing as npt
 
 from models.step import PICOSECONDS_PER_SECOND
 from simulator.layout import NONE, State
+from simulator.shelves import (
+    MAIN,
+    NEWEST,
+    OLDEST,
+    QUOTA_BLOCKS,
+    RULE,
+    SHELF_WORDS,
+    SHELVES_AT,
+    SHELVES_WORDS,
+    TENANTS,
+)
+from simulator.tier import EVICTIONS, FETCHES, IN_MEMORY, Tier, check_eviction
 from simulator.tiers import (
     BELOW,
     BLOCK_SHIFT,
     CAPACITY_BLOCKS,
-    EVICTION,
-    EVICTIONS,
     IS_SHARED,
     LATENCY_PS,
-    MAIN,
     MOVES_UP,
     NEAREST,
-    NEWEST,
-    OLDEST,
     OPERATION_BLOCKS,
     OPERATION_PS,
+    OUTSIDE,
     PIPE_OPERATION_PS,
     PIPE_PS_PER_TOKEN,
     PS_PER_TOKEN,
-    QUOTA_BLOCKS,
     READ_TOKENS,
-    SHELF_WORDS,
-    SHELVES_WORDS,
     STORE_WORDS,
-    TENANTS,
     USED_BLOCKS,
     WRITES_THROUGH,
     WRITTEN_TOKENS,
@@ -57,47 +61,6 @@ NO_TENANTS = Tenants(np.zeros(0, np.int64), ())
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
-    """A place for prefix blocks below a replica's memory: each replica has its own, or all of a pool share one.
-
-    A replica moves bytes_per_s each way; a shared tier carries total_bytes_per_s for all together. A transfer also
-    takes its latency, and operation_s for every operation_blocks KV blocks. eviction is "lru", "fifo" or "s3-fifo",
-    which a scan does not flush. quotas are shares of the capacity by tenant, or by class where a trace names no
-    tenants: who holds most beyond its own gives first. With writes_through it takes prompts when they are computed,
-    else what the tier above evicts. What was read stays, so that of a conversation that comes back only the new part
-    is written; unless moves_up.
-
-    >>> Tier("dram", 256e9, 50e9).eviction
-    'lru'
-    """
-
-    name: str
-    capacity_bytes: float
-    bytes_per_s: float
-    latency_s: float = 0.0
-    operation_s: float = 0.0
-    operation_blocks: int = 1
-    is_shared: bool = False
-    total_bytes_per_s: float = math.inf
-    eviction: str = "lru"
-    quotas: Mapping[str, float] = field(default_factory=dict)
-    writes_through: bool = False
-    moves_up: bool = False
-
-    def __post_init__(self) -> None:
-        if self.eviction not in EVICTIONS:
-            raise ValueError(f"unknown eviction {self.eviction!r} of tier {self.name}; known: {', '.join(EVICTIONS)}")
-        for name in ("capacity_bytes", "bytes_per_s", "total_bytes_per_s", "operation_blocks"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} of tier {self.name} must be positive, got {getattr(self, name):g}")
-        if min(self.latency_s, self.operation_s) < 0:
-            raise ValueError(f"latency_s and operation_s of tier {self.name} must not be negative")
-        shares = list(self.quotas.values())
-        if shares and (min(shares) < 0 or sum(shares) > 1 + 1e-9):
-            raise ValueError(f"quotas of tier {self.name} must be shares that add up to at most 1, got {shares}")
-
-
-@dataclass(frozen=True, slots=True)
 class Traffic:
     """What the stores of one tier of a pool read and wrote in a run [tokens], and hold at its end."""
 
@@ -109,16 +72,35 @@ class Traffic:
 
 
 def check_tiers(pool: "Pool") -> None:
-    """Raise ValueError where a pool's tiers cannot be."""
+    """Raise ValueError where a pool's tiers, or the eviction from its memory, cannot be."""
+    name = pool.engine.name
+    check_eviction(f"pool {name}", pool.eviction, pool.quotas, IN_MEMORY)
+    if pool.fetches not in FETCHES:
+        raise ValueError(f"unknown way {pool.fetches!r} in which pool {name} fetches; known: {', '.join(FETCHES)}")
+    if keeps_shelves(pool) and not pool.engine.limits.caching:
+        raise ValueError(f"pool {name} has no prefix cache to evict from by {pool.eviction} or quotas")
     if not pool.tiers:
         return
-    name = pool.engine.name
     if not pool.engine.limits.caching:
         raise ValueError(f"pool {name} has tiers but no prefix cache that they could lie below")
     if pool.engine.kv_bytes_per_token <= 0:
         raise ValueError(f"pool {name} has tiers, but how many bytes of KV a token takes is not known")
     if any(tier.is_shared for tier in pool.tiers[:-1]):
         raise ValueError(f"pool {name} has a tier below a shared one; only the last can be shared")
+
+
+def keeps_shelves(pool: "Pool") -> bool:
+    """Say whether a pool's memory evicts in another way than the least recently freed first."""
+    return pool.eviction != "lru" or bool(pool.quotas)
+
+
+def lay_out_memories(fleet: "Fleet", lanes: Rows, tenants: tuple[str, ...], add: Callable[[Words], int]) -> None:
+    """Add the shelves of memories to the words of a run, empty, and tell each lane where."""
+    lanes["shelves_at"] = NONE
+    for lane in lanes:
+        pool = fleet.pools[lane["pool"]]
+        if keeps_shelves(pool):
+            lane["shelves_at"] = add(_shelves(pool.eviction, pool.quotas, int(lane["total_blocks"]), tenants))
 
 
 def lay_out_stores(
@@ -139,7 +121,7 @@ def lay_out_stores(
                     shared[tier.name] = place
                 below = place
             for lane in lanes[first_lane : first_lane + pool.engine.lanes]:
-                layers = pool.engine.layers if pool.fetches_layerwise else 0
+                layers = {"before": 0, "layer-wise": pool.engine.layers, "outside": OUTSIDE}[pool.fetches]
                 lane["tiers_at"] = add(np.array([below, 0, layers]))
             first_lane += pool.engine.lanes
         first_lane += 0 if pool.tiers else pool.replicas * pool.engine.lanes
@@ -149,25 +131,31 @@ def lay_out_stores(
 
 def _store(tier: Tier, pool: "Pool", below: int, tenants: tuple[str, ...]) -> Words:
     """Return an empty store, and its shelves after it."""
-    owners = [0.0, *(tier.quotas.get(name, 0.0) for name in tenants)] if tier.quotas else [0.0]
-    words = np.zeros(STORE_WORDS + SHELVES_WORDS * len(owners), np.int64)
+    words = np.zeros(STORE_WORDS, np.int64)
     limits, token_bytes = pool.engine.limits, pool.engine.kv_bytes_per_token
-    pipe_bytes_per_s = tier.total_bytes_per_s if tier.is_shared else tier.bytes_per_s
-    words[BELOW], words[TENANTS], words[IS_SHARED] = below, len(owners), tier.is_shared
+    pipe_bytes_per_s = (tier.total_bytes_per_s or math.inf) if tier.is_shared else tier.bytes_per_s
+    words[BELOW], words[IS_SHARED] = below, tier.is_shared
     words[BLOCK_SHIFT] = (limits.block_tokens - 1).bit_length()
     words[CAPACITY_BLOCKS] = int(tier.capacity_bytes / (token_bytes * limits.block_tokens))
-    words[EVICTION], words[WRITES_THROUGH] = EVICTIONS[tier.eviction], tier.writes_through
-    words[MOVES_UP] = tier.moves_up
+    words[WRITES_THROUGH], words[MOVES_UP] = tier.writes_through, tier.moves_up
     words[PS_PER_TOKEN] = _ps(token_bytes / min(tier.bytes_per_s, pipe_bytes_per_s))
     words[PIPE_PS_PER_TOKEN] = _ps(token_bytes / pipe_bytes_per_s)
     words[LATENCY_PS], words[OPERATION_PS] = _ps(tier.latency_s), _ps(tier.operation_s)
     words[OPERATION_BLOCKS] = tier.operation_blocks
     words[PIPE_OPERATION_PS] = 0 if tier.is_shared else _ps(tier.operation_s)
-    shelves = words[STORE_WORDS:].reshape(-1, SHELF_WORDS)
+    shelves = _shelves(tier.eviction, tier.quotas, int(words[CAPACITY_BLOCKS]), tenants)
+    return np.concatenate([words, shelves])
+
+
+def _shelves(eviction: str, quotas: Mapping[str, float], capacity_blocks: int, tenants: tuple[str, ...]) -> Words:
+    """Return empty shelves, those of content that no tenant asked for first."""
+    owners = np.array([0.0, *(quotas.get(name, 0.0) for name in tenants)] if quotas else [0.0])
+    words = np.zeros(SHELVES_AT + SHELVES_WORDS * owners.size, np.int64)
+    words[RULE], words[TENANTS] = EVICTIONS.index(eviction), owners.size
+    shelves = words[SHELVES_AT:].reshape(-1, SHELF_WORDS)
     shelves[:, [OLDEST, NEWEST]] = NONE
-    shelves[MAIN // SHELF_WORDS :: SHELVES_WORDS // SHELF_WORDS, QUOTA_BLOCKS] = np.rint(
-        np.array(owners) * words[CAPACITY_BLOCKS]
-    )
+    main_shelves = shelves[MAIN // SHELF_WORDS :: SHELVES_WORDS // SHELF_WORDS]
+    main_shelves[:, QUOTA_BLOCKS] = np.rint(owners * capacity_blocks)
     return words
 
 

@@ -1,39 +1,46 @@
 """Tiers below a lane's memory: stores that keep prefix blocks evicted from it, or as soon as they are computed.
 
 A lane's stores form a chain, the nearest first; the last may be one that lanes share. What a prompt finds in them is
-read before the step that goes on from it, or layer by layer beside it. A store keeps what it holds on three shelves for
-each tenant that has a quota: SMALL for what is new to it, MAIN, and GHOST for the names of what left SMALL unread.
+read before the step that goes on from it, or layer by layer beside it. A store keeps what it holds on shelves.
 """
 
 from models.compiled import inner_kernel
 from simulator.blocks import blocks, modulo
 from simulator.layout import FAR, NONE
 from simulator.nodes import enter, find, forget, vacant
-
-LRU, FIFO, S3_FIFO = 0, 1, 2
-EVICTIONS = {"lru": LRU, "fifo": FIFO, "s3-fifo": S3_FIFO}
+from simulator.shelves import (
+    LRU,
+    RULE,
+    clear,
+    has_shelves,
+    held_blocks,
+    main_of,
+    next_out,
+    put_on,
+    remember,
+    shelf_of,
+    take_off,
+    touch,
+)
 
 # What a lane keeps at tiers_at: its nearest store, how long the coming step waits for KV, and in how many parts that
-# comes beside the step, 0 where before it.
+# comes beside the step: 0 where before it, OUTSIDE where requests wait for it outside the batch; see fetching.py.
 NEAREST, FETCH_PS, FETCH_LAYERS, LANE_WORDS = range(4)
+OUTSIDE = -1
 
-# What a store keeps at its place. Rates are of what one lane moves; the pipe's, how long the store is busy for all.
-BELOW, CAPACITY_BLOCKS, USED_BLOCKS, BLOCK_SHIFT, EVICTION, WRITES_THROUGH = range(6)
-PS_PER_TOKEN, LATENCY_PS, OPERATION_PS, OPERATION_BLOCKS, PIPE_PS_PER_TOKEN, PIPE_OPERATION_PS = range(6, 12)
-READ_FREE_PS, WRITE_FREE_PS, READ_TOKENS, WRITTEN_TOKENS, IS_SHARED, MOVES_UP, TENANTS, STORE_WORDS = range(12, 20)
+# What a store keeps at its place, before its shelves. Rates are of what one lane moves; the pipe's, how long the store
+# is busy for all.
+BELOW, CAPACITY_BLOCKS, USED_BLOCKS, BLOCK_SHIFT, WRITES_THROUGH, IS_SHARED, MOVES_UP = range(7)
+PS_PER_TOKEN, LATENCY_PS, OPERATION_PS, OPERATION_BLOCKS, PIPE_PS_PER_TOKEN, PIPE_OPERATION_PS = range(7, 13)
+READ_FREE_PS, WRITE_FREE_PS, READ_TOKENS, WRITTEN_TOKENS, STORE_WORDS = range(13, 18)
 
-# After it come its shelves, three for each tenant; the quota is that of the tenant, on its main shelf.
-OLDEST, NEWEST, BLOCKS, QUOTA_BLOCKS, SHELF_WORDS = range(5)
-SMALL, MAIN, GHOST, SHELVES_WORDS = 0, SHELF_WORDS, 2 * SHELF_WORDS, 3 * SHELF_WORDS
-
-MOST_READS = 3  # that are counted of a content block
-SMALL_PARTS = 10  # the small queue is a tenth (Yang et al., SOSP 2023)
+GHOST_PARTS = 10  # of which the names that S3-FIFO remembers are worth one less than the content held
 
 
 @inner_kernel
 def has_tiers(state, here):
     """Say whether a lane has tiers; where no lane has, the kernels are compiled without all that follows from it."""
-    return len(state.tiers) > 0 and here.tiers_at != NONE
+    return len(state.extras) > 0 and here.tiers_at != NONE
 
 
 @inner_kernel
@@ -65,29 +72,34 @@ def fetch(state, row, here, nodes, from_tokens, until_tokens):
         node = _holder(state, here, state.contents[row.contents_at + place])
         store = state.nodes[node].lane - state.lanes.size
         if store != reading:
-            _read(state.words, reading, here, tokens)
+            _read(state, row, reading, here, tokens)
             reading, tokens = store, 0
         tokens += max(0, min((place + 1) * size, row.input_tokens) - max(place * size, from_tokens))
         if state.words[store + MOVES_UP]:
-            _take_off(state, node)
+            take_off(state, node)
             state.words[store + USED_BLOCKS] -= state.nodes[node].blocks
             forget(state, node)
         else:
-            _touch(state, store, node)
+            touch(state, store + STORE_WORDS, node)
         place += 1
-    _read(state.words, reading, here, tokens)
+    _read(state, row, reading, here, tokens)
 
 
 @inner_kernel
-def _read(words, store, here, tokens):
+def _read(state, row, store, here, tokens):
     """Let the coming step wait for so many tokens, after what it waits for already and what others read."""
+    words = state.words
     if tokens == 0:
+        return
+    words[store + READ_TOKENS] += tokens
+    is_outside = words[here.tiers_at + FETCH_LAYERS] == OUTSIDE
+    if is_outside and words[store + IS_SHARED] and state.clock[0].fetches == 0:
+        row.remote_tokens += tokens
         return
     operations = _operations(words, store, blocks(tokens, here))
     begin_ps = max(here.start_ps + words[here.tiers_at + FETCH_PS], words[store + READ_FREE_PS])
     words[store + READ_FREE_PS] = begin_ps + _busy_ps(words, store, operations, tokens)
     words[here.tiers_at + FETCH_PS] = begin_ps - here.start_ps + _passing_ps(words, store, operations, tokens)
-    words[store + READ_TOKENS] += tokens
 
 
 @inner_kernel
@@ -111,7 +123,7 @@ def with_fetch(words, here, compute_ps):
     """Return how long a step takes that waits for KV before it or, in L layers, beside it: max + min / L."""
     fetch_ps, layers = words[here.tiers_at + FETCH_PS], words[here.tiers_at + FETCH_LAYERS]
     words[here.tiers_at + FETCH_PS] = 0
-    if layers == 0:
+    if layers <= 0:
         return compute_ps + fetch_ps
     return max(compute_ps, fetch_ps) + min(compute_ps, fetch_ps) // layers
 
@@ -148,9 +160,11 @@ def write_through(state, row, here):
 @inner_kernel
 def steps_without_writing(state, here, steps):
     """Return how many decode steps take none but plain blocks, at least one: what is evicted is written on time."""
-    if here.oldest_node == NONE or _taker(state, here) == NONE:
+    if here.free_blocks == here.plain_blocks or _taker(state, here) == NONE:
         return steps
-    plain_blocks = state.nodes[here.oldest_node].blocks_before
+    plain_blocks = here.plain_blocks
+    if not has_shelves(state, here):
+        plain_blocks = state.nodes[here.oldest_node].blocks_before
     for step in range(1, steps + 1):
         plain_blocks -= state.words[here.crossings_at + modulo(here.steps + step, here.period_shift)]
         if plain_blocks < 0:
@@ -165,19 +179,9 @@ def lose_own_stores(state, here):
     store = state.words[here.tiers_at + NEAREST]
     while store != NONE:
         if state.words[store + IS_SHARED] == 0:
-            _empty(state, store)
+            clear(state, store + STORE_WORDS)
+            state.words[store + USED_BLOCKS] = 0
         store = state.words[store + BELOW]
-
-
-@inner_kernel
-def _empty(state, store):
-    first = store + STORE_WORDS
-    for shelf in range(first, first + SHELVES_WORDS * state.words[store + TENANTS], SHELF_WORDS):
-        while state.words[shelf + OLDEST] != NONE:
-            node = state.words[shelf + OLDEST]
-            _take_off(state, node)
-            forget(state, node)
-    state.words[store + USED_BLOCKS] = 0
 
 
 @inner_kernel
@@ -192,9 +196,9 @@ def _write(state, store, content, blocks):
 
 @inner_kernel
 def _put(state, store, content, blocks):
-    words, place = state.words, state.lanes.size + store
+    words, place, shelves_at = state.words, state.lanes.size + store, store + STORE_WORDS
     node = find(state, place, content)
-    shelf = store + STORE_WORDS + SHELVES_WORDS * _tenant(state, store, content) + MAIN
+    shelf = shelf_of(state, shelves_at, content)
     if node == NONE:
         node = vacant(state)
         if node == NONE:
@@ -202,14 +206,13 @@ def _put(state, store, content, blocks):
         row = state.nodes[node]
         row.content, row.lane, row.blocks, row.refs = content, place, blocks, 0
         enter(state, node)
-        if words[store + EVICTION] == S3_FIFO:
-            shelf += SMALL - MAIN
     elif state.nodes[node].ready_ps < FAR:
-        if words[store + EVICTION] == LRU:
-            _touch(state, store, node)
+        if words[shelves_at + RULE] == LRU:
+            touch(state, shelves_at, node)
         return
     else:
-        _take_off(state, node)
+        take_off(state, node)
+        shelf = main_of(shelves_at, shelf)
     operations, tokens = _operations(words, store, blocks), blocks << words[store + BLOCK_SHIFT]
     begin_ps = max(state.clock[0].now_ps, words[store + WRITE_FREE_PS])
     words[store + WRITE_FREE_PS] = begin_ps + _busy_ps(words, store, operations, tokens)
@@ -217,115 +220,22 @@ def _put(state, store, content, blocks):
     state.nodes[node].reads = 0
     words[store + USED_BLOCKS] += blocks
     words[store + WRITTEN_TOKENS] += tokens
-    _shelve(state, shelf, node)
+    put_on(state, shelf, node)
 
 
 @inner_kernel
 def _evict(state, store):
     """Let a store give up what its rule says; the store below takes it, where there is one."""
-    first = _most_over(state.words, store)
-    node = state.words[first + MAIN + OLDEST]
-    if state.words[store + EVICTION] == S3_FIFO:
-        node = _unread(state, first)
+    node = next_out(state, store + STORE_WORDS)
     row = state.nodes[node]
-    was_small = row.shelf == first + SMALL
-    _take_off(state, node)
+    main = main_of(store + STORE_WORDS, row.shelf)
+    was_small = row.shelf != main
+    take_off(state, node)
     state.words[store + USED_BLOCKS] -= row.blocks
     if state.words[store + BELOW] != NONE:
         _put(state, state.words[store + BELOW], row.content, row.blocks)
     if was_small:
         row.ready_ps = FAR
-        _shelve(state, first + GHOST, node)
-        _forget_ghosts(state, first)
+        remember(state, main, node, held_blocks(state.words, main) * (GHOST_PARTS - 1) // GHOST_PARTS)
     else:
         forget(state, node)
-
-
-@inner_kernel
-def _unread(state, first):
-    """Return what S3-FIFO evicts: of a small queue that is full what was read once at most, else of the main one.
-
-    What was read more often moves from the small queue to the main one, and once round the main one for each read.
-    """
-    words, nodes = state.words, state.nodes
-    while True:
-        small_blocks, main_blocks = words[first + SMALL + BLOCKS], words[first + MAIN + BLOCKS]
-        if SMALL_PARTS * small_blocks >= small_blocks + main_blocks:
-            node = words[first + SMALL + OLDEST]
-            if nodes[node].reads <= 1:
-                return node
-            nodes[node].reads = 0
-        else:
-            node = words[first + MAIN + OLDEST]
-            if nodes[node].reads == 0:
-                return node
-            nodes[node].reads -= 1
-        _take_off(state, node)
-        _shelve(state, first + MAIN, node)
-
-
-@inner_kernel
-def _forget_ghosts(state, first):
-    """Remember as much as the main queue is to hold."""
-    held_blocks = state.words[first + SMALL + BLOCKS] + state.words[first + MAIN + BLOCKS]
-    while state.words[first + GHOST + BLOCKS] * SMALL_PARTS > held_blocks * (SMALL_PARTS - 1):
-        node = state.words[first + GHOST + OLDEST]
-        _take_off(state, node)
-        forget(state, node)
-
-
-@inner_kernel
-def _most_over(words, store):
-    """Return the first shelf of the tenant that holds most beyond its quota."""
-    start = store + STORE_WORDS
-    chosen, most = start, -FAR
-    for first in range(start, start + SHELVES_WORDS * words[store + TENANTS], SHELVES_WORDS):
-        held_blocks = words[first + SMALL + BLOCKS] + words[first + MAIN + BLOCKS]
-        over_blocks = held_blocks - words[first + MAIN + QUOTA_BLOCKS]
-        if held_blocks > 0 and over_blocks > most:
-            chosen, most = first, over_blocks
-    return chosen
-
-
-@inner_kernel
-def _tenant(state, store, content):
-    """Return whose quota a content block counts against: that of the first who asked with it."""
-    return 0 if state.words[store + TENANTS] == 1 else 1 + state.words[state.clock[0].tenants_at + content]
-
-
-@inner_kernel
-def _touch(state, store, node):
-    """Take note that a content block was read, or would have been written again."""
-    row = state.nodes[node]
-    if state.words[store + EVICTION] == S3_FIFO:
-        row.reads = min(MOST_READS, row.reads + 1)
-    elif state.words[store + EVICTION] == LRU:
-        shelf = row.shelf
-        _take_off(state, node)
-        _shelve(state, shelf, node)
-
-
-@inner_kernel
-def _shelve(state, shelf, node):
-    words, row = state.words, state.nodes[node]
-    row.shelf, row.previous, row.next = shelf, words[shelf + NEWEST], NONE
-    if words[shelf + NEWEST] == NONE:
-        words[shelf + OLDEST] = node
-    else:
-        state.nodes[words[shelf + NEWEST]].next = node
-    words[shelf + NEWEST] = node
-    words[shelf + BLOCKS] += row.blocks
-
-
-@inner_kernel
-def _take_off(state, node):
-    words, row = state.words, state.nodes[node]
-    words[row.shelf + BLOCKS] -= row.blocks
-    if row.next == NONE:
-        words[row.shelf + NEWEST] = row.previous
-    else:
-        state.nodes[row.next].previous = row.previous
-    if row.previous == NONE:
-        words[row.shelf + OLDEST] = row.next
-    else:
-        state.nodes[row.previous].next = row.next

@@ -103,7 +103,7 @@ def take_in(state, chunk, input_edges):
         row.queued_ps = row.scheduled_ps = row.joined_ps = row.first_token_ps = row.finish_ps = FAR
         row.preemptions = row.generated_tokens = row.computed_tokens = row.chunk_tokens = 0
         row.lane = row.own_node = row.source_lane = row.leased_lane = NONE
-        row.leased_blocks = row.swapped_tokens = row.told = 0
+        row.leased_blocks = row.swapped_tokens = row.copied_tokens = row.remote_tokens = row.told = 0
         row.is_leaving = STAYS
         row.priority = chunk.priority[i]
         row.held_nodes = row.held_blocks = row.cached_tokens = row.contents = 0

@@ -8,33 +8,6 @@ LATE = 1 << 20  # added to the priority of a prompt that cannot be in time
 FAR = 1 << 62
 
 
-class NaiveRequest:
-    def __init__(self, index, arrival_ps, input_tokens, output_tokens, contents=(), priority=0):
-        self.index, self.arrival_ps = index, arrival_ps
-        self.input_tokens, self.output_tokens = max(1, int(input_tokens)), max(1, int(output_tokens))
-        self.generated, self.computed, self.chunk, self.preemptions = 0, 0, 0, 0
-        self.first_token_ps = self.finish_ps = self.scheduled_ps = self.joined_ps = None
-        self.status, self.lane, self.cached_tokens = "waiting", None, 0
-        self.contents, self.blocks, self.shared_nodes, self.left_after_nodes = list(contents), [], 0, 0
-        self.enqueued_ps, self.source, self.is_leaving = None, None, False
-        self.priority, self.swapped = priority, 0
-        self.parts = 0  # of a token, computed beyond the whole ones since its decoding began
-
-    def release_source(self, now_ps):
-        """Give back the blocks on the lane that prefilled this request, and wake that lane if it waits for blocks."""
-        source, self.source = self.source, None
-        source.pool.give_back(self.blocks)
-        self.blocks, self.shared_nodes, self.contents = [], 0, []
-        if source.end_ps is None and source.waiting:
-            source.wake(now_ps)
-
-    def prompt_left(self):
-        return self.input_tokens + max(0, self.generated) - self.computed
-
-    def is_decoding(self):
-        return self.status == "decoding"
-
-
 class NaiveLane:
     """One scheduler: vLLM v1's loop over a list of running and a list of waiting requests."""
 
@@ -52,7 +25,8 @@ class NaiveLane:
         self.late_blocks, self.late_finishes, self.swap_ps = 0, 0, 0
         self.pool, self.reserve = NaivePool(limits.total_blocks), limits.reserve
         self.stores, self.fetch_ps = [], 0
-        self.fetch_layers = self.layers if pool.fetches_layerwise else 0
+        self.fetch_layers = self.layers if pool.fetches == "layer-wise" else 0
+        self.fetches_outside, self.fetching = pool.fetches == "outside", []
 
     def prompts_done_ps(self, request):
         """Return when a router should think that the lane is done with a prompt, by full steps."""
@@ -70,7 +44,7 @@ class NaiveLane:
         return begin_ps + -(-tokens // max(1, most - decoding)) * step_ps + pairs * pair_ps
 
     def outstanding(self):
-        return len(self.waiting) + len(self.running) + len(self.loading) + len(self.ready)
+        return sum(map(len, (self.waiting, self.running, self.loading, self.ready, self.fetching)))
 
     def blocks_for(self, tokens):
         return -(-tokens // self.limits.block_tokens)
@@ -128,7 +102,9 @@ class NaiveLane:
         found = [*shared, *part, *own]
         total = request.input_tokens + request.generated
         found_tokens = min(len(found) * limits.block_tokens, total)
-        reads = self.reads_below(request, nodes, found_tokens) if limits.caching and not request.swapped else []
+        reads = []
+        if limits.caching and not request.swapped and not self.fetches_outside:
+            reads = self.reads_below(request, nodes, found_tokens)
         found_tokens += sum(tokens for _, _, tokens in reads)
         computed = max(request.swapped, min(found_tokens, total - 1))
         chunk = min(total - computed, limits.long_prefill_tokens)
@@ -143,8 +119,9 @@ class NaiveLane:
             return 0
         if limits.reserves and sum(map(self.most_blocks, [*self.running, request])) > limits.total_blocks:
             return 0
-        self.swap_ps += request.swapped * limits.swap_ps_per_token
-        request.swapped = 0
+        if request.swapped:
+            self.swap_ps += self.swap_time_ps(request.swapped)
+            request.copied, request.swapped = request.swapped if limits.swap_keeps_copies else 0, 0
         self.fetch(reads)
         for block in found:
             self.pool.hold(block)
@@ -176,6 +153,65 @@ class NaiveLane:
                 tokens += more
             if tokens:
                 self.fetch_ps = store.read(self.start_ps + self.fetch_ps, tokens) - self.start_ps
+
+    def blocks_below(self, request):
+        """Return the blocks of what tiers have of a prompt beyond what is cached here."""
+        shared, nodes, part, own = self.look_up(request)
+        found = [*shared, *part, *own]
+        known = len(shared) * self.limits.block_tokens + sum(
+            tokens for _, _, tokens in self.reads_below(request, nodes, len(shared) * self.limits.block_tokens)
+        )
+        return self.blocks_for(known) - len(shared) if known > len(found) * self.limits.block_tokens else 0
+
+    def set_out_for(self, request, need):
+        """Let the head of the queue wait outside the batch for what tiers have of it; say if there is room."""
+        shared, nodes, part, own = self.look_up(request)
+        queued = sum(block.users == 0 for block in [*shared, *part, *own])
+        if need + queued > self.free_blocks() - self.unready() - self.limits.watermark_blocks:
+            return False
+        for block in shared:
+            self.pool.hold(block)
+        for block in self.pool.run(("own", request.index)):
+            self.pool.forget(block)
+        request.blocks, request.shared_nodes = shared, nodes
+        request.leased = self.pool.take(need, self.write_back)
+        reads = self.reads_below(request, nodes, len(shared) * self.limits.block_tokens)
+        request.coming = len(reads)
+        self.fetch(reads)
+        self.fleet.timers.append((self.start_ps + self.fetch_ps, 2 * request.index + 1, "loaded"))
+        self.fetch_ps, request.status = 0, "fetching"
+        self.fetching.append(self.waiting.pop(0))
+        return True
+
+    def come_back(self, request, now_ps):
+        """Keep what has come as cached content, and queue its request first."""
+        leased = request.leased
+        for place in reversed(range(request.shared_nodes, request.shared_nodes + request.coming)):
+            key, size = ("shared", request.contents[place]), self.node_blocks(request, place)
+            found = self.pool.run(key)
+            if found and (len(found) == size or found[0].users):
+                continue
+            for block in found:
+                self.pool.forget(block)
+            mine, leased = leased[:size], leased[size:]
+            self.pool.sizes[key] = size
+            self.pool.name(mine, key)
+            self.pool.give_back(mine)
+        self.pool.give_back(leased)
+        self.pool.give_back(request.blocks)
+        request.blocks, request.leased, request.shared_nodes = [], [], 0
+        self.fetching.remove(request)
+        if request.is_leaving:
+            request.status, request.finish_ps = "cancelled", now_ps
+        else:
+            request.status, request.enqueued_ps = "waiting", -1
+            self.waiting.insert(0, request)
+            self.sort_waiting()
+        self.wake(now_ps)
+
+    def swap_time_ps(self, tokens):
+        operations = -(-self.blocks_for(tokens) // self.limits.swap_operation_blocks)
+        return operations * self.limits.swap_operation_ps + tokens * self.limits.swap_ps_per_token
 
     def write_back(self, content, blocks):
         takers = [store for store in self.stores if not store.tier.writes_through]
@@ -237,7 +273,7 @@ class NaiveLane:
             self.reserve = min(1 << 20, (answered << 20) // sum(one.output_tokens for one in others))
         if self.limits.swap_ps_per_token:
             request.swapped = request.computed
-            self.swap_ps += request.computed * self.limits.swap_ps_per_token
+            self.swap_ps += self.swap_time_ps(max(0, request.computed - request.copied))
         elif self.limits.caching:
             first = sum(self.node_blocks(request, place) for place in range(request.shared_nodes))
             own = request.blocks[first : request.computed // self.limits.block_tokens]
@@ -355,7 +391,15 @@ class NaiveLane:
                 if not self.is_seen(request, formed_ps) or not self.load(request):
                     break
                 continue
-            chunk = self.admit(request, budget) if self.is_seen(request, formed_ps) else 0
+            if not self.is_seen(request, formed_ps):
+                break
+            if self.fetches_outside and self.limits.caching and not request.swapped:
+                need = self.blocks_below(request)
+                if need and not self.set_out_for(request, need):
+                    break
+                if need:
+                    continue
+            chunk = self.admit(request, budget)
             if chunk == 0:
                 break
             self.running.append(self.waiting.pop(0))

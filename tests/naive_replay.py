@@ -5,7 +5,9 @@ from fractions import Fraction
 
 import naive_tiers
 import numpy as np
-from naive_lane import FAR, LATE, NaiveLane, NaiveRequest
+from naive_lane import FAR, LATE, NaiveLane
+from naive_pool import NaiveShelvedPool
+from naive_request import NaiveRequest
 
 
 class NaiveFleet:
@@ -41,14 +43,18 @@ class NaiveFleet:
         for row in range(len(trace)) if tenants and contents else ():
             for content in contents[row].tolist():
                 first_asked_by.setdefault(content, int(tenants.codes[row]))
-        chains = naive_tiers.chains(
-            self.fleet, tenants.names if tenants else (), lambda each: first_asked_by.get(each, -1)
-        )
+        owners = tenants.names if tenants else (), lambda each: first_asked_by.get(each, -1)
+        chains = naive_tiers.chains(self.fleet, *owners)
+        for lane, index in zip(self.lanes, self.pools, strict=True):
+            pool = self.fleet.pools[index]
+            if pool.eviction != "lru" or pool.quotas:
+                lane.pool = NaiveShelvedPool(pool.engine.limits.total_blocks, pool, *owners)
         replicas = [pool.engine.lanes for pool in self.fleet.pools for _ in range(pool.replicas)]
         lanes = iter(self.lanes)
         for count, chain in zip(replicas, chains, strict=True):
             for _ in range(count):
-                next(lanes).stores = chain
+                lane = next(lanes)
+                lane.stores, lane.fetches_outside = chain, bool(chain) and lane.fetches_outside
 
     def run(self):
         coming = list(self.requests)
@@ -144,7 +150,9 @@ class NaiveFleet:
         lane = self.lanes[request.lane]
         if request.status in ("finished", "cancelled"):
             return
-        if what == "loaded":
+        if what == "loaded" and request.source is None:
+            lane.come_back(request, now_ps)
+        elif what == "loaded":
             request.release_source(now_ps)
             request.status = "ready"
             request.blocks = request.leased

@@ -15,7 +15,7 @@ class NaiveStore:
         engine, self.tier, self.below = pool.engine, tier, None
         self.block_tokens, self.tenant_of = engine.limits.block_tokens, tenant_of if tier.quotas else lambda content: -1
         self.capacity = int(tier.capacity_bytes / (engine.kv_bytes_per_token * self.block_tokens))
-        pipe = tier.total_bytes_per_s if tier.is_shared else tier.bytes_per_s
+        pipe = (tier.total_bytes_per_s or float("inf")) if tier.is_shared else tier.bytes_per_s
         self.token_ps = round(engine.kv_bytes_per_token / min(pipe, tier.bytes_per_s) * 1e12)
         self.pipe_ps = round(engine.kv_bytes_per_token / pipe * 1e12)
         self.latency_ps, self.operation_ps = round(tier.latency_s * 1e12), round(tier.operation_s * 1e12)
@@ -81,7 +81,7 @@ class NaiveStore:
 
     def evict(self, now_ps):
         owner = max((one for one in self.owners if self.kept[one]), key=lambda one: self.held(one) - self.quota[one])
-        content = self.unread(owner) if self.tier.eviction == "s3-fifo" else next(iter(self.kept[owner]))
+        content = unread(self.kept[owner]) if self.tier.eviction == "s3-fifo" else next(iter(self.kept[owner]))
         entry = self.kept[owner].pop(content)
         if self.below is not None:
             self.below.put(content, entry.blocks, now_ps)
@@ -91,23 +91,24 @@ class NaiveStore:
             while 10 * sum(ghosts.values()) > 9 * self.held(owner):
                 del ghosts[next(iter(ghosts))]
 
-    def unread(self, owner):
-        entries = self.kept[owner]
-        while True:
-            small = [content for content, entry in entries.items() if entry.is_small]
-            main = [content for content, entry in entries.items() if not entry.is_small]
-            if 10 * sum(entries[each].blocks for each in small) >= self.held(owner):
-                entry = entries[small[0]]
-                if entry.reads <= 1:
-                    return small[0]
-                entry.reads, entry.is_small = 0, False
-                entries[small[0]] = entries.pop(small[0])
-            else:
-                entry = entries[main[0]]
-                if entry.reads == 0:
-                    return main[0]
-                entry.reads -= 1
-                entries[main[0]] = entries.pop(main[0])
+
+def unread(entries):
+    """Return what S3-FIFO evicts of entries in order."""
+    while True:
+        small = [content for content, entry in entries.items() if entry.is_small]
+        main = [content for content, entry in entries.items() if not entry.is_small]
+        if 10 * sum(entries[each].blocks for each in small) >= sum(entry.blocks for entry in entries.values()):
+            entry = entries[small[0]]
+            if entry.reads <= 1:
+                return small[0]
+            entry.reads, entry.is_small = 0, False
+            entries[small[0]] = entries.pop(small[0])
+        else:
+            entry = entries[main[0]]
+            if entry.reads == 0:
+                return main[0]
+            entry.reads -= 1
+            entries[main[0]] = entries.pop(main[0])
 
 
 def chains(fleet, tenants, tenant_of):

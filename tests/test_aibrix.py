@@ -6,10 +6,10 @@ import toys
 
 from simulator.control.plane import operate
 from simulator.replay import replay
-from simulator.stores import Tier
 from simulator.studies import aibrix as study
 from simulator.studies.card import UNTESTABLE, judge
 from simulator.systems import aibrix
+from simulator.tier import Tier
 
 
 def test_without_its_guard_a_popular_prefix_fills_one_lane():

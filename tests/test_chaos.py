@@ -112,7 +112,16 @@ def test_nothing_is_lost_and_nothing_leaks_whatever_happens(block):
         assert counts["in_flight"] == 0, seed
         assert counts["finished"] + counts["rejected"] + counts["failed"] == len(trace), seed
         lanes = run.lanes
-        for name in ("running", "waiting", "outstanding", "loading", "decoding", "waiting_tokens", "context_tokens"):
+        for name in (
+            "running",
+            "waiting",
+            "outstanding",
+            "loading",
+            "fetching",
+            "decoding",
+            "waiting_tokens",
+            "context_tokens",
+        ):
             assert (lanes[name] == 0).all(), (seed, name, lanes[name])
         assert (lanes["free_blocks"] == lanes["total_blocks"]).all(), seed
         finished = run.is_finished

@@ -20,9 +20,8 @@ from simulator.fleet import Fleet, Link, Pool
 from simulator.layout import CANCELLED, FAR, FINISHED
 from simulator.replay import NO_CONTENTS, Course, replay
 from simulator.routing import ROUTERS
-from simulator.stores import Tier
 from simulator.stream import replay_blocks
-from simulator.tiers import EVICTIONS
+from simulator.tier import EVICTIONS, Tier
 from traces.trace import Labels, take
 
 MS = 1e-3
@@ -52,6 +51,7 @@ def random_case(seed: int):
         )
         stages = int(rng.choice([1, 1, 2]))
         bounds = replace(bounds, **reserve_of(float(later.choice([0.0, 0.0, 0.3, 0.7]))))
+        bounds = replace(bounds, **random_swap(np.random.default_rng([seed, index, 5])))
         engine = toys.engine(
             bounds,
             name=f"toy{index}",
@@ -67,6 +67,7 @@ def random_case(seed: int):
         )
         pools.append(Pool(engine, int(rng.integers(1, 4)), speed=float(rng.choice([1.0, 2.0]))))
     pools = with_tiers(np.random.default_rng([seed, 2]), pools)
+    pools = with_evictions(np.random.default_rng([seed, 4]), pools)
     if len(pools) > 1 and rng.random() < 0.4:
         pools = [*(replace(pool, role="prefill") for pool in pools[:-1]), replace(pools[-1], role="decode")]
     count = int(rng.integers(1, 80))
@@ -85,11 +86,34 @@ def random_case(seed: int):
     )
 
 
+def random_swap(rng):
+    """Return how KV is swapped: in operations of so many blocks, with copies kept or not."""
+    return {
+        "swap_operation_ps": int(rng.choice([0, 3_000_000])),
+        "swap_operation_blocks": int(rng.choice([1, 3])),
+        "swap_keeps_copies": bool(rng.random() < 0.5),
+    }
+
+
 def with_tiers(rng, pools):
     """Return the pools, most of those that cache with tiers below their memory."""
     return [
-        replace(pool, tiers=random_tiers(rng), fetches_layerwise=bool(rng.random() < 0.4))
+        replace(pool, tiers=random_tiers(rng), fetches=str(rng.choice(["before", "layer-wise", "outside"])))
         if pool.engine.limits.caching and pool.engine.kv_bytes_per_token and rng.random() < 0.7
+        else pool
+        for pool in pools
+    ]
+
+
+def with_evictions(rng, pools):
+    """Return the pools, some of those that cache with another eviction from their memory."""
+    return [
+        replace(
+            pool,
+            eviction=str(rng.choice(["lru", "s3-fifo"])),
+            quotas={"a": 0.5, "b": 0.2} if rng.random() < 0.4 else {},
+        )
+        if pool.engine.limits.caching and rng.random() < 0.4
         else pool
         for pool in pools
     ]
@@ -108,7 +132,7 @@ def random_tiers(rng):
             operation_blocks=int(rng.choice([1, 4])),
             is_shared=place == count - 1 and rng.random() < 0.5,
             total_bytes_per_s=float(rng.choice([2e9, math.inf])),
-            eviction=str(rng.choice(list(EVICTIONS))),
+            eviction=str(rng.choice(EVICTIONS)),
             quotas={"a": 0.5, "b": 0.2} if rng.random() < 0.3 else {},
             writes_through=bool(rng.random() < 0.4),
             moves_up=bool(rng.random() < 0.3),

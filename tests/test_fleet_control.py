@@ -105,12 +105,18 @@ pools:
     tiers:
       - {name: dram, capacity_bytes: 20e9, bytes_per_s: 25e9, operation_s: 1e-5, operation_blocks: 9, eviction: s3-fifo}
       - {name: pool, capacity_bytes: 500e9, bytes_per_s: 10e9, is_shared: true, total_bytes_per_s: 20e9}
-    fetches_layerwise: true
+    fetches: FETCHES
+    eviction: s3-fifo
+    swap_preempted: true
+    swap_operation_s: 1e-5
+    swap_operation_blocks: 20
+    swap_keeps_copies: true
 """
 
 
-def test_tiers_of_a_fleet_file_are_played_and_told(tmp_path):
-    found, result = played(tmp_path, TIERED, long_prompts())
+@pytest.mark.parametrize("fetches", ["layer-wise", "outside"])
+def test_tiers_of_a_fleet_file_are_played_and_told(tmp_path, fetches):
+    found, result = played(tmp_path, TIERED.replace("FETCHES", fetches), long_prompts())
     assert found.exit_code == 0, found.output
     assert [each["tier"] for each in result["tiers"]] == ["dram", "pool"]
     assert sum(each["read_tokens"] for each in result["tiers"]) > 20 * 512 * 32
@@ -169,6 +175,11 @@ def test_agents_of_a_fleet_file_call_tools_with_workers(tmp_path):
             "unknown eviction 'arc' of tier d",
         ),
         ("tiers: [{name: d, capacity: 1e9, bytes_per_s: 1e9}]", "capacity"),
+        ("fetches: beside", "pools.0.fetches: unknown way 'beside'; known: before, layer-wise, outside"),
+        ("eviction: fifo", "pools.0.eviction: unknown eviction 'fifo' of the pool; known: lru, s3-fifo"),
+        ("quotas: {a: 0.7, b: 0.7}", "pools.0.quotas: quotas of the pool must be shares"),
+        ("swap_preempted: true, swap_operation_s: -1", "pools.0.swap_operation_s: must not be negative"),
+        ("swap_preempted: true, swap_operation_blocks: 0", "pools.0.swap_operation_blocks: must be at least 1"),
         ("variants: [2.0, 0.0]", "pools.0.variants.1: must be positive"),
         ("twin_of: 0", "pools.0.twin_of: no pool 0 before this one"),
         ("prefix_caching: false, tiers: [{name: d, capacity_bytes: 1e9, bytes_per_s: 1e9}]", "no prefix cache"),

@@ -10,6 +10,7 @@ import toys
 from simulator.control.actions import Close
 from simulator.control.plane import CLEAR, Sight, operate
 from simulator.control.prefix_index import HotPrefixes, PrefixIndex
+from simulator.control.radix_index import RadixIndex
 from simulator.control.rings import Ring
 from simulator.control.routers import ROUTERS, routing_of
 from simulator.fleet import Fleet, Pool
@@ -217,6 +218,49 @@ def test_an_index_knows_beginnings_by_lane_and_forgets_the_least_recent_ends_fir
     assert index.matched_blocks([7, 8]).tolist() == [2, 0]
     index.forget(0)
     assert index.matched_blocks([1, 2, 3]).tolist() == [0, 2]
+
+
+def random_prompts(rng, count, branches=3, most=9):
+    """Return prompts as paths down a tree of few branches; a name tells all that comes before it."""
+    prompts = []
+    for _ in range(count):
+        path, blocks = 0, []
+        for _ in range(int(rng.integers(1, most))):
+            path = branches * path + 1 + int(rng.integers(branches))
+            blocks.append(path)
+        prompts.append(blocks)
+    return prompts
+
+
+@pytest.mark.parametrize("capacity", [1000, 25])
+def test_a_radix_tree_knows_what_an_index_of_hashes_knows(capacity):
+    """Both forget the least recently sent ends, so they agree to the block, full or not."""
+    rng = np.random.default_rng(capacity)
+    hashes, tree = PrefixIndex([capacity] * 3), RadixIndex([capacity] * 3)
+    for prompt in random_prompts(rng, 400):
+        assert tree.matched_blocks(prompt).tolist() == hashes.matched_blocks(prompt).tolist()
+        lane = int(rng.integers(3))
+        hashes.note(prompt, lane)
+        tree.note(prompt, lane)
+        assert tree.matched_at(prompt, lane) == min(len(prompt), capacity)
+    tree.forget(1)
+    assert not any(tree.matched_at(prompt, 1) for prompt in random_prompts(rng, 50))
+
+
+def test_a_radix_tree_tells_content_apart_by_what_comes_before_it():
+    tree = RadixIndex([10, 10])
+    tree.note([1, 2, 3], 0)
+    tree.note([1, 4, 3], 1)
+    assert tree.matched_blocks([1, 4, 3]).tolist() == [1, 3]
+    assert tree.matched_blocks([2, 3]).tolist() == [0, 0]
+
+
+def test_a_gateway_routes_alike_by_either_index():
+    trace = families(count=300, prompts=30)
+    sent = [lanes_of(trace, fleet(), "prefix-aware", own_index=True, index=each) for each in ("block-hash", "radix")]
+    assert (sent[0] == sent[1]).all()
+    with pytest.raises(ValueError, match="unknown index 'trie' of prefixes; known: block-hash, radix"):
+        routing_of("prefix-aware", index="trie")
 
 
 def test_a_prefix_that_many_prompts_begin_with_is_told_apart_by_more_blocks_and_only_that():

@@ -94,6 +94,16 @@ def test_migration_and_rebalancing_keep_to_a_models_lanes_and_nothing_leaks():
     assert (run.lanes["free_blocks"] == run.lanes["total_blocks"]).all()
 
 
+def test_a_long_queue_of_one_model_goes_to_its_own_lanes_though_another_models_are_emptier():
+    """All of the large model's requests come to lane 2; lanes 0 and 1 stand idle, and lane 3 takes half."""
+    trace = named([1] * 40, gap_s=0.01 * MS)
+    bounds = toys.limits(max_sequences=2)
+    run = operate(trace, fleet(bounds=bounds), routing=lambda plane: lambda request, view: 2,
+                  controllers=[rebalancing_queues(1 * MS)]).run  # fmt: skip
+    assert set(run.outcome.lane.tolist()) == {2, 3}
+    assert abs(int((run.outcome.lane == 3).sum()) - 20) <= 3
+
+
 def failing(plane, rng):
     for _ in range(6):
         yield plane.wait(rng.exponential(20 * MS))

@@ -12,7 +12,7 @@ from simulator.control.plane import operate
 from simulator.control.routers import ROUTERS
 from simulator.fleet import Fleet, Pool
 from simulator.replay import Course, contents_of, replay
-from simulator.stores import Tier
+from simulator.tier import Tier
 from traces.trace import Labels
 
 MS = 1e-3
@@ -20,12 +20,12 @@ KV_BYTES = 1e6  # of a token; 1e9 bytes/s carry one a millisecond
 PROMPT = 16  # tokens of a content block, which are four blocks
 
 
-def pool(*tiers, replicas=1, prompts=4, layers=0, **costs):
+def pool(*tiers, replicas=1, prompts=4, layers=0, fetches="before", max_sequences=8, **costs):
     """Return replicas whose memory holds so many prompts, with steps of a millisecond."""
     blocks = 4 * prompts
-    bounds = toys.limits(total_blocks=blocks, caching=True, max_context_tokens=4 * blocks)
+    bounds = toys.limits(total_blocks=blocks, caching=True, max_context_tokens=4 * blocks, max_sequences=max_sequences)
     engine = replace(toys.engine(bounds, kv_bytes=KV_BYTES, **costs), layers=max(1, layers))
-    return Pool(engine, replicas, tiers=tiers, fetches_layerwise=layers > 0)
+    return Pool(engine, replicas, tiers=tiers, fetches="layer-wise" if layers else fetches)
 
 
 def dram(prompts=100, bytes_per_s=1e9, **about):
@@ -68,6 +68,18 @@ def test_each_operation_of_so_many_blocks_takes_its_time():
 def test_layer_by_layer_the_longer_of_reading_and_computing_hides_the_other_but_for_a_layer(step_ms, whole_ms):
     run = replay(asked(AGAIN), Fleet((pool(dram(), layers=4, step_ps=step_ms * toys.PS_PER_MS),)))
     assert run.ttft_s[-1] == pytest.approx(whole_ms * MS, rel=1e-9)
+
+
+@pytest.mark.parametrize(("fetches", "other_ms"), [("before", 16 + 1), ("outside", 1)])
+def test_a_prompt_that_waits_outside_the_batch_holds_up_no_other(fetches, other_ms):
+    """A prompt of another comes a moment after one that is read for 16 ms."""
+    trace = asked([*AGAIN, 99])
+    arrival_ns = trace.arrival_ns.copy()
+    arrival_ns[-1] = arrival_ns[-2] + 1
+    run = replay(replace(trace, arrival_ns=arrival_ns), Fleet((pool(dram(), fetches=fetches, max_sequences=1),)))
+    assert found(run)[-2:] == [1, 0]
+    assert np.rint(run.ttft_s[-2:] / MS).tolist() == [17, other_ms + (fetches == "before")]
+    assert run.ttft_s[-2] == pytest.approx(17 * MS, rel=1e-9)
 
 
 def test_what_is_on_its_way_down_is_not_found_yet():
@@ -202,7 +214,7 @@ def test_a_prompt_goes_to_the_replica_that_has_it_below_its_memory_where_the_rou
 def test_fleets_without_tiers_run_kernels_that_know_none():
     for tiers, kinds in (((), 0), ((dram(),), 1)):
         course = Course(Fleet((pool(*tiers),)), contents_of(asked(AGAIN)))
-        assert len(course.state.tiers) == kinds
+        assert len(course.state.extras) == kinds
 
 
 def test_a_small_memory_above_an_endless_tier_finds_all_that_the_trace_repeats(shared):

@@ -339,7 +339,10 @@ def helps(
 
 
 def rebalancing_queues(every_s: float = 1.0, least_gap: int = 2) -> Controller:
-    """Return the controller that moves the last of the longest queue to the shortest while they differ by so many."""
+    """Return the controller that moves the last of long queues to shorter ones while they differ by so many.
+
+    The longest queue goes first; its last goes to the shortest of those that serve its model.
+    """
 
     def control(plane: Plane) -> Process:
         while True:
@@ -351,19 +354,15 @@ def rebalancing_queues(every_s: float = 1.0, least_gap: int = 2) -> Controller:
 
 
 def _level(plane: Plane, least_gap: int) -> bool:
-    front = np.flatnonzero(plane.is_open & (plane.lanes["role"] != DECODE))
-    if front.size < 2:
-        return False
-    waiting = plane.lanes["waiting"][front]
-    longest, shortest = int(front[waiting.argmax()]), int(front[waiting.argmin()])
-    if waiting.max() - waiting.min() < least_gap:
-        return False
-    last = plane.waiting_at(longest)[-1]
-    if plane.requests["source_lane"][last] != NONE or not plane.serves(last)[shortest]:
-        return False
-    if plane.do(Withdraw(last)) is not None:
-        return False
-    return plane.do(Assign(last, shortest)) is None
+    """Move one request from a queue to a shorter one, and say if any could be."""
+    may, waiting = plane.is_open & (plane.lanes["role"] != DECODE), plane.lanes["waiting"]
+    givers = np.flatnonzero(may & (waiting >= least_gap))
+    for giver in givers[np.argsort(-waiting[givers], kind="stable")].tolist():
+        last = plane.waiting_at(giver)[-1]
+        takers = np.flatnonzero(may & plane.serves(last) & (waiting <= waiting[giver] - least_gap))
+        if takers.size and plane.requests["source_lane"][last] == NONE and plane.do(Withdraw(last)) is None:
+            return plane.do(Assign(last, int(takers[waiting[takers].argmin()]))) is None
+    return False
 
 
 def draining_by_moving(mover: Callable[[Plane], Mover], mode: Mode = PreCopy()) -> Drain:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from models.step import PICOSECONDS_PER_SECOND
 from simulator.control.plane import Decision, Hold, Plane, Reject, Router, Routing
 from simulator.control.prefix_index import HotPrefixes, PrefixIndex, content_of
+from simulator.control.radix_index import RadixIndex
 from simulator.control.rings import Ring
 from simulator.layout import (
     DECODE,
@@ -196,17 +197,23 @@ def session_affinity() -> Routing:
 
 
 def prefix_aware(
-    most_apart: float = 8, deviations: float = 1.0, own_index: bool = False, below: bool = False
+    most_apart: float = 8,
+    deviations: float = 1.0,
+    own_index: bool = False,
+    below: bool = False,
+    index: str = "block-hash",
 ) -> Routing:
     """Name the lane with most of the prompt cached of those not much fuller than others (AIBrix).
 
     A lane may have the mean number of requests and so many standard deviations; where the fullest has `most_apart`
-    more than the emptiest, the emptiest it is. With `own_index` the gateway goes by what it sent where; with `below`
-    what tiers below a lane's memory have counts as cached.
+    more than the emptiest, the emptiest it is. With `own_index` the gateway goes by what it sent where, kept in an
+    `index` of block hashes or a radix tree; with `below` what tiers below a lane's memory have counts as cached.
     """
+    if index not in INDEXES:
+        raise ValueError(f"unknown index {index!r} of prefixes; known: {', '.join(INDEXES)}")
 
     def make(plane: Plane) -> Rule:
-        matched = Matched(plane, own_index, below)
+        matched = Matched(plane, own_index, below, index)
 
         def rule(request: RequestView, view: FleetView, lanes: Lanes) -> int:
             queues = view.outstanding[lanes]
@@ -290,12 +297,15 @@ class Pair:
         return first, next((lane for lane in self._rings[1].walk(key) if may[lane] and lane != first), first)
 
 
+INDEXES: Mapping[str, type[PrefixIndex | RadixIndex]] = {"block-hash": PrefixIndex, "radix": RadixIndex}
+
+
 class Matched:
     """What of prompts lanes have cached: as they have it, or as the gateway believes from what it sent."""
 
-    def __init__(self, plane: Plane, own_index: bool, below: bool = False) -> None:
+    def __init__(self, plane: Plane, own_index: bool, below: bool = False, index: str = "block-hash") -> None:
         self._plane, self._content, self._below = plane, content_of(plane), below
-        self._index = PrefixIndex.of(plane) if own_index else None
+        self._index = INDEXES[index].of(plane) if own_index else None
         self._block_tokens = int(plane.clock["content_tokens"][0])
 
     def tokens(self, request: RequestView) -> npt.NDArray[np.int64]:

@@ -111,8 +111,8 @@ class Bench:
     ) -> "Run":
         from simulator.control.plane import operate
         from simulator.replay import replay
-        from simulator.stores import Tier
         from simulator.systems.aibrix import fleet, pooled
+        from simulator.tier import Tier
         from traces.transform import time_scale
 
         offered = time_scale(self.trace, rate_per_s / self.trace.rate_per_s)

@@ -10,7 +10,7 @@ from simulator.control.replicas import AT_ONCE, Startup
 from simulator.control.routers import prefix_aware
 from simulator.control.scaling import Metric, autoscale, concurrency
 from simulator.fleet import Fleet, Pool, PricedEngine
-from simulator.stores import Tier
+from simulator.tier import Tier
 
 LOOK_EVERY_S = 15.0  # as Kubernetes' controller does
 
