@@ -1,169 +1,37 @@
-"""The control plane of a fleet.yaml: routing, scaling, migration, hand-over, failures, sight, sessions and tools."""
+"""The control plane that a fleet.yaml asks for, made of what its lines say; a mistake names the keys to it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from planners.control_lines import (
+    AutoscaleLine,
+    ControlLines,
+    FailuresLine,
+    FlipLine,
+    HandOverLine,
+    MigrationLine,
+    RebalanceLine,
+    RetriesLine,
+    RoutingLine,
+    SharesLine,
+    StragglerLine,
+    TimeOutsLine,
+)
+from planners.fleet_fabric import FabricLine, laid
 from planners.fleet_parts import Wrong
 
 if TYPE_CHECKING:
-    from simulator.control.migration import Wire
-    from simulator.control.plane import Controller, Interlude, Routing, Sight
+    from simulator.control.migration import Mover, Wire
+    from simulator.control.plane import Controller, Interlude, Plane, Routing, Sight
+    from simulator.control.replicas import Drain
+    from simulator.control.scheduled_fleet import Build
     from simulator.fleet import Fleet
     from simulator.run import Run
     from traces import Trace
 
-FORBID = {"extra": "forbid"}
-Setting = bool | int | float | str | list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingLine:
-    """A router of the control plane by name, and its settings."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    name: str
-    settings: dict[str, Setting] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class AutoscaleLine:
-    """A pool that is scaled; its replicas are the most there can be.
-
-    Without startup_s a replica takes what pulling, loading, capturing and warming up take. least 0 scales to nothing.
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    policy: str
-    pool: int = 0
-    settings: dict[str, Setting] = field(default_factory=dict)
-    metric: str = "concurrency"
-    every_s: float = 10.0
-    initial: int = 1
-    least: int = 1
-    most: int | None = None
-    startup_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationLine:
-    """Requests move from replicas below a freeness to replicas above another, over a link of their own or the fabric.
-
-    KV that has not come in patience_s is computed again.
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    low: float = 10.0
-    high: float = 60.0
-    every_s: float = 0.1
-    bytes_per_s: float = 8e9
-    handshake_s: float = 0.02
-    patience_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FabricLine:
-    """One adapter a replica on a switch, shared by what moves; with up_s and down_s adapters fail and are mended."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    nic_bytes_per_s: float
-    latency_s: float = 0.0
-    operation_s: float = 0.0
-    up_s: float | None = None
-    down_s: float | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class HandOverLine:
-    """KV goes from prefill replicas to the freest decode replica over the fabric, in grains of this kind."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    grain: str = "whole"
-    hides_bytes_per_s: float = 0.0
-    patience_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SharesLine:
-    """The shares of prefill and decode on devices that they have in common follow the promises that are missed."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    ttft_s: float
-    tpot_s: float
-    every_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class StragglerLine:
-    """A lane whose steps are priced from one of its pool's variants for a while."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    lane: int
-    from_s: float
-    until_s: float
-    variant: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ToolsLine:
-    """Calls between the steps of a closed loop take one of so many workers; rule says what becomes of KV meanwhile."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    workers: int | None = None
-    rule: str = "leave"
-
-
-@dataclass(frozen=True, slots=True)
-class FailuresLine:
-    """Replicas of a pool, or of all, that fail and come back at random."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    up_s: float
-    down_s: float
-    pool: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SightLine:
-    """How old and how wrong what policies see is, and how long a decision takes."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    age_s: float = 0.0
-    noise: float = 0.0
-    decision_s: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ControlLines:
-    """What decides in a fleet; closed_loop lets turns and steps come after those they follow from."""
-
-    __pydantic_config__: ClassVar = FORBID
-
-    routing: RoutingLine | None = None
-    autoscale: tuple[AutoscaleLine, ...] = ()
-    migration: MigrationLine | None = None
-    failures: tuple[FailuresLine, ...] = ()
-    sight: SightLine = field(default_factory=SightLine)
-    closed_loop: bool = False
-    fabric: FabricLine | None = None
-    hand_over: HandOverLine | None = None
-    shares: SharesLine | None = None
-    stragglers: tuple[StragglerLine, ...] = ()
-    tools: ToolsLine | None = None
+DRAINS = ("wait", "move")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +44,16 @@ class Control:
     closed_loop: bool
     interlude: "Interlude | None" = None
     hands_over: bool = True
+    scheduler: "Build | None" = None
 
     def play(self, trace: "Trace", fleet: "Fleet") -> "Run":
         """Replay a trace on a fleet under this control; ValueError where a closed loop has nothing to follow."""
         from simulator.control.plane import operate
+        from simulator.control.scheduled_fleet import serve
         from simulator.control.sessions import families
 
+        if self.scheduler is not None:
+            return serve(trace, fleet, self.scheduler)
         found = families(trace) if self.closed_loop else None
         if self.closed_loop and found is None:
             raise ValueError(
@@ -202,16 +74,22 @@ def control_of(lines: ControlLines, fleet: "Fleet") -> Control:
     """Return what the lines say; Wrong names the keys of a mistake."""
     from simulator.control.plane import Sight
 
-    controllers = [
-        *(_autoscale(line, fleet, ("autoscale", place)) for place, line in enumerate(lines.autoscale)),
-        *(_failures(line, fleet, ("failures", place)) for place, line in enumerate(lines.failures)),
-    ]
+    controllers = [_failures(line, fleet, ("failures", place)) for place, line in enumerate(lines.failures)]
     wire = None
     if lines.fabric is not None:
-        wire, failing = _fabric(lines.fabric, fleet)
-        controllers += failing
+        wire, of_links = _fabric(lines.fabric, fleet)
+        controllers += of_links
+    mover = _mover(lines.migration, wire)
     if lines.migration is not None:
-        controllers.append(_migration(lines.migration, wire))
+        controllers.append(_migration(lines.migration, mover))
+    for place, line in enumerate(lines.autoscale):
+        controllers.append(_autoscale(line, fleet, mover, ("autoscale", place)))
+    if lines.rebalance is not None:
+        controllers.append(_rebalance(lines.rebalance))
+    if lines.flip_roles is not None:
+        controllers.append(_flip(lines.flip_roles, lines))
+    if lines.time_outs is not None:
+        controllers.append(_time_outs(lines.time_outs))
     if lines.hand_over is not None:
         controllers.append(_hand_over(lines.hand_over, fleet, wire))
     if lines.shares is not None:
@@ -219,31 +97,17 @@ def control_of(lines: ControlLines, fleet: "Fleet") -> Control:
     controllers += [_straggler(line, fleet, ("stragglers", place)) for place, line in enumerate(lines.stragglers)]
     sight = Sight(lines.sight.age_s, lines.sight.noise, lines.sight.decision_s, lines.sight.seed)
     chosen = (_routing(lines.routing), tuple(controllers), sight, lines.closed_loop)
-    return Control(*chosen, _tools(lines), hands_over=lines.hand_over is None)
+    return Control(*chosen, _tools(lines), lines.hand_over is None, _scheduler(lines))
 
 
 def _fabric(line: FabricLine, fleet: "Fleet") -> "tuple[Wire, list[Controller]]":
-    from simulator.control.fabric import both_ways
-    from simulator.control.failures import failing_links
-    from simulator.control.migration import one_fabric, over
+    from simulator.control.migration import over
 
-    if (line.up_s is None) != (line.down_s is None):
-        raise Wrong(("fabric", "up_s"), "up_s and down_s belong together")
-    for key in ("nic_bytes_per_s", "up_s", "down_s"):
-        value = getattr(line, key)
-        if value is not None and not value > 0:
-            raise Wrong(("fabric", key), f"must be positive, got {value:g}")
-    replicas = [pool.engine.lanes for pool in fleet.pools for _ in range(pool.replicas)]
-    places = [f"r{replica}" for replica, lanes in enumerate(replicas) for _ in range(lanes)]
-    times = {"latency_s": line.latency_s, "operation_s": line.operation_s}
-    links = [
-        each for name in dict.fromkeys(places) for each in both_ways(name, "switch", line.nic_bytes_per_s, **times)
-    ]
-    fabric = one_fabric(links)
-    failing = []
-    if line.up_s is not None and line.down_s is not None:
-        failing.append(failing_links(fabric, [each.name for each in links], line.up_s, line.down_s, line.seed))
-    return over(fabric, places), failing
+    try:
+        found = laid(line, fleet)
+    except Wrong as wrong:
+        raise Wrong(("fabric", *wrong.keys), str(wrong)) from None
+    return over(found.make, found.places), found.controllers
 
 
 def _hand_over(line: HandOverLine, fleet: "Fleet", wire: "Wire | None") -> "Controller":
@@ -298,14 +162,74 @@ def _tools(lines: ControlLines) -> "Interlude | None":
 
 
 def _routing(line: RoutingLine | None) -> "Routing | None":
+    from simulator.control.retries import retrying
     from simulator.control.routers import ROUTERS
 
-    return None if line is None else _made(ROUTERS, line.name, line.settings, ("routing",), "name", "router")
+    if line is None:
+        return None
+    made: Routing = _made(ROUTERS, line.name, line.settings, ("routing",), "name", "router")
+    if line.retries is None:
+        return made
+    return retrying(made, *_retries(line.retries, ("routing", "retries")), seed=line.retries.seed)
 
 
-def _autoscale(line: AutoscaleLine, fleet: "Fleet", keys: tuple[str | int, ...]) -> "Controller":
+def _retries(line: RetriesLine, keys: tuple[str, ...]) -> tuple[int, float, float]:
+    for key in ("attempts", "first_s", "factor"):
+        if not getattr(line, key) > 0:
+            raise Wrong((*keys, key), f"must be positive, got {getattr(line, key):g}")
+    return line.attempts, line.first_s, line.factor
+
+
+def _time_outs(line: TimeOutsLine) -> "Controller":
+    from simulator.control.retries import timing_out
+
+    if not line.wait_s > 0:
+        raise Wrong(("time_outs", "wait_s"), f"must be positive, got {line.wait_s:g}")
+    return timing_out(line.wait_s, *_retries(line, ("time_outs",)), seed=line.seed)
+
+
+def _rebalance(line: RebalanceLine) -> "Controller":
+    from simulator.control.migration import rebalancing_queues
+
+    if not (line.every_s > 0 and line.least_gap >= 2):
+        raise Wrong(("rebalance",), f"expected every_s > 0 and least_gap >= 2, got {line.every_s:g}, {line.least_gap}")
+    return rebalancing_queues(line.every_s, line.least_gap)
+
+
+def _flip(line: FlipLine, lines: ControlLines) -> "Controller":
+    from simulator.control.roles import flipping
+
+    if lines.hand_over is None or lines.routing is None:
+        raise Wrong(
+            ("flip_roles",), "needs hand_over and routing of the control plane, which look at roles as they are"
+        )
+    if not 0 <= line.low_tokens < line.high_tokens:
+        words = f"expected 0 <= low_tokens < high_tokens, got {line.low_tokens:g} and {line.high_tokens:g}"
+        raise Wrong(("flip_roles", "low_tokens"), words)
+    return flipping(line.high_tokens, line.low_tokens, line.every_s)
+
+
+def _scheduler(lines: ControlLines) -> "Build | None":
+    from simulator.control.scheduled_fleet import built
+
+    if lines.scheduler is None:
+        return None
+    others = [name for name in ControlLines.__slots__ if name not in ("scheduler", "sight") and getattr(lines, name)]
+    if others:
+        raise Wrong(("scheduler",), f"lanes scheduled in Python take nothing else of control; leave out {others[0]}")
+    try:
+        settings: dict[str, Any] = dict(lines.scheduler.settings)
+        return built(lines.scheduler.name, **settings)
+    except ValueError as error:
+        raise Wrong(("scheduler", "settings" if lines.scheduler.settings else "name"), str(error)) from None
+
+
+def _autoscale(
+    line: AutoscaleLine, fleet: "Fleet", mover: "Callable[[Plane], Mover] | None", keys: tuple[str | int, ...]
+) -> "Controller":
     from simulator.control.autoscalers import AUTOSCALERS
-    from simulator.control.replicas import AT_ONCE, Part, Startup, startup
+    from simulator.control.migration import draining_by_moving
+    from simulator.control.replicas import AT_ONCE, Part, Spot, Startup, drain_by_waiting, startup
     from simulator.control.scaling import METRICS, autoscale
 
     _check_pool(line.pool, fleet, (*keys, "pool"))
@@ -320,15 +244,35 @@ def _autoscale(line: AutoscaleLine, fleet: "Fleet", keys: tuple[str | int, ...])
     if line.startup_s is None and pool.engine.engine is not None:
         start = startup(pool.engine.engine)
     policy = _made(AUTOSCALERS, line.policy, line.settings, keys, "policy", "autoscaler")
-    bounds: dict[str, Any] = {"initial": line.initial, "least": line.least, "most": most}
+    if line.drain not in DRAINS:
+        raise Wrong((*keys, "drain"), f"unknown way to drain {line.drain!r}; known: {', '.join(DRAINS)}")
+    drain: Drain = drain_by_waiting
+    if line.drain == "move":
+        if mover is None:
+            raise Wrong((*keys, "drain"), "what moves goes over migration's link or the fabric; there is neither")
+        drain = draining_by_moving(mover)
+    spot = None
+    if line.spot is not None:
+        if min(line.spot.evictions_per_hour, line.spot.notice_s) < 0:
+            raise Wrong((*keys, "spot"), "evictions_per_hour and notice_s must not be negative")
+        spot = Spot(line.spot.evictions_per_hour, line.spot.notice_s, line.spot.seed)
+    bounds: dict[str, Any] = {"initial": line.initial, "least": line.least, "most": most, "drain": drain, "spot": spot}
     return autoscale(line.pool, policy, METRICS[line.metric], every_s=line.every_s, start=start, **bounds)
 
 
-def _migration(line: MigrationLine, wire: "Wire | None") -> "Controller":
-    from simulator.control.migration import link, one_mover, pairing
+def _mover(line: MigrationLine | None, wire: "Wire | None") -> "Callable[[Plane], Mover] | None":
+    from simulator.control.migration import link, one_mover
 
+    if line is None:
+        return None if wire is None else one_mover(wire)
     patience_s = inf if line.patience_s is None else line.patience_s
-    mover = one_mover(wire or link(line.bytes_per_s), line.handshake_s, patience_s)
+    return one_mover(wire or link(line.bytes_per_s), line.handshake_s, patience_s)
+
+
+def _migration(line: MigrationLine, mover: "Callable[[Plane], Mover] | None") -> "Controller":
+    from simulator.control.migration import pairing
+
+    assert mover is not None
     return pairing(mover, line.low, line.high, line.every_s)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from planners import fleet_control, fleet_parts, marked_yaml, plan_file
+from planners.control_lines import ControlLines
 from planners.fleet_parts import Wrong
 from planners.slo import Slo
 from simulator.tier import Tier
@@ -111,7 +112,7 @@ class FleetFile:
     slo: tuple[str, ...] = ()
     link: LinkLine = field(default_factory=LinkLine)
     patience_s: float | None = None
-    control: fleet_control.ControlLines | None = None
+    control: ControlLines | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,27 @@ def test_routing_scaling_migration_and_failures_are_played(tmp_path):
         ("  routeing: {name: random}", "routeing"),
         ("  stragglers: [{lane: 3, from_s: 0, until_s: 1}]", "no lane 3; the fleet has 0 to 2"),
         ("  stragglers: [{lane: 0, from_s: 0, until_s: 1, variant: 2}]", "1 variants, not a variant 2"),
-        ("  fabric: {nic_bytes_per_s: 1e9, up_s: 5}", "belong together"),
+        ("  fabric: {nic_bytes_per_s: 1e9, up_s: 5}", "control.fabric.up_s: up_s and down_s belong together"),
+        ("  fabric: {nic_bytes_per_s: 1e9, replicas_per_node: 2}", "belong together"),
+        ("  fabric: {nic_bytes_per_s: 1e9, store_bytes_per_s: 1e9}", "no pool fetches outside the batch from a shared"),
+        (
+            "  fabric: {nic_bytes_per_s: 1e9, far: [{pools: [4], bytes_per_s: 1e9}]}",
+            "control.fabric.far.0.pools: no pool",
+        ),
+        ("  routing: {name: random, retries: {attempts: 0}}", "control.routing.retries.attempts: must be positive"),
+        ("  time_outs: {wait_s: 0}", "control.time_outs.wait_s: must be positive"),
+        ("  rebalance: {least_gap: 1}", "least_gap >= 2"),
+        ("  flip_roles: {high_tokens: 100, low_tokens: 1}", "needs hand_over and routing"),
+        ("  scheduler: {name: edff}", "control.scheduler.name: unknown scheduler 'edff'; known: fcfs, priority, edf"),
+        ("  scheduler: {name: windowed}", "scheduler windowed needs settings: window_s"),
+        ("  scheduler: {name: edf, settings: {window: 1}}", "control.scheduler.settings: scheduler edf has no setting"),
+        ("  {scheduler: {name: edf}, closed_loop: true}", "leave out closed_loop"),
+        (
+            "  autoscale: [{policy: kpa, settings: {target: 4}, drain: drop}]",
+            "unknown way to drain 'drop'; known: wait",
+        ),
+        ("  autoscale: [{policy: kpa, settings: {target: 4}, drain: move}]", "there is neither"),
+        ("  autoscale: [{policy: kpa, settings: {target: 4}, spot: {evictions_per_hour: -1}}]", "must not be negative"),
         ("  hand_over: {grain: whole}", "needs a fabric"),
         ("  shares: {ttft_s: 1, tpot_s: 1}", "needs pools that share their devices"),
         ("  tools: {workers: 2}", "closed_loop is off"),
@@ -154,6 +174,89 @@ def test_prompts_of_a_fleet_file_are_handed_over_on_a_fabric_whose_links_fail(tm
     found, result = played(tmp_path, HANDED_OVER, toys.trace(np.arange(300) * 0.2, 2000, 50))
     assert found.exit_code == 0, found.output
     assert result["requests"]["finished"] == 300
+
+
+FLIPPED = (
+    HANDED_OVER.replace("  hand_over", "  routing: {name: least-pending-tokens}\n  hand_over")
+    + """
+  flip_roles: {high_tokens: 8000, low_tokens: 100, every_s: 0.5}
+  rebalance: {every_s: 0.5}
+  time_outs: {wait_s: 5, attempts: 2}
+"""
+)
+
+
+def test_a_burst_of_prompts_turns_a_decode_replica_of_a_fleet_file_around_and_back(tmp_path):
+    trace = toys.trace(np.append(np.zeros(40), np.arange(50) * 1.0), 4000, 50)
+    found, result = played(tmp_path, FLIPPED, trace)
+    _, fixed = played(tmp_path, FLIPPED.replace("high_tokens: 8000", "high_tokens: 1e9"), trace)
+    assert found.exit_code == 0, found.output
+    assert result["requests"]["finished"] == fixed["requests"]["finished"] == 90
+    assert result["slo"]["ttft"]["p90"] < 0.9 * fixed["slo"]["ttft"]["p90"]
+
+
+REMOTE = """
+model: llama-3.1-8b
+pools:
+  - device: l40s
+    replicas: 4
+    tiers: [{name: pool, capacity_bytes: 500e9, bytes_per_s: 10e9, is_shared: true, writes_through: true}]
+    fetches: outside
+control:
+  routing: {name: round-robin, retries: {attempts: 2}}
+  fabric: {nic_bytes_per_s: 12e9, replicas_per_node: 2, scale_up_bytes_per_s: 300e9, store_bytes_per_s: STORE}
+"""
+
+
+def test_a_shared_tier_of_a_fleet_file_hangs_on_the_fabric(tmp_path):
+    trace = long_prompts()
+    waits_s = []
+    for store in ("12e9", "1e9"):
+        found, result = played(tmp_path, REMOTE.replace("STORE", store), trace)
+        assert found.exit_code == 0, found.output
+        assert result["requests"]["finished"] == 120
+        assert result["tiers"][0]["read_tokens"] >= 59 * 512 * 32
+        waits_s.append(result["slo"]["ttft"]["p50"])
+    # 16,384 tokens of 131,072 bytes: 0.18 s at 12 GB/s, 2.1 s at 1 GB/s, and half of the prompts fetch theirs
+    assert waits_s[1] > waits_s[0]
+
+
+SCHEDULED = """
+model: llama-3.1-8b
+slo: ["ttft:p90<=1s"]
+pools: [{device: l40s, replicas: 2, max_num_batched_tokens: 16384}]
+control:
+  scheduler: {name: NAME, settings: SETTINGS}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("s-edf", "{preempt: op, spread: 0.1}"), ("windowed", "{window_s: 0.05}"), ("no-preempt", "{wait_steps: 5}")],
+)
+def test_lanes_of_a_fleet_file_ask_a_scheduler_by_name(tmp_path, name, settings):
+    text = SCHEDULED.replace("NAME", name).replace("SETTINGS", settings)
+    found, result = played(tmp_path, text, toys.trace(np.arange(60) * 0.2, 2000, 20))
+    assert found.exit_code == 0, found.output
+    assert result["requests"]["finished"] == 60
+    assert result["slo"]["ttft"]["p50"] < 1.0
+
+
+SPOT = """
+model: llama-3.1-8b
+pools: [{device: l40s, replicas: 3}]
+control:
+  autoscale:
+    - {policy: kpa, settings: {target: 8}, initial: 2, startup_s: 5, every_s: 5, drain: move,
+       spot: {evictions_per_hour: 60, notice_s: 2}}
+  fabric: {nic_bytes_per_s: 12e9, far: [{pools: [0], bytes_per_s: [[0, 5e9], [60, 1e9]], latency_s: 0.01}]}
+"""
+
+
+def test_spot_replicas_of_a_fleet_file_are_taken_away_and_what_they_run_moves(tmp_path):
+    found, result = played(tmp_path, SPOT, toys.trace(np.arange(600) * 0.5, 1000, 100))
+    assert found.exit_code == 0, found.output
+    assert result["requests"]["finished"] == 600
 
 
 def test_agents_of_a_fleet_file_call_tools_with_workers(tmp_path):
