@@ -349,7 +349,7 @@ def _note(moves: Sequence[Sequence[Any]], knees: Mapping[str, float], full: "Seq
         "requests find no queue at because they come before it, memory is full everywhere: moves can but spread what "
         "is left, and the 99th percentile is that of the longest prompts. At the published size (16 devices, 10,000 "
         "requests) M-M has 0.91x there and L-L 0.89x. Below it the mechanism shows: at 0.82 of M-M's knee (3 seeds) "
-        "P99 is 2.1x, 63 % less is lost to preemptions and fragmentation is 2.4 times lower; at 0.88 P99 is 1.2x, and at "
+        "P99 is 2.1x, 63 % less is lost to preemptions fragmentation 2.4 times lower; at 0.88 P99 is 1.2x, and at "
         "0.9 moves add preemptions. What is left of fragmentation there is heads of 5,000 tokens at lanes of few, long "
         "requests, none of which fits elsewhere. Changed after first runs: thresholds are blocks a request, as "
         "in the code (they were read as tokens), dispatch counts all of a queue, as there (its head alone), quick runs "
