@@ -162,7 +162,7 @@ def _feed_forward(engine: Engine, tokens: Floats) -> Iterator[Call]:
     yield _gemm("router", WIDE, llm.moe_layers, tokens, llm.experts, llm.hidden)
     shape = _rows(
         tokens,
-        m=tokens * max(1.0, engine.ep / tp),  # data-parallel ranks share their experts' tokens
+        m=_choosing(llm, tokens * max(1.0, engine.ep / tp)),  # data-parallel ranks share their experts' tokens
         k=llm.expert_latent or llm.hidden,
         inter=llm.expert_ffn,
         experts=llm.experts,
@@ -175,6 +175,16 @@ def _feed_forward(engine: Engine, tokens: Floats) -> Iterator[Call]:
     yield Call("moe", "experts", dtype, llm.moe_layers, shape)
     if llm.shared_ffn:
         yield from _dense("shared experts", engine, llm.moe_layers, tokens, llm.shared_ffn)
+
+
+# Of many tokens, in multiples of experts / experts a token, some choose every expert, however alike others are.
+ALIKE_AMONG = 2.0
+
+
+def _choosing(llm: Llm, tokens: Floats) -> Floats:
+    """Return how many tokens would choose as many experts, if none were more alike than by chance."""
+    few = np.clip(tokens - 1.0, 0.0, ALIKE_AMONG * llm.experts / llm.experts_per_token)
+    return np.asarray(tokens - llm.alike_tokens * few)
 
 
 # Exponent of the power law of tokens over experts that real routers show (1.01 to 1.2 in the measurement tables).

@@ -100,6 +100,7 @@ class Llm:
     experts_per_token: int = 0
     expert_ffn: int = 0
     expert_latent: int = 0
+    alike_tokens: float = 0.0
     shared_experts: int = 0
     shared_ffn: int = 0
     q_lora: int = 0

@@ -203,6 +203,24 @@ def test_prompts_beside_a_narrow_cache_multiply_in_it_where_the_engine_was_measu
     assert predict.call_s(engine, attention)[0] < 1.2 * predict.call_s(wide, attention)[0]
 
 
+def test_tokens_alike_choose_fewer_experts_while_they_are_few():
+    model = llm.load("gpt-oss-120b")
+    engines = [
+        Engine(replace(model, alike_tokens=share), device.load("h200-sxm"), dtype="native") for share in (0.0, 0.35)
+    ]
+    chance, alike = (
+        next(
+            call.shape["m"]
+            for call in forward.token_calls(engine, np.array([1.0, 9.0, 65.0, 8192.0]))
+            if call.op == "moe"
+        )
+        for engine in engines
+    )
+    assert chance.tolist() == [1.0, 9.0, 65.0, 8192.0]
+    # 0.35 of the others, of 128 experts / 4 a token * 2 = 64 at the most.
+    assert alike.tolist() == pytest.approx([1.0, 9.0 - 0.35 * 8, 65.0 - 0.35 * 64, 8192.0 - 0.35 * 64])
+
+
 def test_experts_run_on_the_back_end_that_is_set():
     model, b200 = llm.load("deepseek-v3"), device.load("b200-sxm")
     kernels = []
