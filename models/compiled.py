@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_FILES = (
     *("models/linked.py", "models/reference.py"),
-    *("models/operators.py", "models/attention.py", "models/step.py"),
+    *("models/operators.py", "models/attention.py", "models/experts.py", "models/step.py"),
     *("models/calibration/batch.py", "models/calibration/boosting.py", "models/calibration/residual.py"),
     *("simulator/actions.py", "simulator/advance.py", "simulator/batch.py", "simulator/blocks.py"),
     *("simulator/cache.py", "simulator/control/lanes_now.py", "simulator/control/matching.py"),

@@ -1,9 +1,10 @@
-"""What one operator of a transformer costs on one rank: matrices, experts, elementwise passes and collectives.
+"""What one operator of a transformer costs on one rank: matrices, elementwise passes and collectives.
 
 Kernels take floats and return seconds. `fit` holds the fitted parameters of one (device, engine, operator, dtype,
 kernel) in the order of the operator's *_PARAMETERS; entries whose name ends in _code choose a discrete form.
 A *_traits kernel returns its seconds, then traits: the dimensionless numbers that explain its residual.
-Attention is in models/attention.py. Forms: roofline with discrete kernel choice, calibrated on measurements.
+Attention is in models/attention.py, experts in models/experts.py. Forms: roofline with discrete kernel choice,
+calibrated on measurements.
 """
 
 from typing import NamedTuple
@@ -36,11 +37,6 @@ GEMM_PARAMETERS = (
     *("cache_speedup", "cache_copies", "split_s", "split_traffic", "sharpness", "quantise_traffic", "quantise_s"),
     "menu_code",
 )
-MOE_PARAMETERS = (
-    *("fixed_s", "compute_efficiency", "tile_exponent", "memory_efficiency", "processor_share", "cache_speedup"),
-    *("local_traffic", "routed_traffic", "expert_s", "prologue_k", "sharpness", "skew_balanced", "skew_uneven"),
-    *("distinct_uneven", "tile_code"),
-)
 ROOFLINE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "half_flops", "half_bytes", "row_s", "cache_speedup"),
     "sharpness",
@@ -68,8 +64,6 @@ TILES = (
 FULL_MENU, UNSPLIT_MENU, LARGE_MENU = 0, 1, 2
 MENU_TILES = (11, 11, 6)
 MENU_SPLIT = (16, 1, 16)
-QUANTILES = 12.0  # of the power law of tokens over experts
-MOE_HEIGHTS = (16.0, 32.0, 64.0, 128.0)
 FLOPS_PER_MAC = 2.0
 SPLIT_BYTES = 8.0  # an fp32 partial sum, written once and read once
 
@@ -152,114 +146,6 @@ def gemm_traits(m, n, k, formats, machine, fit):
         (m % height) / height,
         (n % width) / width,
         quantise_s / seconds,
-    )
-
-
-@kernel
-def hottest_share(local, ranks, ratio, exponent):
-    """Return the load of the busiest of `ranks` ranks over the mean, `local` experts each, under a power law.
-
-    An expert's load follows a density w^-exponent between 1 and `ratio`; the largest of some sums of such loads lies
-    z standard deviations above their mean, z that of normal draws and more for few experts, whose sums are skewed.
-    """
-    power = 1.0 - exponent
-    if abs(power) < 1e-6:
-        power = 1e-6
-    scale = power / (ratio**power - 1.0)
-    mean = scale * (ratio ** (power + 1.0) - 1.0) / (power + 1.0)
-    square = scale * (ratio ** (power + 2.0) - 1.0) / (power + 2.0)
-    spread = np.sqrt(max(0.0, square / (mean * mean) - 1.0) / local)
-    return 1.0 + spread * max(0.0, np.sqrt(2.0 * np.log(ranks)) - 0.6) * (1.0 + 0.5 / np.sqrt(local))
-
-
-@kernel
-def power_law_quantile(share, ratio, exponent):
-    """Return the quantile of a density w^-exponent between 1 and `ratio`."""
-    power = 1.0 - exponent
-    if abs(power) < 1e-6:
-        power = 1e-6
-    return ((ratio**power - 1.0) * share + 1.0) ** (1.0 / power)
-
-
-@kernel
-def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
-    """Return the seconds of one fused expert layer for m tokens entering the rank, then traits.
-
-    `inter` and `experts` are global; the rank holds experts / ep of them and inter / tp of each. `uneven` is 0 for a
-    balanced router, else the exponent of the power law of tokens over experts. `matrices` is 3 for a gated
-    activation, 2 for a plain one.
-
-    Distinct experts read their weights once; tokens of an expert are padded to the tile height; activations move for
-    the local copies and, in kernels that permute globally, for all m topk routed copies. Under a power law the rank
-    priced is the busiest, and its experts' loads are taken at evenly spaced quantiles of the law.
-    """
-    local = max(1.0, experts / ep)
-    width = inter / tp
-    columns = matrices * width
-    copies = m * topk / ep
-    kinds = np.floor(min(local, QUANTILES)) if uneven > 0.0 else 1.0
-    ratio, norm = 1.0, 1.0
-    reached = min(local, max(1.0, copies))
-    if uneven > 0.0:
-        ratio = max(1.5, 0.8 * m) if m * topk > experts else 200.0
-        hottest = 1.0 + fit[12] * (hottest_share(local, ep, ratio, uneven) - 1.0)
-        copies = min(copies * hottest, m * min(local, topk))
-        norm = 0.0
-        for kind in range(int(kinds)):
-            norm += power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / kinds
-        reached = 0.0
-        for kind in range(int(kinds)):
-            load = copies / local * power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / norm
-            reached += local / kinds * min(1.0, load)
-        reached = max(min(1.0, copies), reached * fit[13])
-    elif ep > 1.0:
-        copies *= 1.0 + fit[11] * (1.0 - 1.0 / ep)
-    per_expert = copies / reached
-    weights = reached * columns * hidden * formats.weight_bytes
-    moved = (hidden * (formats.activation_bytes + 2.0) + columns * 2.0) * copies
-    routed = m * topk * (hidden + width) * 2.0
-    resident = residency(weights, machine.cache_bytes)
-    traffic = weights * (1.0 - resident + resident / fit[5]) + fit[6] * moved + fit[7] * routed
-    rate = machine.flops_per_s / machine.processors * fit[1]
-    code = int(fit[14])
-    best, compute_s, memory_s, height, waves = 1e30, 0.0, 0.0, 0.0, 1.0
-    for choice in range(4):
-        if code >= 0 and choice != code:
-            continue
-        tall = MOE_HEIGHTS[choice]
-        tiles = 0.0
-        for kind in range(int(kinds)):
-            load = copies / local
-            if uneven > 0.0:
-                load *= power_law_quantile((kind + 0.5) / kinds, ratio, uneven) / norm
-            else:
-                load = per_expert * reached / local
-            tiles += local / kinds * min(1.0, load) * pieces(max(load, 1.0), tall)
-        blocks = tiles * pieces(columns, 128.0)
-        rounds = pieces(blocks, machine.processors)
-        efficiency = (tall / 128.0) ** fit[2]
-        busy_s = max(rounds, 0.5 * (rounds + blocks / machine.processors)) * (
-            FLOPS_PER_MAC * tall * 128.0 * (hidden + fit[9]) / (rate * efficiency)
-        )
-        active = min(1.0, blocks / machine.processors)
-        read_s = traffic / machine.bandwidth_bytes_per_s / min(fit[3], fit[4] * active)
-        total = max(busy_s, read_s) + 0.2 * min(busy_s, read_s)
-        if total < best:
-            best, compute_s, memory_s, height, waves = total, busy_s, read_s, tall, blocks / machine.processors
-    rounds = np.ceil(waves)
-    seconds = fit[0] + fit[8] * reached + smooth_max(compute_s, memory_s, fit[10])
-    return (
-        seconds,
-        compute_s / memory_s,
-        waves / rounds,
-        rounds,
-        height,
-        per_expert,
-        per_expert % height / height,
-        reached,
-        reached / local,
-        weights / machine.cache_bytes,
-        routed / traffic,
     )
 
 

@@ -1,6 +1,6 @@
 """The operators' kernels again, as a student would write them from their docstrings: plain, one value at a time."""
 
-from math import ceil, inf, log, sqrt
+from math import ceil, inf, log, log2, sqrt
 
 TILES = [
     *[(128, 256), (256, 128), (128, 128), (64, 256), (128, 64), (64, 128)],
@@ -63,46 +63,61 @@ def hottest_share(local, ranks, ratio, exponent):
     return 1 + spread * max(0, sqrt(2 * log(ranks)) - 0.6) * (1 + 0.5 / sqrt(local))
 
 
+def heights(code, tokens, load, rank_load):
+    """Return the heights of tile that a kernel may take under its rule."""
+    every = [8, 16, 32, 64, 128]
+    if code == -1:
+        return every
+    if code < 5:
+        return [every[int(code)]]
+    if code == 5:
+        return [16 if tokens <= 32 else 32 if tokens <= 96 else 64 if tokens <= 512 else 128]
+    load, most = (load, 128) if code == 6 else (rank_load / 2, 128 if code == 7 else 64)
+    return [min(max(8, 2 ** ceil(log2(max(load, 1)))), most)]
+
+
 def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
-    """Return the time of one expert layer, its experts' loads written out as a list."""
+    """Return the time of one expert layer, its experts' loads written out as a list, its products one by one."""
     (fixed, compute_eff, exponent, memory_eff, share, speedup, local_traffic, routed_traffic) = fit[:8]
-    (expert_s, prologue, sharpness, skew_balanced, skew_uneven, distinct_uneven, tile) = fit[8:]
-    local, columns = max(1, experts / ep), matrices * inter / tp
+    (expert_s, prologue, sharpness, skew_balanced, skew_uneven, distinct_uneven, slowdown) = fit[8:15]
+    (remote_block_s, block_s, reread, cache_copies, code) = fit[15:]
+    local, width = max(1, experts / ep), inter / tp
+    columns = (matrices - 1) * width
     copies = m * topk / ep
     if uneven:
         ratio = max(1.5, 0.8 * m) if m * topk > experts else 200
         copies *= 1 + skew_uneven * (hottest_share(local, ep, ratio, uneven) - 1)
-        copies = min(copies, m * min(local, topk))
+        copies = max(1, min(copies, m * min(local, topk)))
         kinds = int(min(local, 12))
         shares = [power_law((i + 0.5) / kinds, ratio, uneven) for i in range(kinds)]
-        mean = sum(shares) / kinds
-        loads = [copies / local * one / mean for one in shares]
-        reached = max(min(1, copies), distinct_uneven * sum(local / kinds * min(1, load) for load in loads))
+        loads = [copies / local * one * kinds / sum(shares) for one in shares]
+        reached = max(1, distinct_uneven * sum(local / kinds * min(1, load) for load in loads))
     else:
         reached = min(local, max(1, copies))
-        if ep > 1:
-            copies *= 1 + skew_balanced * (1 - 1 / ep)
-        loads = [copies / local]
-        kinds = 1
-    weights = reached * columns * hidden * formats.weight_bytes
-    moved = (hidden * (formats.activation_bytes + 2) + columns * 2) * copies
-    routed = m * topk * (hidden + inter / tp) * 2
-    resident = residency(weights, machine.cache_bytes)
-    traffic = weights * (1 - resident + resident / speedup) + local_traffic * moved + routed_traffic * routed
+        copies = max(1, copies * (1 + skew_balanced * (1 - 1 / ep)))
+        loads, kinds = [copies / local], 1
     candidates = []
-    for choice, tall in enumerate((16, 32, 64, 128)):
-        if tile >= 0 and choice != int(tile):
-            continue
+    for tall in heights(code, m, m * topk / experts, m * topk / local):
         tiles = sum(local / kinds * min(1, load) * ceil(max(load, 1) / tall) for load in loads)
-        blocks = tiles * ceil(columns / 128)
-        rounds = ceil(blocks / machine.processors)
-        rate = machine.flops_per_s / machine.processors * compute_eff * (tall / 128) ** exponent
-        waves = max(rounds, 0.5 * (rounds + blocks / machine.processors))
-        busy = waves * 2 * tall * 128 * (hidden + prologue) / rate
-        read = traffic / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, blocks / machine.processors))
-        candidates.append((max(busy, read) + 0.2 * min(busy, read), busy, read))
-    _, busy, read = min(candidates, key=lambda candidate: candidate[0])
-    return fixed + expert_s * reached + smooth_max(busy, read, sharpness)
+        total = 0
+        for n, k, slower in ((columns, hidden, 1), (hidden, width, 1 if width % 16 == 0 else slowdown)):
+            expert = n * k * formats.weight_bytes
+            passes = 1 + max(0, tiles / reached - 1) * reread * (
+                1 - residency(cache_copies * expert, machine.cache_bytes)
+            )
+            resident = residency(reached * expert, machine.cache_bytes)
+            moved = reached * expert * (passes - resident + resident / speedup)
+            moved += local_traffic * copies * (k * formats.activation_bytes + n * formats.output_bytes)
+            waves = tiles * ceil(n / 128) / machine.processors
+            read = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, waves))
+            rate = machine.flops_per_s / machine.processors * compute_eff * (tall / 128) ** exponent
+            rounds = (waves + ceil(waves)) / 2
+            busy = rounds * 2 * tall * 128 * (64 * ceil(k / 64) + prologue) / rate
+            total += slower * smooth_max(busy, read, sharpness) + rounds * block_s
+        candidates.append(total)
+    remote = min(m * topk * (1 - 1 / ep), experts - local) * (ceil(columns / 128) + ceil(hidden / 128))
+    routed = routed_traffic * m * topk * (hidden + width) * formats.output_bytes / machine.bandwidth_bytes_per_s
+    return fixed + expert_s * reached + min(candidates) + remote_block_s * remote / machine.processors + routed
 
 
 def is_packed(code, window, group):

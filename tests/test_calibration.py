@@ -247,6 +247,28 @@ def test_a_shape_held_back_of_one_device_is_held_back_of_its_siblings():
     )
 
 
+def experts_member(slow):
+    """Return a layer of experts that takes what its form says, and `slow` times that where it is cut over ranks."""
+    m, tp, ep = (column.ravel() for column in np.meshgrid(2.0 ** np.arange(0, 12, 0.25), [1.0, 4.0], [1.0, 8.0]))
+    shape = dict(zip(shapes.SHAPE_COLUMNS["moe"], (m, 4096.0, 1536.0, 128.0, 8.0, tp, ep, 0.0, 3.0), strict=True))
+    shape = {name: np.broadcast_to(values, m.shape).astype(float) for name, values in shape.items()}
+    form, formats = FORMS["moe"], measured.formats_of("moe", "bf16", "")
+    machine = measured.machine_of(device.load("h100-sxm"), "bf16")
+    fit_ = np.array([*form.guesses.values(), *form.codes[0]])
+    columns = shapes.kernel_columns("moe", shape, 2.0, 2.0)
+    seconds = form.evaluate(columns, formats, machine, fit_)[:, 0] * np.where(ep > 1.0, slow, 1.0)
+    group = measured.Group(
+        *("h100_sxm", "vllm", "moe", "bf16", "", "", "", "", ""), shape=shape, columns=columns, seconds=seconds
+    )
+    return pool.Member(group, form, formats, machine, fit_, (0.0, 2.0))
+
+
+@pytest.mark.parametrize(("slow", "learnt"), [(1.4, True), (5.0, False)])
+def test_a_row_of_experts_that_a_tuner_spoilt_teaches_nothing(slow, learnt):
+    packed = pool._boosted([experts_member(slow)], Budget(12, 8, 4.0))
+    assert bool(np.abs(packed["leaf"] * packed["scale"].max()).max() > 0.01) is learnt
+
+
 def judged_as(seconds, predicted):
     held = pool.Held(np.log(np.array(predicted) / np.array(seconds)), np.array(seconds), np.zeros(len(seconds)))
     fitted = pool.Fitted(load("h100-sxm").find("gemm", "bf16"), {"shape": held}, {"shape": np.array([True, False])})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import attention, operators
 from models.calibration import boosting, load, residual
 from models.calibration.forms import FORMS
+from models.experts import MOE_PARAMETERS, hottest_share, moe_traits
 from models.operators import Formats, Machine
 
 TOY = Machine(flops_per_s=1e15, bandwidth_bytes_per_s=1e12, processors=100.0, cache_bytes=1e6)
@@ -42,12 +43,12 @@ def test_gemm_agrees_with_its_twin(m, n, k, formats, menu):
 
 
 @given(tokens, st.sampled_from([(8.0, 2.0), (128.0, 8.0), (512.0, 22.0)]), st.sampled_from([1.0, 4.0, 8.0]),
-       st.sampled_from([0.0, 1.01, 1.2, 1.0]), st.integers(0, 4))  # fmt: skip
+       st.sampled_from([1.0, 8.0, 64.0]), st.sampled_from([0.0, 1.01, 1.2, 1.0]), st.integers(0, 9))  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_experts_agree_with_their_twin(m, experts, ep, uneven, tile):
+def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, tile):
     fit = guess("moe", tile)
-    arguments = (m, 2048.0, 1536.0, *experts, 1.0, ep, uneven, 3.0, BF16, TOY, fit)
-    assert operators.moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
+    arguments = (m, 2048.0, 1536.0, *routing, tp, ep, uneven, 3.0, BF16, TOY, fit)
+    assert moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
 
 
 @given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 11))
@@ -211,17 +212,41 @@ def test_the_busiest_rank_is_as_busy_as_draws_of_the_law_say(experts, ranks, rat
     loads = (ratio**-0.01 * draws - draws + 1.0) ** (1 / -0.01)
     loads /= loads.sum(axis=1, keepdims=True)
     drawn = loads.reshape(400, ranks, -1).sum(axis=2).max(axis=1).mean() * ranks
-    assert operators.hottest_share(experts / ranks, float(ranks), ratio, 1.01) == pytest.approx(drawn, rel=0.15)
+    assert hottest_share(experts / ranks, float(ranks), ratio, 1.01) == pytest.approx(drawn, rel=0.15)
 
 
 def test_experts_cost_at_least_the_weights_that_tokens_reach():
     few, many = (
-        operators.moe_traits(m, 4096.0, 1536.0, 128.0, 8.0, 1.0, 1.0, 0.0, 3.0, BF16, TOY, guess("moe"))[0]
-        for m in (1.0, 64.0)
+        moe_traits(m, 4096.0, 1536.0, 128.0, 8.0, 1.0, 1.0, 0.0, 3.0, BF16, TOY, guess("moe"))[0] for m in (1.0, 64.0)
     )
     expert_s = 3 * 4096 * 1536 * 2 / TOY.bandwidth_bytes_per_s
     assert few > 8 * expert_s
     assert many > 128 * expert_s
+
+
+def moe_s(m=64.0, inter=1536.0, tp=1.0, ep=1.0, **changed):
+    """Return the seconds of a layer of 128 experts, 8 of them a token, under some parameters of our own."""
+    fit = guess("moe")
+    for name, value in changed.items():
+        fit[MOE_PARAMETERS.index(name)] = value
+    return moe_traits(m, 4096.0, inter, 128.0, 8.0, tp, ep, 0.0, 3.0, BF16, TOY, fit)[0]
+
+
+def test_rows_of_experts_that_are_not_aligned_take_longer():
+    aligned, narrower = moe_s(inter=1536.0, tp=8.0), moe_s(inter=1528.0, tp=8.0, unaligned_slowdown=5.0)
+    assert moe_s(inter=1528.0, tp=8.0, unaligned_slowdown=1.0) == pytest.approx(aligned, rel=0.01)
+    assert narrower > 1.5 * aligned
+
+
+def test_remote_experts_cost_the_start_of_their_tiles():
+    started = moe_s(ep=8.0, remote_block_s=1e-6) - moe_s(ep=8.0, remote_block_s=1e-9)
+    assert started == pytest.approx(112 * (2 * 1536 / 128 + 4096 / 128) * 1e-6 / 100, rel=0.01)
+
+
+def test_experts_larger_than_the_cache_are_read_once_a_tile():
+    once, twice = (moe_s(m, tile_code=1.0, reread_traffic=1.0, routed_traffic=1e-9) for m in (256.0, 512.0))
+    weights_s = 128 * 3 * 4096 * 1536 * 2 / TOY.bandwidth_bytes_per_s
+    assert twice - once > weights_s
 
 
 def test_a_collective_of_one_device_is_free():

@@ -5,13 +5,13 @@ import numpy.typing as npt
 
 from models.attention import attention_decode_traits, attention_mixed_traits, attention_prefill_traits
 from models.compiled import kernel
+from models.experts import moe_traits
 from models.operators import (
     LOOKUP_GROUP,
     collective,
     exchange_traits,
     gemm_traits,
     lookup_gemm,
-    moe_traits,
     roofline_traits,
 )
 

@@ -87,11 +87,7 @@ def _fit_engine(groups: list[Group], engine: str, output: Path, only_ops: list[s
 def _fit_members(groups: list[Group], known: dict[tuple[str, ...], OperatorFit]) -> Iterator[tuple[str, Fitted]]:
     started = time.process_time()
     starts = [known.get((group.device, *_key(group))) for group in groups]
-    members = [
-        pool.member_of(group, np.array(start.parameters) if start else None)
-        for group, start in zip(groups, starts, strict=True)
-    ]
-    ready = [member for member in members if member is not None]
+    ready = pool.members_of(groups, [np.array(start.parameters) if start else None for start in starts])
     if not ready:
         return
     for member, fitted in zip(ready, pool.fit_pool(ready), strict=True):

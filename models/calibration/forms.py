@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models import attention, operators
+from models import attention, experts, operators
 from models.calibration import batch
 from models.operators import Formats, Machine
 
@@ -59,10 +59,10 @@ _add(
 )
 _add(
     "moe",
-    operators.MOE_PARAMETERS,
-    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 1.0),
-    ((-1.0,), (0.0,), (1.0,), (2.0,), (3.0,)),
-    11,
+    experts.MOE_PARAMETERS,
+    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 1.0, 1.2, 1e-8, 1e-8, 0.3, 1.0),
+    tuple((float(code),) for code in range(experts.BEST, experts.BY_RANK_LOW + 1) if code != 0),
+    16,
     batch.moe_rows,
 )
 _add(
