@@ -87,6 +87,15 @@ def test_collectives_are_those_of_the_engines_release():
     assert newest == newer
 
 
+def test_a_device_measured_at_one_count_of_devices_grows_with_them_as_its_sibling():
+    message = {"bytes": np.array([1e4, 1e6, 1e8]), "n_devices": np.full(3, 8.0), "n_nodes": np.ones(3)}
+    lent, own = (predict.collective_s(load(name, "vllm"), "all_gather", message) for name in ("gb200", "b200-sxm"))
+    assert lent == pytest.approx(own, rel=0.2)
+    (gather,) = (one for one in store.read("gb200", "nccl") if one.op == "all_gather")
+    assert gather.valid["n_devices"] == (2.0, 2.0)
+    assert gather.drift >= fit.LENT_DRIFT
+
+
 def test_an_operator_measured_under_the_engines_release_is_priced_as_there():
     assert load("rtx-pro-6000", "vllm", "0.19.0").find("gemm", "bf16").version == "0.19.0"
     assert load("rtx-pro-6000", "vllm").find("gemm", "bf16").version != "0.19.0"

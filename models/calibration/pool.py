@@ -41,6 +41,7 @@ P90_WEIGHT = 0.3  # what is minimised is the median plus this share of the 90th 
 # teach nothing, since they befall one architecture and spare its sibling.
 ODD = {"moe": 0.5}
 ALIKE_ON_KIN = ("moe",)
+LIKE_KIN = 0.1  # median difference of log time up to which a collective takes the time of a sibling's
 FEWEST_HELD_BACK = 7
 MOST_HELD_BACK = 0.6
 FEW_FOR_TAILS = 40  # fewer errors tell no tail: the interval spans them all
@@ -119,6 +120,17 @@ def member_of(group: Group, start: Floats | None = None, kin: Floats | None = No
         start = fitting.fit_physics(form, *rows, rng) if kin is None else fitting.refit_physics(form, *rows, kin, rng)
     number = store.siblings_of(group.device).index(group.device)
     return Member(group, form, formats, machine, start, (float(number), formats.kv_bytes))
+
+
+def nearest(group: Group, fits: Sequence[OperatorFit]) -> OperatorFit | None:
+    """Return the fit of a sibling's collective that tells a group's rows best, or None where none tells them well."""
+    if not fits:
+        return None
+    form, formats = FORMS[form_of(group.op)], measured.formats_of(group.op, group.dtype, group.kv_dtype)
+    machine = measured.machine_of(devices.find(group.device), group.dtype)
+    told = [form.evaluate(group.columns, formats, machine, np.array(fit.parameters))[:, 0] for fit in fits]
+    errors = [float(np.median(np.abs(np.log(seconds / group.seconds)))) for seconds in told]
+    return fits[int(np.argmin(errors))] if min(errors) <= LIKE_KIN else None
 
 
 def name_of(group: Group) -> tuple[str, ...]:
