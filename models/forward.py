@@ -209,7 +209,7 @@ def _elementwise(engine: Engine, tokens: Floats) -> Iterator[Call]:
     for layers, heads, kv_heads, width, _ in _attention_kinds(engine):
         rotated = llm.rope_dim or width
         yield Call("rope", "rope", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * rotated))
-        if llm.norms_all_heads:
+        if llm.norms_all_heads or llm.norms_each_head:
             yield Call("norm", "norms", WIDE, layers, _rows(tokens, m=tokens, n=(heads + kv_heads) * width))
     yield from _small_kernels(engine, tokens)
 

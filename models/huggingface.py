@@ -15,8 +15,10 @@ _UNGATED = (
     *("opt", "gpt2", "gpt_neox", "gptj", "gpt_bigcode", "bloom", "falcon", "phi", "starcoder2", "nemotron"),
     "nemotron_h",
 )
-# Architectures that tie the head to the embedding unless the config says otherwise.
 _PER_TENSOR_FP8 = ("llama",)
+# Architectures that normalise every head's queries and keys, and that tie the head to the embedding, unless the config
+# says otherwise.
+_NORMS_HEADS = ("qwen3", "gemma3")
 _TIED = ("gemma", "opt", "gpt2", "gpt_bigcode", "bloom", "falcon", "cohere")
 QKV_CONVOLUTION = 4
 
@@ -107,12 +109,15 @@ def _fp8_dtype(keys: Keys, stored: str) -> str:
 def _attention(keys: Keys, layers: Layers, hidden: int) -> dict[str, Any]:
     heads = keys.count("num_attention_heads", "n_head", "n_heads")
     kv_heads = 1 if keys.flag("multi_query") else keys.count("num_key_value_heads", "num_kv_heads", default=heads)
+    norms_all_heads = keys.get("qk_norm_type") == "per_layer"
     shapes: dict[str, Any] = {
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": keys.count("head_dim", "attention_head_dim", default=hidden // heads),
         "output_gate": keys.flag("attn_output_gate", default=_model_type(keys) == "qwen3_next"),
-        "norms_all_heads": keys.get("qk_norm_type") == "per_layer",
+        "norms_all_heads": norms_all_heads,
+        "norms_each_head": not norms_all_heads
+        and keys.flag("use_qk_norm", default=_model_type(keys).startswith(_NORMS_HEADS)),
         "full_attention_layers": layers.count(FULL),
     }
     if keys.get("kv_lora_rank"):

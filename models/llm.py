@@ -96,6 +96,7 @@ class Llm:
     tied_embeddings: bool = False
     output_gate: bool = False
     norms_all_heads: bool = False
+    norms_each_head: bool = False
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0

@@ -203,6 +203,18 @@ def test_prompts_beside_a_narrow_cache_multiply_in_it_where_the_engine_was_measu
     assert predict.call_s(engine, attention)[0] < 1.2 * predict.call_s(wide, attention)[0]
 
 
+def test_models_that_normalise_every_head_run_one_kernel_more_a_layer():
+    norms = [
+        sum(
+            call.times
+            for call in forward.token_calls(Engine(llm.load(name), device.load("h100-sxm")), np.ones(1))
+            if call.op == "norm"
+        )
+        for name in ("qwen3-8b", "llama-3.1-8b")
+    ]
+    assert norms == [3 * 36 + 1, 2 * 32 + 1]
+
+
 def test_tokens_alike_choose_fewer_experts_while_they_are_few():
     model = llm.load("gpt-oss-120b")
     engines = [
