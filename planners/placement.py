@@ -1,34 +1,51 @@
 """Replicas onto nodes: what matters most first, and no replica moved that need not be.
 
+A node is one NVLink domain. Racks may limit the power of their nodes together, and a pool may have to stay alive when
+any one zone fails: then no zone holds more of its replicas than may be lost.
+
 Objectives in order, each solved by CP-SAT with all earlier ones held: place as many replicas of the most urgent pools
 as can be (priority by priority), move as few as possible of those that run already, use as few nodes as possible, and
 last leave the node with the most free devices as free as can be, for the next replica to come.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+from planners.solver import proven
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """So many devices of one kind in one NVLink domain; `running` counts the replicas there by pool."""
+    """So many devices of one kind in one NVLink domain; `running` counts the replicas there by pool.
+
+    device_w is what one of its devices draws; rack and zone are names of what it stands in.
+    """
 
     name: str
     device: str
     devices: int
     running: Mapping[str, int] = field(default_factory=dict)
+    rack: str = ""
+    zone: str = ""
+    device_w: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Replicas of a pool: so many devices of a kind each, all on one node; a lower priority goes first."""
+    """Replicas of a pool: so many devices of a kind each, all on one node; a lower priority goes first.
+
+    At most zone_most of them may stand in one zone.
+    """
 
     pool: str
     device: str
     devices: int
     replicas: int
     priority: int = 0
+    zone_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +59,12 @@ class Placement:
     most_free: int
 
 
-def place(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> Placement:
+def place(
+    wanted: Sequence[Wanted], nodes: Sequence[Node], rack_w: Mapping[str, float] = MappingProxyType({})
+) -> Placement:
     """Return the best placement; ValueError for pools or nodes of one name, and for replicas that fit on no node.
 
-    One worker, no time limit: the same question has the same answer.
+    rack_w is the power that the devices in use of a rack may draw together; racks without one are not limited.
     """
     _check(wanted, nodes)
     from ortools.sat.python import cp_model
@@ -59,6 +78,8 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> Placement:
     }
     for one in wanted:
         model.add(sum(_row(count, one.pool)) <= one.replicas)
+    _limit_power(model, count, wanted, nodes, rack_w)
+    _limit_zones(model, count, wanted, nodes)
     free, used = [], []
     for node in nodes:
         taken: Any = sum(one.devices * count[one.pool, node.name] for one in wanted if (one.pool, node.name) in count)
@@ -90,26 +111,51 @@ def place(wanted: Sequence[Wanted], nodes: Sequence[Node]) -> Placement:
     return _read(wanted, nodes, count, _lexicographic(model, objectives))
 
 
+def _limit_power(
+    model: Any,
+    count: Mapping[tuple[str, str], Any],
+    wanted: Sequence[Wanted],
+    nodes: Sequence[Node],
+    rack_w: Mapping[str, float],
+) -> None:
+    """Keep every rack's devices in use within its power, in whole watts."""
+    needs = {one.pool: one.devices for one in wanted}
+    by_name = {node.name: node for node in nodes}
+    for rack, watts in rack_w.items():
+        drawn = [
+            math.ceil(needs[pool] * by_name[name].device_w) * variable
+            for (pool, name), variable in count.items()
+            if by_name[name].rack == rack
+        ]
+        model.add(sum(drawn) <= math.floor(watts))
+
+
+def _limit_zones(
+    model: Any, count: Mapping[tuple[str, str], Any], wanted: Sequence[Wanted], nodes: Sequence[Node]
+) -> None:
+    """Keep what a pool has in any one zone within what it may lose."""
+    zones = {node.name: node.zone for node in nodes}
+    for one in wanted:
+        if one.zone_most is not None:
+            for zone in sorted(set(zones.values())):
+                there = [each for (pool, name), each in count.items() if pool == one.pool and zones[name] == zone]
+                model.add(sum(there) <= one.zone_most)
+
+
 def _row(count: Mapping[tuple[str, str], Any], pool: str) -> list[Any]:
     return [variable for (name, _), variable in count.items() if name == pool]
 
 
 def _lexicographic(model: Any, objectives: Sequence[Any]) -> Any:
     """Minimise one objective after the other; return the solver with the last solution."""
-    from ortools.sat.python import cp_model
-
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = 0
+    solver = proven(model)
     for objective in objectives:
         if isinstance(objective, int):
             continue
         model.minimize(objective)
-        status = solver.solve(model)
-        assert status == cp_model.OPTIMAL, "an empty placement is always possible"
+        solver = proven(model)
+        assert solver is not None, "an empty placement is always possible"
         model.add(objective <= round(solver.objective_value))
-    if not objectives or all(isinstance(objective, int) for objective in objectives):
-        solver.solve(model)
     return solver
 
 
