@@ -10,6 +10,7 @@ Ours starts from pipelines made in three ways and then moves the ends of single 
 does, with as many trials as it is given.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,11 +85,16 @@ def most_per_s(cluster: Cluster, layers: int) -> float:
 def best_placement(cluster: Cluster, layers: int, trials: int, seed: int = 0) -> tuple[Placement, float]:
     """Return the placement that serves most of those tried, and what it serves [tokens/s].
 
-    ValueError where the groups together do not hold the layers.
+    All are tried where there are no more than trials, so that it is the best there is. ValueError where the groups
+    together do not hold the layers.
     """
     room = sum(min(layers, group.most_layers) for group in cluster.groups)
     if room < layers:
         raise ValueError(f"the groups hold {room} layers together; the model has {layers}")
+    runs = [_runs_of(min(layers, group.most_layers), layers) for group in cluster.groups]
+    if math.prod(map(len, runs)) <= trials:
+        best = max(itertools.product(*runs), key=lambda placement: served_per_s(cluster, layers, placement))
+        return best, served_per_s(cluster, layers, best)
     found = {start: served_per_s(cluster, layers, start) for start in starts(cluster, layers)}
     best = max(found, key=lambda placement: found[placement])
     best_per_s, most = found[best], most_per_s(cluster, layers)
@@ -105,6 +111,11 @@ def best_placement(cluster: Cluster, layers: int, trials: int, seed: int = 0) ->
         if per_s > best_per_s:
             best, best_per_s = near, per_s
     return best, best_per_s
+
+
+def _runs_of(most: int, layers: int) -> list[Span]:
+    """Return every run of at most so many layers, none included."""
+    return [(0, 0), *((a, b) for a in range(layers) for b in range(a + 1, min(layers, a + most) + 1))]
 
 
 def starts(cluster: Cluster, layers: int) -> Iterator[Placement]:

@@ -65,21 +65,30 @@ def test_what_is_served_is_the_flow_of_a_linear_programme(block):
 
 @pytest.mark.parametrize("block", range(4))
 def test_the_placement_is_as_good_as_brute_force_and_the_bound_is_above(block):
-    worse = 0
     for seed in range(50 * block, 50 * block + 50):
-        cluster = random_cluster(seed, groups=2 + seed % 2, layers=3)
-        every = itertools.product(*(spans(group.most_layers, 3) for group in cluster.groups))
-        best = max(served_per_s(cluster, 3, placement) for placement in every)
-        assert best <= most_per_s(cluster, 3) + 0.01, seed
+        cluster = random_cluster(seed, groups=2 + (seed % 5 == 0), layers=3)
         if sum(group.most_layers for group in cluster.groups) < 3:
             with pytest.raises(ValueError, match="layers together; the model has 3"):
                 best_placement(cluster, 3, 10)
             continue
-        placement, per_s = best_placement(cluster, 3, trials=150)
-        assert per_s == served_per_s(cluster, 3, placement)
-        assert 0.9 * best <= per_s <= best
-        worse += per_s < best
-    assert worse <= 2
+        every = itertools.product(*(spans(group.most_layers, 3) for group in cluster.groups))
+        best = max(served_per_s(cluster, 3, placement) for placement in every)
+        assert best <= most_per_s(cluster, 3) + 0.01, seed
+        assert best_placement(cluster, 3, trials=400)[1] == best
+
+
+def test_annealing_comes_close_where_not_all_placements_are_tried():
+    ratios = []
+    for seed in range(5):
+        cluster = random_cluster(seed)
+        if sum(group.most_layers for group in cluster.groups) >= 4:
+            every = list(itertools.product(*(spans(group.most_layers, 4) for group in cluster.groups)))
+            best = max(served_per_s(cluster, 4, placement) for placement in every)
+            placement, per_s = best_placement(cluster, 4, trials=len(every) - 1)
+            assert per_s == served_per_s(cluster, 4, placement) <= best
+            ratios.append(per_s / best)
+    assert np.mean(ratios) > 0.98
+    assert min(ratios) > 0.8
 
 
 def pipeline_by_hand(cluster: Cluster, layers: int) -> float:

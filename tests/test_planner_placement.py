@@ -1,6 +1,7 @@
 """Placement: every order of objectives against brute force, and nothing moved that need not be."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,3 +85,28 @@ def test_replicas_that_no_node_can_hold_are_named():
         place([Wanted("chat", "h100", 16, 1)], [Node("n1", "h100", 8)])
     with pytest.raises(ValueError, match="node 'n1' is named twice"):
         place([], [Node("n1", "h100", 8), Node("n1", "h100", 8)])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_racks_keep_to_their_power_and_zones_hold_no_more_than_may_be_lost(seed):
+    wanted, nodes = random_case(seed)
+    rng = np.random.default_rng(seed)
+    nodes = [replace(node, rack=f"r{i % 2}", zone=f"z{i % 2}", device_w=300.0) for i, node in enumerate(nodes)]
+    wanted = [replace(one, zone_most=(one.replicas + 1) // 2) for one in wanted]
+    rack_w = {"r0": float(rng.integers(1, 5)) * 300}
+    found = place(wanted, nodes, rack_w)
+    needs = {one.pool: one.devices for one in wanted}
+    at = {node.name: node for node in nodes}
+    drawn = sum(300.0 * needs[pool] * n for (pool, name), n in found.placed.items() if at[name].rack == "r0")
+    assert drawn <= rack_w["r0"]
+    for one in wanted:
+        for zone in ("z0", "z1"):
+            there = sum(n for (pool, name), n in found.placed.items() if pool == one.pool and at[name].zone == zone)
+            assert there <= one.zone_most
+
+
+def test_a_rack_without_power_leaves_replicas_without_a_place():
+    nodes = [Node("n1", "h100", 8, rack="r", device_w=700.0)]
+    found = place([Wanted("chat", "h100", 4, 2)], nodes, {"r": 3000.0})
+    assert found.placed == {("chat", "n1"): 1}
+    assert found.missing == {"chat": 1}
