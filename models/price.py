@@ -53,9 +53,12 @@ class Price:
     source: str = ""
 
 
-def load(device_name: str, kind: str = "on-demand", path: Path | str | None = None) -> Price | None:
+def load(
+    device_name: str, kind: str = "on-demand", path: Path | str | None = None, region: str | None = None
+) -> Price | None:
     """Return the price of a device: the lowest of its kind in the list, a listed one before an assumed one.
 
+    With a region only what is offered there counts.
     Spot rows of the catalogue are medians over the zones of a region, so that no single lucky zone sets the price.
     path is the user's own list, asked instead of the catalogue; None means that the list has no such price.
     ValueError names the file, line and column that are wrong, or the kinds there are.
@@ -64,6 +67,7 @@ def load(device_name: str, kind: str = "on-demand", path: Path | str | None = No
         raise ValueError(f"unknown kind of price {kind!r}; known: {', '.join(LISTED_KINDS)}")
     offers = read(CATALOGUE if path is None else Path(path), own_devices=(device_name,))
     fitting = [offer for offer in offers if (offer.device, offer.kind) == (device_name, kind)]
+    fitting = [offer for offer in fitting if region in (None, offer.region)]
     return min(fitting, key=_preference, default=None)
 
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "schedule": ("planners.commands.schedule:schedule", "Schedule a week: a reserved base, the rest by the hour."),
     "regret": ("planners.commands.regret:regret", "Choose a plan when the future is one of several."),
     "portfolio": ("planners.commands.portfolio:portfolio", "Plan fleets of several models within shared limits."),
+    "regions": ("planners.commands.regions:regions", "Choose whose requests go to which region, and the fleets."),
+    "place": ("planners.commands.place:place", "Place replicas, agents' stages, layers, tenants or experts."),
     "compare": ("planners.commands.compare:compare", "Show plans, runs and benchmark files side by side."),
     "lock": ("planners.commands.lock:lock", "Lock the decision of a plan in plan.lock.json."),
     "check": ("planners.commands.check:check", "Check locked decisions against today's; 3 means drift."),

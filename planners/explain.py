@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from planners.bound import Windows
 from planners.demand import Market
+from planners.fluid import Limit
 from traces.trace import NS_PER_S
 
 Array = npt.NDArray[np.float64]
 
 MOMENTS = 3
 RIVALS = 5
+STRETCHED = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,23 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitUsed:
+    """A limit on the fleet: what is used of how much, and what one more unit saves [USD/h], if anything."""
+
+    name: str
+    used: float
+    most: float
+    usd_per_hour_of_one_more: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """Shadow prices of demand, rivals and their reduced costs, and the moments that bind."""
+    """Shadow prices of demand, rivals and their reduced costs, the moments that bind, and the limits there are."""
 
     shadows: tuple[Shadow, ...]
     rivals: tuple[Rival, ...]
     moments: tuple[Moment, ...]
+    limits: tuple[LimitUsed, ...] = ()
 
     def result(self) -> Mapping[str, Any]:
         """Return what plan.json says."""
@@ -78,10 +91,17 @@ class Explanation:
                 {"start_s": moment.start_s, "length_s": moment.length_s, "usd_per_hour": moment.usd_per_hour}
                 for moment in self.moments
             ],
+            **({"limits": [asdict(limit) for limit in self.limits]} if self.limits else {}),
         }
 
 
-def explain(market: Market, windows: Windows, plan_usd_per_hour: float, used: Sequence[int]) -> Explanation:
+def explain(
+    market: Market,
+    windows: Windows,
+    plan_usd_per_hour: float,
+    used: Sequence[int],
+    limits: tuple[LimitUsed, ...] = (),
+) -> Explanation:
     """Return the reasons for a plan that uses some engines.
 
     Prices come from the linear programme of divisible replicas, scaled so that they add up to what the plan costs: so
@@ -93,7 +113,56 @@ def explain(market: Market, windows: Windows, plan_usd_per_hour: float, used: Se
         shadows=_shadows(market, shadow * scale),
         rivals=_rivals(market, shadow, used),
         moments=_moments(market, windows),
+        limits=limits,
     )
+
+
+def limits_used(
+    market: Market, rows: Sequence[Limit], replicas: Sequence[int], plan_usd_per_hour: float
+) -> tuple[LimitUsed, ...]:
+    """Return what replicas [engine] use of the limits, and what one more unit of each saves.
+
+    Prices are those of divisible replicas that never pause, where load is scaled to cost what the plan does.
+    """
+    if not rows:
+        return ()
+    _, fluid_usd = _shadow_prices(market)
+    scale = max(plan_usd_per_hour / fluid_usd, 1.0) if fluid_usd > 0 else 1.0
+    prices = _limit_prices(market, rows, scale)
+    used = [float(np.dot(row.weights, replicas)) for row in rows]
+    return tuple(
+        LimitUsed(row.name, mine, row.most, price) for row, mine, price in zip(rows, used, prices, strict=True)
+    )
+
+
+def _limit_prices(market: Market, rows: Sequence[Limit], scale: float) -> list[float]:
+    """Return what a unit more of each limit saves; the limits stretched to what fits where they leave too little."""
+    from scipy.optimize import linprog
+
+    load = market.demand.load * scale
+    places = np.argwhere(np.isfinite(load))
+    engines, buckets = load.shape
+    carried = np.zeros((buckets, len(places) + engines + 1))
+    carried[places[:, 1], np.arange(len(places))] = 1.0
+    room = np.zeros((engines, carried.shape[1]))
+    room[places[:, 0], np.arange(len(places))] = load[places[:, 0], places[:, 1]]
+    room[:, len(places) : -1] = -np.eye(engines)
+    most = np.array([row.most for row in rows])
+    limited = np.zeros((len(rows), carried.shape[1]))
+    limited[:, len(places) : -1] = [row.weights for row in rows]
+    limited[:, -1] = -np.maximum(np.abs(most), 1.0)  # the part by which all are stretched, at a price nobody would pay
+    usd = np.concatenate([np.zeros(len(places)), market.usd_per_hour, [STRETCHED * market.usd_per_hour.sum() * scale]])
+    found = linprog(
+        usd,
+        np.concatenate([room, limited]),
+        np.concatenate([np.zeros(engines), most]),
+        carried,
+        np.ones(buckets),
+        method="highs",
+    )
+    if found.status != 0 or found.x[-1] > 1e-9:
+        return [0.0] * len(rows)
+    return [max(0.0, -float(price)) for price in found.ineqlin.marginals[engines:]]
 
 
 def _shadow_prices(market: Market) -> tuple[Array, float]:

@@ -8,9 +8,11 @@ from typing import Any
 from models import device
 from models.engine import Engine, Settings
 from models.llm import Llm
+from models.price import WATTS_PER_KILOWATT
 from models.speculation import Speculation
 from planners.answer import plain
 from planners.engines import variant_words
+from planners.tariffs import Carbon
 from simulator.fleet import Fleet, Pool, PricedEngine
 
 Latency = Mapping[str, Mapping[str, float]]
@@ -65,6 +67,19 @@ class OutOfSample:
 
 
 @dataclass(frozen=True, slots=True)
+class NaiveRouting:
+    """The same fleet under a router that knows no plan: what breaks, and the cost with replicas until nothing does.
+
+    usd_per_hour is None where so many replicas more do not help.
+    """
+
+    router: str
+    fails: str
+    added: int
+    usd_per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The cheapest fleet found, how requests are routed to it, and how sure that is.
 
@@ -75,6 +90,7 @@ class Plan:
     shares[bucket][pool] are the fractions of each bucket of prompt lengths, class by class where there are classes, and
     ttft_limit_s what the router "in-time" holds prompts against, as in simulator.fleet.Fleet. change says what
     of a fleet that was there is kept, added and removed, and what that costs, which is part of usd_per_hour.
+    naive_routing is what an ordinary router would make of the fleet.
     """
 
     pools: tuple[PlannedPool, ...]
@@ -100,6 +116,26 @@ class Plan:
     classes: tuple[str, ...] = ()
     latency_by_class_s: Mapping[str, Latency] = field(default_factory=dict)
     change: Mapping[str, Any] = field(default_factory=dict)
+    naive_routing: NaiveRouting | None = None
+    carbon_kg_per_hour: float | None = None
+
+    @property
+    def power_w(self) -> float | None:
+        """Return the TDP of all devices; None where one of them is not known."""
+        total_w = 0.0
+        for pool in self.pools:
+            if pool.engine is None or pool.engine.device.tdp_w is None:
+                return None
+            total_w += pool.engine.device.tdp_w * pool.engine.devices * pool.replicas
+        return total_w
+
+    def emitting(self, carbon: Carbon | None) -> "Plan":
+        """Return the plan with what its devices emit, drawing their TDP around the clock; None where nobody says."""
+        power_w = self.power_w
+        if carbon is None or power_w is None:
+            return self
+        kilograms = power_w / WATTS_PER_KILOWATT * carbon.pue * carbon.kg_per_kwh
+        return replace(self, carbon_kg_per_hour=kilograms)
 
     @property
     def gap(self) -> float:
@@ -154,6 +190,9 @@ class Plan:
                 "bounds": {"rigorous": self.usd_per_hour_bound, "conditional": self.conditional_usd_per_hour},
                 "out_of_sample": self.out_of_sample and asdict(self.out_of_sample),
                 "explain": self.explain,
+                "naive_routing": self.naive_routing and asdict(self.naive_routing),
+                "power_w": self.power_w,
+                "carbon_kg_per_hour": self.carbon_kg_per_hour,
             }
         )
         return values
@@ -185,6 +224,8 @@ def from_result(result: Mapping[str, Any], llm: Llm) -> Plan:
         conditional_usd_per_hour=result["bounds"]["conditional"],
         out_of_sample=result["out_of_sample"] and OutOfSample(**result["out_of_sample"]),
         explain=result["explain"],
+        naive_routing=NaiveRouting(**naive) if (naive := result.get("naive_routing")) else None,
+        carbon_kg_per_hour=result.get("carbon_kg_per_hour"),
     )
 
 

@@ -19,13 +19,14 @@ from planners.demand import Market, survey
 from planners.disaggregated import role_offers
 from planners.dominance import shortlist
 from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
-from planners.explain import explain
+from planners.explain import explain, limits_used
 from planners.fluid import Limit, least_relaxation
 from planners.hunt import Hunt, describe, undominated
 from planners.infeasible import Infeasible, fewest_broken, nothing_fits, nothing_survived, why
 from planners.keeping import Keep
 from planners.limits import Limits, keeps, overruns
 from planners.mix import Demand
+from planners.naive_routing import naive_routing
 from planners.plan import Outcome, OutOfSample, Plan, PlannedPool, PromiseKept
 from planners.rehearsal import Candidate, Verdict
 from planners.siblings import siblings_of
@@ -307,6 +308,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
         conditional_usd_per_hour=min(max(hunt.learned_usd(), bound_usd), best.usd_per_hour),
         out_of_sample=_out_of_sample(market, best.candidate, fresh) if fresh else None,
         explain=_explanation(hunt, best),
+        naive_routing=naive_routing(market, best.candidate),
     )
 
 
@@ -317,7 +319,8 @@ def _out_of_sample(market: Market, chosen: Candidate, fresh: Sequence[Trace]) ->
 
 def _explanation(hunt: Hunt, best: Verdict) -> Mapping[str, Any]:
     used = [engine for engine, _ in best.candidate.pools]
-    result: Mapping[str, Any] = plain(explain(hunt.market, hunt.windows, best.usd_per_hour, used).result())
+    limits = limits_used(hunt.market, hunt.rows, _replicas(hunt, best.candidate), best.usd_per_hour)
+    result: Mapping[str, Any] = plain(explain(hunt.market, hunt.windows, best.usd_per_hour, used, limits).result())
     return result
 
 

@@ -221,8 +221,16 @@ def mistakes(study: Study, file: str, text: str, place: marked_yaml.Place = ()) 
 
 def seen_from(file: str | Path, study: Study) -> Study:
     """Return the study with paths of trace and model, where they are relative, as seen from a file's folder."""
-    paths = {key: _seen_from(file, getattr(study, key)) for key in ("trace", "model", "price_list")}
-    return changed(study, {**paths, "keep": replace(study.keep, plan=_seen_from(file, study.keep.plan))})
+    paths = {key: seen_from_file(file, getattr(study, key)) for key in ("trace", "model", "price_list")}
+    return changed(study, {**paths, "keep": replace(study.keep, plan=seen_from_file(file, study.keep.plan))})
+
+
+def seen_from_file(file: str | Path, name: str | None) -> str | None:
+    """Return a relative path as seen from a file's folder, where something is there."""
+    if name is None or Path(name).is_absolute():
+        return name
+    seen = Path(file).parent / name
+    return str(seen) if seen.exists() else name
 
 
 def changed(study: Study, changes: Mapping[str, Any]) -> Study:
@@ -306,13 +314,6 @@ def usd_per_hour(price: float | str) -> float:
     if price <= 0:
         raise ValueError(f"price {price:g} is not above 0")
     return float(price)
-
-
-def _seen_from(file: str | Path, name: str | None) -> str | None:
-    if name is None or Path(name).is_absolute():
-        return name
-    seen = Path(file).parent / name
-    return str(seen) if seen.exists() else name
 
 
 def _check_model(study: Study) -> None:

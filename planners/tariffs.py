@@ -28,17 +28,21 @@ class Carbon:
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """The kinds of price to choose from, a price list instead of the catalogue's, terms of owning, carbon."""
+    """The kinds of price to choose from, a price list instead of the catalogue's, terms of owning, carbon, a region.
+
+    With a region, only what the list offers there can be had, or what is owned.
+    """
 
     kinds: tuple[str, ...] = (ON_DEMAND,)
     price_list: str | None = None
     ownership: Ownership | None = None
     carbon: Carbon | None = None
+    region: str | None = None
 
     def price(self, device: Device, kind: str) -> Price | None:
         """Return the price of a device at a kind, None where there is none."""
         if kind != OWNED:
-            return price.load(device.name, kind, self.price_list)
+            return price.load(device.name, kind, self.price_list, self.region)
         usd_per_hour = price.owned_usd_per_hour(device, self.ownership)
         terms = "ownership of plan.yaml" if self.ownership else "ownership.toml"
         return (

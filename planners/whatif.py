@@ -78,7 +78,7 @@ class Question:
         }
         if self.there is not None:
             options["keep"] = keep_of(self.there, offers, self.usd_per_hour_per_change)
-        return find_plan(self.trace, None, self.slos, **options)
+        return find_plan(self.trace, None, self.slos, **options).emitting(self.tariff.carbon)
 
     def found(self) -> Found:
         """Return the whole outcome of the search for a plan. Raises Infeasible."""

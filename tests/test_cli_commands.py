@@ -47,6 +47,12 @@ INVOCATIONS: tuple[tuple[str, ...], ...] = (
     ("regret", *CHAT, "--scenario", "rate=2x"),
     ("schedule", *CHAT, "--profile", "hours.csv"),
     ("portfolio",),
+    ("regions", "-o", "by-region"),
+    ("place", "replicas", "out/plan.json", "racks.yaml"),
+    ("place", "stages", "agents.yaml"),
+    ("place", "layers", "layers.yaml", "--trials", "20"),
+    ("place", "experts", "experts.yaml"),
+    ("place", "tenants", "tenants.yaml"),
     ("compare", "out/plan.json", "out/plan.json"),
     ("export", "vllm-bench", "out/plan.json", "-o", "bench"),
     ("calibrate", "bench/vllm-bench.json", "--model", "llama-3.1-8b", "--device", "l40s"),
@@ -61,6 +67,19 @@ INVOCATIONS: tuple[tuple[str, ...], ...] = (
     ("completion", "bash"),
     ("study", "list"),
 )
+PLACED = {
+    "racks.yaml": "racks: {a: {nodes: {l40s: [4, 4]}, power_w: 2000, zone: east}}\n",
+    "agents.yaml": "stages: {think: {runs_on: {gpu: {ms: 80}}}}\nclasses: {gpu: {usd_per_hour: 2}}\nlimit_ms: 100\n",
+    "layers.yaml": "model: llama-3.1-8b\ngroups: {big: {device: l40s}, small: {device: l4, count: 2}}\n",
+    "experts.yaml": (
+        "queries: {code: 1}\nenergy_j: 5\ndelay_ms: 100\n"
+        "experts: {one: {quality: {code: 0.8}, energy_j: {code: 2}, delay_ms: {code: 50}}}\n"
+    ),
+    "tenants.yaml": (
+        "tenants: {a: {memory_gb: 16, compute: 1, count: 3}}\n"
+        "replicas: {l40s: {usd_per_hour: 1, memory_gb: 44, compute: 4}}\n"
+    ),
+}
 MINUTES_LONG = {("study", "run"), ("study", "all")}  # tested with the studies
 
 
@@ -84,6 +103,11 @@ def folder(tmp_path_factory):
     (folder / "vms.csv").write_text("InstanceType,AcceleratorName,AcceleratorCount,Price,Region\nx,L4,1,0.7,eu\n")
     chat = "{trace: chat.csv, model: llama-3.1-8b, devices: [l40s], slo: ['ttft:p99<=2s']}"
     (folder / "portfolio.yaml").write_text(f"plans:\n  one: {chat}\n  two: {chat}\nlimits: {{power_w: 9000}}\n")
+    europe, eu = "{trace: chat.csv, stays_in: [eu]}", "{devices: [l40s]}"
+    regions = f"origins: {{europe: {europe}}}\nregions: {{eu: {eu}}}\nlatency_ms: {{europe: {{eu: 9}}}}\n"
+    (folder / "regions.yaml").write_text(f"model: llama-3.1-8b\nslo: ['ttft:p99<=2s']\n{regions}")
+    for name, text in PLACED.items():
+        (folder / name).write_text(text)
     (folder / "hours.csv").write_text("requests\n400\n900\n600\n")
     row = {
         "device": "h100_sxm",

@@ -52,10 +52,24 @@ def reasons(plan: "Plan") -> str:
     from planners.report.verdict import fleet_name
 
     lines = [f"{fleet_name(plan.pools)} costs {plan.usd_per_hour:.2f} USD/h; {plan.usd_per_hour_bound:.2f} are needed."]
-    lines += [plan.bottleneck, *plan.notes]
+    lines += [plan.bottleneck, *_naive(plan), *plan.notes]
     for name, rows in plan.explain.items():
         lines += ["", name.replace("_", " ").capitalize(), _table(rows)]
     return "\n".join(line for line in lines if line is not None)
+
+
+def _naive(plan: "Plan") -> list[str]:
+    """Return what an ordinary router would make of the plan; nothing where the plan is routed so."""
+    naive = plan.naive_routing
+    if naive is None:
+        return []
+    if not naive.fails:
+        return [f"Routed by {naive.router}, the fleet holds as well."]
+    if naive.usd_per_hour is None:
+        more = f"{naive.added} replicas more do not make up for it"
+    else:
+        more = f"it holds with {naive.added} replicas more, at {naive.usd_per_hour:.2f} USD/h"
+    return [f"Routed by {naive.router} instead, {naive.fails}; {more}."]
 
 
 def _explain_plan(path: str, as_json: bool) -> None:
