@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from planners.demand import Market, misses_allowed, sizes
+from planners.classes import members
+from planners.demand import Market, View, misses_allowed, sizes
 from planners.joint import joint_rows
 from planners.queue import least_speed
 from planners.siblings import origins
@@ -35,7 +36,7 @@ from planners.solver import mathopt, solve
 from planners.windows import Relief, Row, densest, lengths_s, relief_of
 from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
 from traces import Trace
-from traces.trace import NS_PER_S
+from traces.trace import NS_PER_S, take
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -92,11 +93,12 @@ class Windows:
 def windows_of(market: Market, siblings: Sequence[Trace] = ()) -> Windows:
     """Return the windows of a market that fleets are held against; where it has classes, those of every view of it.
 
-    With siblings of the trace, also what they ask for; of classes only the trace counts.
+    With siblings of the trace, also what they ask for; where there are classes, what those do that have all their
+    promises to themselves: what is promised to all may be missed by any class.
     """
     rows: list[Row] = []
     for view in market.views:
-        seen, families = windows_of(view.market), len(rows)
+        seen, families = windows_of(view.market, _of_class(view, siblings)), len(rows)
         if seen.is_hopeless:
             return seen
         rows += [replace(row, first=int(view.rows[row.first]), family=families + row.family) for row in seen.rows]
@@ -113,6 +115,16 @@ def windows_of(market: Market, siblings: Sequence[Trace] = ()) -> Windows:
             rows += _queue_rows(part, cost, len(rows), [market.trace, *siblings])
     rows += joint_rows(market, siblings, len(rows))
     return Windows(tuple(row for row in rows if row.demand > 0), False)
+
+
+def _of_class(view: View, siblings: Sequence[Trace]) -> tuple[Trace, ...]:
+    """Return the requests of siblings that are of a view's class; none where it shares a promise with others."""
+    names = {slo.slo_class for slo in view.market.slos}
+    if not view.promises or len(names) != 1 or "" in names:
+        return ()
+    (name,) = names
+    own = (take(sibling, np.flatnonzero(members(sibling, name))) for sibling in siblings)
+    return tuple(sibling for sibling in own if len(sibling))
 
 
 def rigorous_usd_per_hour(

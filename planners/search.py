@@ -14,7 +14,7 @@ from models.llm import Llm
 from planners import disaggregated, mix, mixed_pools, rehearsal
 from planners.answer import plain
 from planners.bound import Windows, rigorous_usd_per_hour, windows_of
-from planners.classes import classified, named
+from planners.classes import classified
 from planners.demand import Market, survey
 from planners.disaggregated import role_offers
 from planners.dominance import shortlist
@@ -99,7 +99,7 @@ def find_plan(
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
         offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
-    if siblings and not named(slos):
+    if siblings:
         notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
     if keep is not None:
         offers, limits = keep.offers(offers), limits or Limits()

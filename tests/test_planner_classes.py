@@ -18,6 +18,7 @@ from planners.cli import main
 from planners.demand import survey
 from planners.hunt import Hunt
 from planners.search import Infeasible, find_plan
+from planners.siblings import siblings_of
 from planners.slo import Slo, holds, kept, parse, parse_all, value_s
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
@@ -137,6 +138,23 @@ def test_no_fleet_that_survives_costs_less_than_the_bound_whatever_its_router():
                     assert not holds(replay(trace, Fleet(pools, router, ttft_limit_s=0.02)), promises), (seed, counts)
                     cheaper += 1
     assert cheaper > 0
+
+
+def test_no_fleet_that_survives_siblings_too_costs_less_than_the_bound_for_all_of_them():
+    promises, higher = parse_all(["chat/ttft:p90<=10ms", "batch/ttft:p90<=25ms"]), 0
+    for seed in range(6):
+        trace, (_, offers) = two_classes(seed), planner_toys.random_market(seed)
+        market, siblings = survey(trace, promises, offers), siblings_of(trace, (1, 2), 0)
+        alone, bound = (rigorous_usd_per_hour(market, windows_of(market, some)) for some in ((), siblings))
+        assert bound >= alone * (1 - 1e-5)
+        higher += bound > alone * 1.01
+        for counts in itertools.product(range(4), repeat=len(offers)):
+            pools = tuple(Pool(offer.priced, count) for offer, count in zip(offers, counts, strict=True) if count)
+            cost = sum(offer.usd_per_hour * count for offer, count in zip(offers, counts, strict=True))
+            if pools and alone <= cost < bound:
+                runs = [replay(one, Fleet(pools)) for one in (trace, *siblings)]
+                assert not all(holds(run, promises) for run in runs), (seed, counts)
+    assert higher > 0, "some sibling must ask for more than its trace"
 
 
 def test_a_class_that_may_wait_is_cheaper_than_the_same_promise_to_all_and_binds_the_bound_too():
