@@ -111,6 +111,13 @@ def test_the_study_runs_small_and_again_the_same(monkeypatch):
     assert {row["system"] for row in first.curve} == {"load-aware", "llumnix"}
 
 
+def test_each_seed_has_a_knee_of_its_own_and_short_requests_go_by_that_of_middling_ones():
+    bench = study.Bench(study._facts(), range(2), 1, 200, 3)
+    low, high = (4 * each for each in study.RATES_PER_S)
+    assert all(low <= knee < high for knee in bench.knees("LL"))
+    assert bench.knees("SS") == bench.knees("MM") != bench.knees("LL")
+
+
 def test_lengths_drawn_by_the_published_quantiles_have_the_published_means():
     laws = study._facts()["lengths"]
     rng = np.random.default_rng(1)
