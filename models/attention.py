@@ -10,8 +10,8 @@ from models.operators import FLOPS_PER_MAC, pieces, residency, smooth_max
 
 DECODE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
-    *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness"),
-    *("split_code", "packing_code"),
+    *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness", "lone_cost", "wave_dims"),
+    *("wave_tail", "split_code", "packing_code"),
 )
 PREFILL_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
@@ -23,9 +23,14 @@ MIXED_PARAMETERS = (
     *("wave_s", "cache_speedup", "sharpness"),
     "packing_code",
 )
-SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED = 0, 1, 2
-PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL = 0, 1, 2, 3
+SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
+PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR = 0, 1, 2, 3, 4, 5
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
+BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
+PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
+MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
+MOST_SPLITS, TILE_ROWS, FEWEST_TOKENS = 8.0, 16.0, 64.0  # of SPLIT_FEW (SGLang's Triton kernel)
+TENSOR_GROUP = 4.0  # query heads of one KV head from which kernels of PACK_TENSOR multiply on tensor cores (FlashInfer)
 TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
 MATMULS = 2.0  # scores = Q K^T, then scores V
 KV_TENSORS = 2.0
@@ -37,11 +42,38 @@ MIXED_BLOCK = 64.0
 @kernel
 def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
+    small = group <= LARGEST_PACKED and group == np.floor(group)
     return (
-        code == PACK_ALWAYS
+        code in (PACK_ALWAYS, PACK_TENSOR)
         or (code == PACK_UNWINDOWED and window <= 0.0)
-        or (code == PACK_SMALL and group <= LARGEST_PACKED)
+        or (code == PACK_SMALL and small)
+        or (code == PACK_BUSY and small and group > 1.0)
     )
+
+
+@kernel
+def is_busy(blocks, kv_tokens, processors):
+    """Return whether the blocks of packed heads, one a part of the context, keep enough processors busy."""
+    return blocks * max(1.0, kv_tokens // PART_TOKENS) >= BUSY_SHARE * processors
+
+
+@kernel
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors):
+    """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
+
+    SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
+    splits as make eight waves; SPLIT_FEW (Triton) makes at most eight.
+    """
+    if code == SPLIT_WAVES:
+        parts = kv_tokens // PART_TOKENS
+        return max(1.0, min(parts, np.ceil(np.sqrt(MOST_WAVES * parts)), MOST_WAVES * processors // blocks))
+    if code == SPLIT_FEW:
+        reach = processors * max(1.0, np.log2(kv_tokens / FEWEST_TOKENS))
+        return min(MOST_SPLITS, np.ceil(reach / blocks))
+    can_split = code == SPLIT_ALWAYS or (code == SPLIT_GROUPED and group > 1.0)
+    if can_split and blocks < 0.8 * processors:
+        return max(1.0, min(processors // blocks, pieces(seen, split_tokens)))
+    return 1.0
 
 
 @kernel
@@ -49,45 +81,60 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     """Return the seconds of one query a sequence over `kv_tokens` cached tokens each, `batch` sequences, then traits.
 
     KV is read at the bandwidth that the busy blocks reach, or from cache; each block costs the padded query rows; a
-    long context is split over idle processors and combined where the kernel can.
+    long context is split over idle processors and combined where the kernel can. Blocks run in waves, in which those
+    whose split lies before the window leave at once; a block of one query row is another, cheaper kernel.
     """
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
     group = heads / kv_heads
-    packed = is_packed(int(fit[13]), window, group)
-    rows = group if packed else 1.0
-    padded = 16.0 * pieces(rows, 16.0)
-    blocks = batch * (kv_heads if packed else heads)
-    splits = 1.0
-    can_split = int(fit[12]) == SPLIT_ALWAYS or (int(fit[12]) == SPLIT_GROUPED and group > 1.0)
-    if can_split and blocks < 0.8 * machine.processors:
-        splits = max(1.0, min(machine.processors // blocks, pieces(seen, fit[9])))
-    waves = blocks * splits / machine.processors
-    rounds = np.ceil(waves)
+    split_code, packing_code = int(fit[15]), int(fit[16])
+    packed = is_packed(packing_code, window, group)
+    if packing_code == PACK_BUSY:
+        packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
+    rows, blocks = 1.0, batch * heads
+    if packed and split_code == SPLIT_FEW:
+        rows, blocks = min(group, TILE_ROWS), batch * kv_heads * pieces(group, TILE_ROWS)
+    elif packed:
+        rows, blocks = group, batch * kv_heads
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors)
+    each, used = seen / splits, splits
+    if split_code == SPLIT_WAVES:
+        each = min(seen, kv_tokens / splits)
+        used = min(splits, pieces(seen, each))
+    waves, all_waves = blocks * used / machine.processors, blocks * splits / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
-    resident = residency(fit[5] * kv_bytes, machine.cache_bytes)
+    query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
+    resident = residency(fit[5] * (kv_bytes + query_bytes), machine.cache_bytes)
     reread = 1.0 if packed else 1.0 + 0.15 * (group - 1.0) * (1.0 - resident)
-    io_bytes = (
-        kv_bytes * reread * (1.0 - resident + resident / fit[4]) + 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
-    )
-    active = min(1.0, waves)
-    memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * active)
+    io_bytes = (kv_bytes * reread + query_bytes) * (1.0 - resident + resident / fit[4])
+    memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * min(1.0, waves))
     efficiency = fit[1] * head_dim / (head_dim + fit[10])
-    per_block = MATMULS * FLOPS_PER_MAC * padded * (seen / splits) * head_dim
+    per_block = MATMULS * FLOPS_PER_MAC * 16.0 * pieces(rows, 16.0) * each * head_dim
     compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
-    wave_s = fit[7] * rounds + fit[8] * pieces(seen / splits, 64.0) * rounds
+    is_lone = rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP)
+    cost = (fit[12] if is_lone else 1.0) * (head_dim / 128.0) ** fit[13]
+    wave_s = cost * (fit[7] * rounds_of(all_waves, fit[14]) + fit[8] * pieces(each, 64.0) * rounds_of(waves, fit[14]))
     combine_s = fit[6] if splits > 1.0 else 0.0
     seconds = fit[0] + combine_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
     return (
         seconds,
         compute_s / memory_s,
-        waves / rounds,
-        rounds,
+        waves / np.ceil(waves),
+        np.ceil(waves),
         splits,
         rows,
         kv_bytes / machine.cache_bytes,
         wave_s / memory_s,
         seen,
+        group,
+        each,
+        all_waves / np.ceil(all_waves),
     )
+
+
+@kernel
+def rounds_of(waves, tail):
+    """Return how many rounds of blocks are waited for: one at least, the last counted in full for a tail of 1."""
+    return max(1.0, waves + tail * (np.ceil(waves) - waves))
 
 
 @kernel

@@ -121,32 +121,56 @@ def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, mach
 
 
 def is_packed(code, window, group):
-    return {0: False, 1: True, 2: window <= 0, 3: group <= 32}[int(code)]
+    small = group <= 32 and group == int(group)
+    return {0: False, 1: True, 2: window <= 0, 3: small, 4: small and group > 1, 5: True}[int(code)]
+
+
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors):
+    if code == 3:
+        parts = kv_tokens // 128
+        return max(1, min(parts, ceil(sqrt(8 * parts)), 8 * processors // blocks))
+    if code == 4:
+        return min(8, ceil(processors * max(1, log2(kv_tokens / 64)) / blocks))
+    if (code == 1 or (code == 2 and group > 1)) and blocks < 0.8 * processors:
+        return max(1, min(processors // blocks, ceil(seen / split_tokens)))
+    return 1
 
 
 def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
     """Return the time of one query a sequence, from blocks, waves and the KV bytes that must be read."""
     (fixed, compute_eff, memory_eff, share, speedup, copies, combine, wave, block) = fit[:9]
-    (split_tokens, dim_half, sharpness, split_code, pack_code) = fit[9:]
+    (split_tokens, dim_half, sharpness, lone_cost, dims, tail, split_code, pack_code) = fit[9:]
     seen = min(kv_tokens, window) if window > 0 else kv_tokens
     group = heads / kv_heads
     packed = is_packed(pack_code, window, group)
-    blocks = batch * (kv_heads if packed else heads)
-    splits = 1
-    if (split_code == 1 or (split_code == 2 and group > 1)) and blocks < 0.8 * machine.processors:
-        splits = max(1, min(machine.processors // blocks, ceil(seen / split_tokens)))
-    waves = blocks * splits / machine.processors
+    if pack_code == 4 and 4 * batch * kv_heads * max(1, kv_tokens // 128) < machine.processors:
+        packed = False
+    rows, blocks = (group, batch * kv_heads) if packed else (1, batch * heads)
+    if packed and split_code == 4:
+        rows, blocks = min(group, 16), blocks * ceil(group / 16)
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, split_tokens, machine.processors)
+    each, used = seen / splits, splits
+    if split_code == 3:
+        each = min(seen, kv_tokens / splits)
+        used = min(splits, ceil(seen / each))
+    waves = blocks * used / machine.processors
     kv_bytes = 2 * batch * kv_heads * seen * head_dim * formats.kv_bytes
-    resident = residency(copies * kv_bytes, machine.cache_bytes)
+    query_bytes = 2 * batch * heads * head_dim * 2
+    resident = residency(copies * (kv_bytes + query_bytes), machine.cache_bytes)
     reread = 1 if packed else 1 + 0.15 * (group - 1) * (1 - resident)
-    moved = kv_bytes * reread * (1 - resident + resident / speedup) + 2 * batch * heads * head_dim * 2
+    moved = (kv_bytes * reread + query_bytes) * (1 - resident + resident / speedup)
     memory = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, waves))
-    rows = 16 * ceil((group if packed else 1) / 16)
     rate = machine.flops_per_s / machine.processors * compute_eff * head_dim / (head_dim + dim_half)
-    compute = max(waves, 1) * 4 * rows * seen / splits * head_dim / rate
-    walked = ceil(waves) * (wave + block * ceil(seen / splits / 64))
+    compute = max(waves, 1) * 4 * 16 * ceil(rows / 16) * each * head_dim / rate
+    lone = rows <= 1 or (pack_code == 5 and group < 4)
+    walked = wave * rounds(blocks * splits / machine.processors, tail) + block * ceil(each / 64) * rounds(waves, tail)
+    walked *= (lone_cost if lone else 1) * (head_dim / 128) ** dims
     busy = smooth_max(smooth_max(memory, compute, sharpness), walked, sharpness)
     return fixed + (combine if splits > 1 else 0) + busy
+
+
+def rounds(waves, tail):
+    return max(1, waves + tail * (ceil(waves) - waves))
 
 
 def causal_context(q_len, past, window):

@@ -51,7 +51,7 @@ def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, tile):
     assert moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
 
 
-@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 11))
+@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 15))
 @settings(deadline=None, max_examples=60)
 def test_decode_attention_agrees_with_its_twin(batch, context, heads, window, formats, codes):
     arguments = (batch, context, *heads, 128.0, window, formats, TOY, guess("decode", codes))
@@ -188,6 +188,30 @@ def test_a_window_bounds_what_decoding_costs():
         for context in (200.0, 100_000.0)
     )
     assert short == long
+
+
+@pytest.mark.parametrize(
+    ("code", "blocks", "kv_tokens", "splits"),
+    [
+        (attention.SPLIT_NEVER, 1.0, 131072.0, 1.0),
+        (attention.SPLIT_ALWAYS, 40.0, 131072.0, 3.0),  # 132 // 40
+        (attention.SPLIT_ALWAYS, 120.0, 131072.0, 1.0),
+        (attention.SPLIT_WAVES, 2.0, 131072.0, 91.0),  # sqrt(8 * 1024 parts), rounded up
+        (attention.SPLIT_WAVES, 16.0, 131072.0, 66.0),  # 8 * 132 // 16
+        (attention.SPLIT_WAVES, 16.0, 100.0, 1.0),
+        (attention.SPLIT_FEW, 16.0, 131072.0, 8.0),
+        (attention.SPLIT_FEW, 132.0, 64.0, 1.0),
+    ],
+)
+def test_a_context_is_split_by_the_rule_of_its_library(code, blocks, kv_tokens, splits):
+    found = attention.context_splits(code, blocks, 4.0, kv_tokens, kv_tokens, 256.0, 132.0)
+    assert found == splits
+
+
+def test_few_blocks_of_packed_heads_are_worked_off_head_by_head():
+    assert not attention.is_busy(32.0, 100.0, 132.0)
+    assert attention.is_busy(33.0, 100.0, 132.0)
+    assert attention.is_busy(4.0, 1152.0, 132.0)  # nine parts each
 
 
 def test_a_chunk_beside_decodes_costs_more_than_alone():

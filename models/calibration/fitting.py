@@ -19,7 +19,7 @@ TIMER_S = 1.5e-6  # rows not much longer than this are noise: their log error is
 FEW_SHOT_SCALARS = ("fixed_s", "compute_efficiency", "memory_efficiency")
 FEW_SHOT_PRIOR = 0.1  # pull of a kin's scalars against a few rows of the device itself
 WIDEST = 60.0  # how far from its guess a parameter may move, as a factor
-LIMITS = {"efficiency": (0.02, 1.0), "sharpness": (1.0, 12.0), "speedup": (1.0, 12.0)}
+LIMITS = {"efficiency": (0.02, 1.0), "sharpness": (1.0, 12.0), "speedup": (1.0, 12.0), "tail": (0.02, 1.0)}
 
 
 def fit_physics(

@@ -68,9 +68,12 @@ _add(
 _add(
     "decode",
     attention.DECODE_PARAMETERS,
-    (6e-6, 0.3, 0.8, 1.5, 2.0, 1.0, 3e-6, 1e-6, 3e-7, 256.0, 30.0, 3.0),
-    tuple((float(split), float(pack)) for split in (1, 2, 0) for pack in (1, 3, 2, 0)),
-    9,
+    (6e-6, 0.3, 0.8, 1.5, 2.0, 1.0, 3e-6, 1e-6, 3e-7, 256.0, 30.0, 3.0, 0.5, 0.3, 0.7),
+    (
+        *((float(split), float(pack)) for split in (1, 2, 0) for pack in (1, 3, 2, 0)),
+        *((3.0, 4.0), (3.0, 3.0), (4.0, 1.0), (1.0, 5.0)),
+    ),
+    12,
     batch.decode_rows,
 )
 _add(
