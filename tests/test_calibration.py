@@ -344,3 +344,16 @@ def largest_group(shared, op, label, dtype, engine):
     frame = frame[(frame["device"] == label) & (frame["dtype"] == dtype) & (frame["engine"] == engine)]
     key, part = max(measured.groups_in(frame), key=lambda pair: len(pair[1]))
     return measured.group_of(key, part)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("name", ["b200-sxm", "gb300", "h100-sxm"])
+def test_no_prompt_is_priced_faster_than_the_device_multiplies(name, engine):
+    found = calibration.load(name, engine)
+    shape = {"batch": 1.0, "q_len": 65536.0, "past": 0.0, "heads": 32.0, "kv_heads": 4.0, "window": 0.0}
+    columns = {key: np.array([value]) for key, value in {**shape, "head_dim": 256.0}.items()}
+    flops = 4 * 32 * 256 * 65536 * 65537 / 2
+    for one in (one for one in found.fits() if one.op == "attn_prefill"):
+        peak = measured.fastest_machine_of(found.device, one.dtype, one.kv_dtype).flops_per_s
+        seconds = predict.seconds_of(one, found.device, columns)[0]
+        assert flops / seconds <= 0.8 * peak * 1.000001

@@ -4,12 +4,15 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration.measured import Group
+from models.calibration.shapes import Shape
 from models.operators import Formats, Machine
 
 Booleans = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
-PEAK_TOLERANCE = 1.1  # boost clocks and data-sheet rounding
-ATTENTION_SHARE = 0.8  # the softmax between its two products leaves attention this share of the peak at best
+# Of the peak that operators bound to multiply can reach: boost clocks and data-sheet rounding; attention's softmax
+# between its two products.
+PEAK_SHARES = {"gemm": 1.1, "attn_prefill": 0.8}
 BANDWIDTH_TOLERANCE = 1.1
 WHOLE_TABLE_SHARE = 0.25  # where so many rows of one kernel beat memory, its sequences shared their KV: no row counts
 CACHES_FOR_STREAMING = 4.0  # a KV cache this many times the last-level cache must come from memory
@@ -26,10 +29,9 @@ def impossible(group: Group, machine: Machine, formats: Formats) -> Booleans:
 def reasons(group: Group, machine: Machine, formats: Formats) -> dict[str, Booleans]:
     """Return, for each reason to refuse a row, the rows it holds for."""
     found = {"time is not positive": ~(group.seconds > 0.0)}
-    flops = least_flops(group)
-    if flops is not None:
-        share = ATTENTION_SHARE if group.op == "attn_prefill" else PEAK_TOLERANCE
-        found[f"above {share:g}x peak FLOP/s"] = flops > share * machine.flops_per_s * group.seconds
+    if group.op in PEAK_SHARES:
+        too_fast = group.seconds < least_s(group.op, group.shape, machine)
+        found[f"above {PEAK_SHARES[group.op]:g}x peak FLOP/s"] = too_fast
     if group.op == "attn_decode":
         kv_bytes = least_kv_bytes(group, formats)
         streams = kv_bytes > CACHES_FOR_STREAMING * machine.cache_bytes
@@ -40,27 +42,24 @@ def reasons(group: Group, machine: Machine, formats: Formats) -> dict[str, Boole
     return found
 
 
-def least_flops(group: Group) -> npt.NDArray[np.float64] | None:
-    """Return the fewest FLOP each row needs, where the operator is bound to multiply."""
-    shape = group.shape
-    if group.op == "gemm":
-        return 2.0 * shape["m"] * shape["n"] * shape["k"]
-    if group.op == "attn_prefill":
+def least_s(op: str, shape: Shape, machine: Machine) -> Floats:
+    """Return the least seconds in which a machine can multiply each row of an operator of PEAK_SHARES."""
+    if op == "gemm":
+        flops = 2.0 * shape["m"] * shape["n"] * shape["k"]
+    else:
         seen = _mean_context(shape["q_len"], shape["past"], shape["window"])
-        return 4.0 * shape["batch"] * shape["q_len"] * shape["heads"] * shape["head_dim"] * seen
-    return None
+        flops = 4.0 * shape["batch"] * shape["q_len"] * shape["heads"] * shape["head_dim"] * seen
+    return np.asarray(flops / (PEAK_SHARES[op] * machine.flops_per_s))
 
 
-def _mean_context(
-    q_len: npt.NDArray[np.float64], past: npt.NDArray[np.float64], window: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _mean_context(q_len: Floats, past: Floats, window: Floats) -> Floats:
     """Return the mean number of tokens that a query of a causal chunk sees, at most the window where there is one."""
     growing = np.clip(np.where(window > 0.0, window - past, q_len), 0.0, q_len)
     total = growing * (past + 0.5 * (growing + 1.0)) + (q_len - growing) * window
     return np.asarray(total / q_len)
 
 
-def least_kv_bytes(group: Group, formats: Formats) -> npt.NDArray[np.float64]:
+def least_kv_bytes(group: Group, formats: Formats) -> Floats:
     """Return the KV bytes that each decode row must read at least once."""
     shape = group.shape
     seen = shape["past"] + 1.0

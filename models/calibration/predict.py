@@ -15,7 +15,8 @@ from models import framework
 from models.calibration import residual
 from models.calibration.calibration import Calibration, OperatorFit, Place
 from models.calibration.forms import FORMS
-from models.calibration.measured import formats_of, machine_of
+from models.calibration.measured import fastest_machine_of, formats_of, machine_of
+from models.calibration.plausible import PEAK_SHARES, least_s
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, feature_columns, kernel_columns
 from models.device import Device
 from models.engine import Engine
@@ -43,16 +44,22 @@ TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo", "mxfp4": "w4a16_mxfp4", "f
 def seconds_of(
     fit: OperatorFit, device: Device, shape: Mapping[str, Floats], dtype: str | None = None, kv_dtype: str | None = None
 ) -> Floats:
-    """Return the seconds of each row of `shape` (columns as in shapes.SHAPE_COLUMNS, equal lengths) under one fit."""
+    """Return the seconds of each row of `shape` (columns as in shapes.SHAPE_COLUMNS, equal lengths) under one fit.
+
+    Never fewer than the device needs to multiply: some tables hold rows that are faster, and forms extrapolate.
+    """
     dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
     formats = formats_of(fit.op, dtype, kv_dtype)
     form = FORMS[fit.form]
     columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes)
     outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
-    if not fit.packed:
-        return outputs[:, 0]
-    features = residual.features_of(outputs, shape, feature_columns(fit.op), fit.member)
-    return residual.corrected(outputs[:, 0], features, _trees(_ByIdentity(fit.packed)))
+    seconds = outputs[:, 0]
+    if fit.packed:
+        features = residual.features_of(outputs, shape, feature_columns(fit.op), fit.member)
+        seconds = residual.corrected(seconds, features, _trees(_ByIdentity(fit.packed)))
+    if fit.op in PEAK_SHARES:
+        seconds = np.maximum(seconds, least_s(fit.op, shape, fastest_machine_of(device, dtype, kv_dtype)))
+    return seconds
 
 
 class _ByIdentity:
