@@ -24,12 +24,13 @@ MIXED_PARAMETERS = (
     "packing_code",
 )
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
-PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR = 0, 1, 2, 3, 4, 5
+PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
 PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
 MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
 MOST_SPLITS, TILE_ROWS, FEWEST_TOKENS = 8.0, 16.0, 64.0  # of SPLIT_FEW (SGLang's Triton kernel)
+LARGE_GROUP, LARGE_TILE_ROWS = 64.0, 64.0  # query heads of one KV head from which PACK_TILED has taller tiles
 TENSOR_GROUP = 4.0  # query heads of one KV head from which kernels of PACK_TENSOR multiply on tensor cores (FlashInfer)
 TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
 MATMULS = 2.0  # scores = Q K^T, then scores V
@@ -44,7 +45,7 @@ def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
     small = group <= LARGEST_PACKED and group == np.floor(group)
     return (
-        code in (PACK_ALWAYS, PACK_TENSOR)
+        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED)
         or (code == PACK_UNWINDOWED and window <= 0.0)
         or (code == PACK_SMALL and small)
         or (code == PACK_BUSY and small and group > 1.0)
@@ -91,10 +92,13 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     if packing_code == PACK_BUSY:
         packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
     rows, blocks = 1.0, batch * heads
-    if packed and split_code == SPLIT_FEW:
-        rows, blocks = min(group, TILE_ROWS), batch * kv_heads * pieces(group, TILE_ROWS)
-    elif packed:
-        rows, blocks = group, batch * kv_heads
+    if packed:
+        tile = group
+        if split_code == SPLIT_FEW:
+            tile = TILE_ROWS
+        elif packing_code == PACK_TILED:
+            tile = TILE_ROWS if group < LARGE_GROUP else LARGE_TILE_ROWS
+        rows, blocks = min(group, tile), batch * kv_heads * pieces(group, tile)
     splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors)
     each, used = seen / splits, splits
     if split_code == SPLIT_WAVES:

@@ -122,7 +122,7 @@ def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, mach
 
 def is_packed(code, window, group):
     small = group <= 32 and group == int(group)
-    return {0: False, 1: True, 2: window <= 0, 3: small, 4: small and group > 1, 5: True}[int(code)]
+    return {0: False, 1: True, 2: window <= 0, 3: small, 4: small and group > 1, 5: True, 6: True}[int(code)]
 
 
 def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors):
@@ -146,8 +146,9 @@ def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, format
     if pack_code == 4 and 4 * batch * kv_heads * max(1, kv_tokens // 128) < machine.processors:
         packed = False
     rows, blocks = (group, batch * kv_heads) if packed else (1, batch * heads)
-    if packed and split_code == 4:
-        rows, blocks = min(group, 16), blocks * ceil(group / 16)
+    if packed and (split_code == 4 or pack_code == 6):
+        tile = 64 if pack_code == 6 and group >= 64 else 16
+        rows, blocks = min(group, tile), blocks * ceil(group / tile)
     splits = context_splits(split_code, blocks, group, kv_tokens, seen, split_tokens, machine.processors)
     each, used = seen / splits, splits
     if split_code == 3:

@@ -346,6 +346,11 @@ def largest_group(shared, op, label, dtype, engine):
     return measured.group_of(key, part)
 
 
+def test_every_fit_has_the_parameters_of_its_form():
+    every = [one for place in store.places() for one in store.read(*place)]
+    assert [one for one in every if len(one.parameters) != len(FORMS[one.form].parameters)] == []
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
 @pytest.mark.parametrize("name", ["b200-sxm", "gb300", "h100-sxm"])
 def test_no_prompt_is_priced_faster_than_the_device_multiplies(name, engine):

@@ -51,7 +51,7 @@ def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, tile):
     assert moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
 
 
-@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 15))
+@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 16))
 @settings(deadline=None, max_examples=60)
 def test_decode_attention_agrees_with_its_twin(batch, context, heads, window, formats, codes):
     arguments = (batch, context, *heads, 128.0, window, formats, TOY, guess("decode", codes))
