@@ -451,6 +451,19 @@ def test_errors_are_those_of_models_left_out():
     assert profiles.held_out(rows, {("slow", "d")})["tpot with none"]["rows"] == 3
 
 
+def test_fifths_of_the_pairs_are_left_out_together_and_each_once_a_draw():
+    seconds = {"quick": 0.010, "slow": 0.030}
+    rows = [
+        profiles.Measured(device_, "vllm", "1.0.0", model, step_s, 0.1, (32.0 * 30, 0, 0), (0,) * 3, 0.0, 0.08)
+        for device_ in "abcde"
+        for model, step_s in seconds.items()
+    ]
+    told = profiles.in_folds(rows)
+    assert told["tpot with none"]["rows"] == len(rows)
+    assert 0.0 < told["tpot with none"]["spread"] < told["tpot with none"]["median"]
+    assert profiles.in_folds(rows) == told
+
+
 def test_an_unknown_device_is_told_with_the_nearest_name():
     arguments = ["estimate", "--model", "llama-3.1-8b", "--device", "h100-sx", "--isl", "512", "--osl", "32"]
     outcome = CliRunner().invoke(main, [*arguments, "--concurrency", "1"])

@@ -1,6 +1,6 @@
 """Fit serving frameworks' scalars to measured serving results, and write them into their catalogue files.
 
-python -m models.calibration.profiles END_TO_END.parquet
+python -m models.calibration.profiles END_TO_END.parquet [--held-out | --folds]
 """
 
 import argparse
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 Pair = tuple[str, str]  # a model and a device
 
 FEWEST_ROWS = 12
+FOLDS, DRAWS, SEED = 5, 8, 20
 SOFT_ERROR = 0.15  # log error from which on rows count for less: some ran under settings that a table does not tell
 # Where the fit of a framework starts, and how far its scalars may typically stray, as natural logs; then how far those
 # of one device may stray from the framework's.
@@ -63,10 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.calibration.profiles", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--held-out", action="store_true", help="only tell the errors of pairs left out of the fit")
+    parser.add_argument("--folds", action="store_true", help="only tell those of fifths of the pairs, drawn repeatedly")
     options = parser.parse_args(arguments)
     rows = read(options.file)
-    if options.held_out:
-        for name, errors in held_out(rows).items():
+    if options.held_out or options.folds:
+        for name, errors in (held_out(rows) if options.held_out else in_folds(rows)).items():
             print(name, ", ".join(f"{figure} {value:.3f}" for figure, value in errors.items()))
         return
     for engine in sorted({row.engine for row in rows}):
@@ -80,36 +82,60 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def held_out(rows: Sequence[Measured], pairs: Collection[Pair] | None = None) -> dict[str, dict[str, float]]:
-    """Return errors of (model, device) pairs, all or these, under scalars fitted without them, and under none.
+    """Return errors of (model, device) pairs, each left out in turn or all of these at once, by metric.
 
-    The scalars are those of the pair's device, fitted to its other models; none are those of its framework on all
-    devices together.
+    With four scalars they are those under scalars of the pair's device, fitted to its other models; with none, under
+    those of its framework on all devices together.
     """
-    fitted: list[tuple[Floats, Floats]] = []
-    plain: list[tuple[Floats, Floats]] = []
-    for engine in sorted({row.engine for row in rows}):
+    parts = [(pair,) for pair in sorted(set(map(_pair, rows)))] if pairs is None else [tuple(pairs)]
+    return _figures([errors for part in parts for errors in _left_out(rows, part)])
+
+
+def in_folds(rows: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Return held-out errors where a fifth of the pairs at a time is left out, of drawn fifths: means over the draws.
+
+    spread is the standard deviation of the median over the draws.
+    """
+    pairs, rng = sorted(set(map(_pair, rows))), np.random.default_rng(SEED)
+    draws = []
+    for _ in range(DRAWS):
+        order = rng.permutation(len(pairs))
+        fifths = [tuple(pairs[i] for i in order[start::FOLDS]) for start in range(FOLDS)]
+        draws.append(_figures([errors for fifth in fifths for errors in _left_out(rows, fifth)]))
+    return {
+        name: {figure: float(np.mean([draw[name][figure] for draw in draws])) for figure in draws[0][name]}
+        | {"spread": float(np.std([draw[name]["median"] for draw in draws]))}
+        for name in draws[0]
+    }
+
+
+def _left_out(rows: Sequence[Measured], pairs: Collection[Pair]) -> Iterator[dict[str, Floats]]:
+    """Yield the log errors of every pair under scalars fitted without any of them, by metric and scalars."""
+    for engine in sorted({row.engine for row in rows if _pair(row) in pairs}):
         of_engine = [row for row in rows if row.engine == engine]
-        for pair in sorted({_pair(row) for row in of_engine}):
-            if pairs is not None and pair not in pairs:
-                continue
-            others = [row for row in of_engine if _pair(row) != pair and (pairs is None or _pair(row) not in pairs)]
-            left_out = [row for row in of_engine if _pair(row) == pair]
-            usual = fit_usual(others)
-            on_device = [row for row in others if row.device == pair[1]]
-            fitted.append(log_errors(fit(on_device, (), usual), left_out))
-            plain.append(log_errors(usual, left_out))
+        others = [row for row in of_engine if _pair(row) not in pairs]
+        usual = fit_usual(others)
+        for pair in sorted({_pair(row) for row in of_engine} & set(pairs)):
+            own = fit([row for row in others if row.device == pair[1]], (), usual)
+            found: dict[str, Floats] = {}
+            for name, scalars in (("four scalars", own), ("none", usual)):
+                errors = log_errors(scalars, [row for row in of_engine if _pair(row) == pair])
+                found |= {f"{metric} with {name}": part for metric, part in zip(("tpot", "ttft"), errors, strict=True)}
+            yield found
+
+
+def _figures(errors: Sequence[dict[str, Floats]]) -> dict[str, dict[str, float]]:
     told = {}
-    for name, errors in (("four scalars", fitted), ("none", plain)):
-        for i, metric in enumerate(("tpot", "ttft")):
-            relative = np.expm1(np.concatenate([pair_errors[i] for pair_errors in errors]))
-            size = np.abs(relative)
-            told[f"{metric} with {name}"] = {
-                "rows": float(len(size)),
-                "median": float(np.median(size)),
-                "mean": float(size.mean()),
-                "p90": float(np.quantile(size, 0.9)),
-                "bias": float(np.median(relative)),
-            }
+    for name in errors[0]:
+        relative = np.expm1(np.concatenate([one[name] for one in errors]))
+        size = np.abs(relative)
+        told[name] = {
+            "rows": float(len(size)),
+            "median": float(np.median(size)),
+            "mean": float(size.mean()),
+            "p90": float(np.quantile(size, 0.9)),
+            "bias": float(np.median(relative)),
+        }
     return told
 
 
