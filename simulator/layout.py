@@ -248,6 +248,11 @@ class State(NamedTuple):
     extras: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory, or shelves in it
 
 
+def without_extras(state: State) -> State:
+    """Return a state for kernels that look at no extras: so they are compiled once for fleets with and without."""
+    return state._replace(extras=())
+
+
 PS_PER_STEP, PS_PER_PAIR, PATIENCE_PS = 0, 1, 2
 
 

@@ -10,7 +10,7 @@ from models.compiled import bound
 from models.step import PICOSECONDS_PER_NANOSECOND, PICOSECONDS_PER_SECOND
 from simulator.advance import advance
 from simulator.fleet import Fleet
-from simulator.layout import FAR, NONE
+from simulator.layout import FAR, NONE, without_extras
 from simulator.routing import ROUTERS
 from simulator.run import Run
 from simulator.series import Sampler
@@ -92,7 +92,7 @@ def replay(
     if sample_s is not None:
         environment.process(_sample(environment, course, sampler, round(sample_s * PICOSECONDS_PER_SECOND)))
     environment.run(until=course_run)
-    clear_out(course.state, ledger.outcome, ledger.first)
+    clear_out(without_extras(course.state), ledger.outcome, ledger.first)
     series = sampler.series() if sample_s is not None else None
     steps = log_of(course.state, fleet) if log_s else None
     state = course.state
@@ -136,9 +136,9 @@ class Course:
         Each chunk comes with the ledger for what is done when it is taken in; the last ledger takes the rest.
         """
         for chunk, ledger in chunks:
-            clear_out(self.state, ledger.outcome, ledger.first)
+            clear_out(without_extras(self.state), ledger.outcome, ledger.first)
             self.state = with_room(self.state, chunk.arrival_ns.size)
-            take_in(self.state, chunk, self.input_edges)
+            take_in(without_extras(self.state), chunk, self.input_edges)
             if router is None:
                 yield from self._until(environment, int(chunk.arrival_ns[-1]) * PICOSECONDS_PER_NANOSECOND)
             else:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from models.compiled import kernel
 from models.step import PICOSECONDS_PER_SECOND
-from simulator.layout import State
+from simulator.layout import State, without_extras
 from simulator.routing import kv_in_use
 
 OBSERVED = ("running", "waiting", "kv_tokens", "kv_capacity_tokens")
@@ -47,7 +47,7 @@ class Sampler:
     def take(self, state: State, now_ps: int) -> None:
         """Take a sample."""
         sample = np.zeros((self._pools, len(OBSERVED)))
-        observe(state, now_ps, sample)
+        observe(without_extras(state), now_ps, sample)
         self._times_s.append(now_ps / PICOSECONDS_PER_SECOND)
         self._samples.append(sample)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import simpy
 
 from simulator.fleet import Fleet
-from simulator.layout import FINISHED
+from simulator.layout import FINISHED, without_extras
 from simulator.replay import NO_CONTENTS, Course, Ledger
 from simulator.run import Run
 from simulator.turnover import CHUNK_REQUESTS, Chunk, Outcome, blank, clear_out
@@ -37,7 +37,7 @@ def replay_blocks(blocks: Iterable[Trace], fleet: Fleet, columns: Sequence[str] 
     course = Course(fleet, NO_CONTENTS)
     environment = simpy.Environment(initial_time=0)
     environment.run(until=environment.process(course.run(environment, window.chunks(blocks))))
-    clear_out(course.state, window.ledger.outcome, window.ledger.first)
+    clear_out(without_extras(course.state), window.ledger.outcome, window.ledger.first)
     window.close()
     found = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in window.found.items()}
     return Streamed(window.ledger.first, found, course.state.lanes, course.state.clock)

@@ -20,7 +20,11 @@ from simulator.control.actions import (
     SetVariant,
     Withdraw,
 )
+from simulator.control.fabric import both_ways
+from simulator.control.fetching import fetching
+from simulator.control.migration import one_fabric, rebalancing_queues
 from simulator.control.plane import operate
+from simulator.control.retries import timing_out
 from simulator.layout import DECODING, FINISHED, HELD, MOVING, NONE, WAITING
 
 KINDS = ("fail", "close", "open", "cancel", "withdraw", "migrate", "reprice", "limit", "role", "pin", "push out")
@@ -100,14 +104,27 @@ def case(seed):
         pools = tuple(replace(pool, variants=(slower(pool.engine.table),)) for pool in fleet.pools)
         fleet = replace(fleet, pools=pools)
     gap_s = max(1e-4, trace.arrival_ns[-1] / 1e9 / 30)
-    return trace, fleet, meddling(seed, gap_s)
+    controllers = [meddling(seed, gap_s)]
+    if seed % 4 == 1:
+        controllers += [timing_out(5 * gap_s, first_s=gap_s, seed=seed), rebalancing_queues(2 * gap_s)]
+    if seed % 2 == 0:
+        controllers.append(over_a_fabric(fleet))
+    return trace, fleet, controllers
+
+
+def over_a_fabric(fleet):
+    """Fetch what shared tiers have, outside the batch, over adapters and a store's link that all have in common."""
+    lanes = sum(pool.replicas * pool.engine.lanes for pool in fleet.pools)
+    links = [each for lane in range(lanes) for each in both_ways(f"r{lane}", "switch", 2e10)]
+    make = one_fabric([*links, *both_ways("store", "switch", 2e10, latency_s=1e-5)])
+    return fetching(make, [f"r{lane}" for lane in range(lanes)], "store")
 
 
 @pytest.mark.parametrize("block", range(10))
 def test_nothing_is_lost_and_nothing_leaks_whatever_happens(block):
     for seed in range(100 * block, 100 * block + 100):
-        trace, fleet, controller = case(seed)
-        run = operate(trace, fleet, controllers=[controller]).run
+        trace, fleet, controllers = case(seed)
+        run = operate(trace, fleet, controllers=controllers).run
         counts = run.counts()
         assert counts["in_flight"] == 0, seed
         assert counts["finished"] + counts["rejected"] + counts["failed"] == len(trace), seed
@@ -130,14 +147,14 @@ def test_nothing_is_lost_and_nothing_leaks_whatever_happens(block):
 
 def test_the_same_seed_gives_the_same_bytes():
     for seed in range(10):
-        trace, fleet, controller = case(seed)
-        first, second = (operate(trace, fleet, controllers=[controller]).run for _ in range(2))
+        trace, fleet, controllers = case(seed)
+        first, second = (operate(trace, fleet, controllers=controllers).run for _ in range(2))
         assert outcome(first).tobytes() == outcome(second).tobytes()
 
 
 def test_single_steps_and_runs_of_steps_meet_the_same_chaos():
     for seed in range(60):
-        trace, fleet, controller = case(seed)
-        fast = operate(trace, fleet, controllers=[controller]).run
-        slow = operate(trace, fleet, controllers=[controller], fast_forward=False).run
+        trace, fleet, controllers = case(seed)
+        fast = operate(trace, fleet, controllers=controllers).run
+        slow = operate(trace, fleet, controllers=controllers, fast_forward=False).run
         assert (outcome(fast) == outcome(slow)).all(), seed

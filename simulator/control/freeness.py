@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.control.lanes_now import lanes_now
+from simulator.layout import without_extras
 
 if TYPE_CHECKING:
     from simulator.control.plane import Plane
@@ -16,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 def now(plane: "Plane") -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return, lane by lane, the decode steps begun since its last event, and the blocks that are free."""
     begun, free_blocks = np.zeros((2, plane.lanes.size), np.int64)
-    lanes_now(plane.state, int(plane.environment.now), begun, free_blocks)
+    lanes_now(without_extras(plane.state), int(plane.environment.now), begun, free_blocks)
     return begun, free_blocks
 
 

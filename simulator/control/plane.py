@@ -32,6 +32,7 @@ from simulator.layout import (
     TELL_HELD,
     TELL_PREFILLED,
     TELL_REFUSED,
+    without_extras,
 )
 from simulator.replay import FOREVER_PS, FleetView, RequestView, chunks_of, contents_of, live
 from simulator.run import Run
@@ -125,7 +126,7 @@ def operate(
     environment.run(until=environment.process(plane.run()))
     plane.unpin_all()
     outcome = blank(len(trace))
-    clear_out(plane.state, outcome, 0)
+    clear_out(without_extras(plane.state), outcome, 0)
     series = sampler.series() if sample_s is not None else None
     arrived_ps = plane.requests["arrival_ps"].copy()
     passed = traffic(fleet, plane.state)
@@ -158,7 +159,7 @@ class Plane:
         state.clock["told"] = TELL_HELD
         self.state = with_room(state, len(trace))
         for chunk in chunks_of(trace, fleet, contents, max(1, len(trace))):
-            take_in(self.state, chunk, np.asarray(fleet.input_edges, np.int64))
+            take_in(without_extras(self.state), chunk, np.asarray(fleet.input_edges, np.int64))
         self.clock, self.lanes, self.requests = self.state.clock, self.state.lanes, self.state.requests
         self._act = bound(act, self.state, 0, 0, 0, 0, 0)
         self._go_on = bound(advance, self.state, self.plan, 0, 0, 0, 0)
