@@ -35,7 +35,7 @@ class Formats(NamedTuple):
 GEMM_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "tile_exponent", "prologue_k", "memory_efficiency", "processor_share"),
     *("cache_speedup", "cache_copies", "split_s", "split_traffic", "sharpness", "quantise_traffic", "quantise_s"),
-    "menu_code",
+    *("wave_s", "power_efficiency", "reread_share", "quantise_row_s", "host_s", "half_bytes", "menu_code"),
 )
 ROOFLINE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "half_flops", "half_bytes", "row_s", "cache_speedup"),
@@ -63,8 +63,9 @@ TILES = (
 )
 FULL_MENU, UNSPLIT_MENU, LARGE_MENU = 0, 1, 2
 MENU_TILES = (11, 11, 6)
-MENU_SPLIT = (16, 1, 16)
+MENU_SPLIT = (64, 1, 64)
 FLOPS_PER_MAC = 2.0
+BOUND_SHARPNESS = 6.0  # of the bounds that power and the host set: they overlap with nothing
 SPLIT_BYTES = 8.0  # an fp32 partial sum, written once and read once
 
 
@@ -98,13 +99,18 @@ def gemm_traits(m, n, k, formats, machine, fit):
 
     Every tile of the menu times every split of k is tried, as a kernel heuristic would: waves over processors of
     tiles of 2 Tm Tn (k / split + prologue) FLOP, against the bytes at the bandwidth that the busy processors reach.
+    Panels that the tiles in flight share are read again where they outgrow the cache; power bounds the rate of the
+    whole device; a call takes at least what its host takes to launch it. The bandwidth that is reached grows slowly
+    with the bytes, to half of all there is at `half_bytes`.
     """
-    menu = int(fit[13])
+    menu = int(fit[19])
     activation = m * k * formats.activation_bytes
     weights = n * k * formats.weight_bytes
-    resident = residency(fit[7] * weights + activation, machine.cache_bytes)
+    # What is read over and over, as benchmarks do with some copies of the weights, is all cached or not at all.
+    resident = residency((fit[7] * weights + activation) ** 2 / machine.cache_bytes, machine.cache_bytes)
     traffic = activation + weights + m * n * formats.output_bytes
     stream_s = traffic / machine.bandwidth_bytes_per_s * (1.0 - resident + resident / fit[6])
+    stream_s *= 1.0 + np.sqrt(fit[18] / traffic)
     rate = machine.flops_per_s / machine.processors * fit[1]
     best, compute_s, memory_s, split_s = 1e30, 0.0, 0.0, 0.0
     height, width, splits, waves = 0.0, 0.0, 1.0, 1.0
@@ -112,13 +118,18 @@ def gemm_traits(m, n, k, formats, machine, fit):
         tall, wide = TILES[choice]
         tiles = pieces(m, tall) * pieces(n, wide)
         tile_s = FLOPS_PER_MAC * tall * wide / (rate * (tall * wide / 16384.0) ** fit[2])
+        side = np.sqrt(min(tiles, machine.processors) * tall * wide)
+        panels = (min(m, side) * formats.activation_bytes + min(n, side) * formats.weight_bytes) * k
+        missed = 1.0 - residency(panels, machine.cache_bytes)
+        again = tiles * (tall * formats.activation_bytes + wide * formats.weight_bytes) * k - activation - weights
+        again_s = fit[15] * missed * max(0.0, again) / machine.bandwidth_bytes_per_s
         split = 1
         while split <= MENU_SPLIT[menu]:
             blocks = tiles * split
             rounds = pieces(blocks, machine.processors)
-            busy_s = rounds * tile_s * (k / split + fit[3])
+            busy_s = rounds * (tile_s * (k / split + fit[3]) + fit[13])
             active = min(1.0, blocks / machine.processors)
-            read_s = stream_s / min(fit[4], fit[5] * active)
+            read_s = (stream_s + again_s) / min(fit[4], fit[5] * active)
             merge_s = 0.0
             if split > 1:
                 merge_s = fit[8] + fit[9] * SPLIT_BYTES * m * n * split / machine.bandwidth_bytes_per_s
@@ -129,10 +140,13 @@ def gemm_traits(m, n, k, formats, machine, fit):
             split *= 2
             if k / split < 128.0 or rounds > 1.0:
                 break
+    compute_s = smooth_max(compute_s, FLOPS_PER_MAC * m * n * k / (machine.flops_per_s * fit[14]), BOUND_SHARPNESS)
     quantise_s = 0.0
     if formats.activation_bytes < 2.0:
-        quantise_s = fit[12] + fit[11] * m * k * (2.0 + formats.activation_bytes) / machine.bandwidth_bytes_per_s
+        moved_s = fit[11] * m * k * (2.0 + formats.activation_bytes) / machine.bandwidth_bytes_per_s
+        quantise_s = fit[12] + max(moved_s, fit[16] * m)
     seconds = fit[0] + smooth_max(compute_s, memory_s, fit[10]) + split_s + quantise_s
+    seconds = smooth_max(seconds, fit[17], BOUND_SHARPNESS)
     rounds = np.ceil(waves)
     return (
         seconds,

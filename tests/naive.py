@@ -6,7 +6,7 @@ TILES = [
     *[(128, 256), (256, 128), (128, 128), (64, 256), (128, 64), (64, 128)],
     *[(64, 64), (32, 128), (16, 128), (32, 64), (16, 64)],
 ]
-MENUS = {0: (11, 16), 1: (11, 1), 2: (6, 16)}
+MENUS = {0: (11, 64), 1: (11, 1), 2: (6, 64)}
 
 
 def smooth_max(first, second, sharpness):
@@ -21,32 +21,41 @@ def residency(footprint, cache):
 def gemm(m, n, k, formats, machine, fit):
     """Return the time of the tile and split of the menu that would be quickest."""
     (fixed, compute_eff, exponent, prologue, memory_eff, share, speedup, copies) = fit[:8]
-    (split_s, split_traffic, sharpness, quantise_traffic, quantise_s, menu) = fit[8:]
+    (split_s, split_traffic, sharpness, quantise_traffic, quantise_s) = fit[8:13]
+    (wave_s, power_eff, reread_share, quantise_row_s, host_s, half_bytes, menu) = fit[13:]
     tiles, most_split = MENUS[int(menu)]
-    resident = residency(copies * n * k * formats.weight_bytes + m * k * formats.activation_bytes, machine.cache_bytes)
-    moved = m * k * formats.activation_bytes + n * k * formats.weight_bytes + m * n * formats.output_bytes
+    a_bytes, w_bytes, cache = formats.activation_bytes, formats.weight_bytes, machine.cache_bytes
+    footprint = copies * n * k * w_bytes + m * k * a_bytes
+    moved = m * k * a_bytes + n * k * w_bytes + m * n * formats.output_bytes
+    resident = 1 / (1 + (footprint / cache) ** 8)
     stream = moved / machine.bandwidth_bytes_per_s * (1 - resident + resident / speedup)
+    stream *= 1 + sqrt(half_bytes / moved)
     candidates = []
     for tall, wide in TILES[:tiles]:
+        blocks = ceil(m / tall) * ceil(n / wide)
+        side = sqrt(min(blocks, machine.processors) * tall * wide)
+        missed = 1 - residency((min(m, side) * a_bytes + min(n, side) * w_bytes) * k, cache)
+        again = max(0, blocks * (tall * a_bytes + wide * w_bytes) * k - m * k * a_bytes - n * k * w_bytes)
+        again_s = reread_share * missed * again / machine.bandwidth_bytes_per_s
         split = 1
         while split <= most_split:
             blocks = ceil(m / tall) * ceil(n / wide) * split
             rounds = ceil(blocks / machine.processors)
             rate = machine.flops_per_s / machine.processors * compute_eff * (tall * wide / 128**2) ** exponent
-            busy = rounds * 2 * tall * wide * (k / split + prologue) / rate
-            read = stream / min(memory_eff, share * min(1, blocks / machine.processors))
+            busy = rounds * (2 * tall * wide * (k / split + prologue) / rate + wave_s)
+            read = (stream + again_s) / min(memory_eff, share * min(1, blocks / machine.processors))
             merge = split_s + split_traffic * 8 * m * n * split / machine.bandwidth_bytes_per_s if split > 1 else 0
             candidates.append((max(busy, read) + 0.2 * min(busy, read) + merge, busy, read, merge))
             split *= 2
             if k / split < 128 or rounds > 1:
                 break
     _, busy, read, merge = min(candidates, key=lambda candidate: candidate[0])
+    busy = smooth_max(busy, 2 * m * n * k / (machine.flops_per_s * power_eff), 6)
     quantise = 0.0
-    if formats.activation_bytes < 2:
-        quantise = (
-            quantise_s + quantise_traffic * m * k * (2 + formats.activation_bytes) / machine.bandwidth_bytes_per_s
-        )
-    return fixed + smooth_max(busy, read, sharpness) + merge + quantise
+    if a_bytes < 2:
+        quantised = quantise_traffic * m * k * (2 + a_bytes) / machine.bandwidth_bytes_per_s
+        quantise = quantise_s + max(quantised, quantise_row_s * m)
+    return smooth_max(fixed + smooth_max(busy, read, sharpness) + merge + quantise, host_s, 6)
 
 
 def power_law(share, ratio, exponent):
@@ -265,7 +274,7 @@ def smooth_min(first, second, sharpness):
     return faster / (1 + (faster / slower) ** sharpness) ** (1 / sharpness)
 
 
-def corrected(seconds, features, packed, fade_octaves):
+def corrected(seconds, features, packed):
     """Return seconds times the trees' correction, walking nested tuples instead of flat arrays."""
     low, high = packed["low"].astype(float), packed["high"].astype(float)
     codes = [
@@ -283,9 +292,9 @@ def corrected(seconds, features, packed, fade_octaves):
             feature, threshold, left, right = tree
             tree = left if codes[feature] <= threshold else right
         total += float(scale) * tree
-    shapes = range(1, packed["shape_features"] + 1)
+    shapes = [at for at, sized in enumerate(packed["sized"]) if sized]
     outside = max([0.0, *(low[j] - features[j] for j in shapes), *(features[j] - high[j] for j in shapes)])
-    return seconds * 2.718281828459045 ** (total * 0.5 ** (outside / fade_octaves))
+    return seconds * 2.718281828459045 ** (total * 0.5 ** (outside / packed["fade"]))
 
 
 def nested(nodes, thresholds, leaves):

@@ -185,7 +185,7 @@ def test_the_correction_fades_outside_the_range_of_the_fit(octaves):
     found = load("h100-sxm").find("gemm", "bf16")
     n = found.valid["n"][1] * 2.0**octaves
     correction = abs(np.log(gemm_seconds(found, n) / gemm_seconds(replace(found, packed={}), n)))
-    assert correction <= LARGEST_CORRECTION * 0.5 ** (octaves / residual.FADE_OCTAVES)
+    assert correction <= LARGEST_CORRECTION * 0.5 ** (octaves / max(residual.FADES))
 
 
 def test_octaves_are_counted_from_the_nearest_end_of_the_range_at_the_worst_column():
@@ -220,7 +220,7 @@ def test_packed_trees_predict_what_the_boosted_model_predicts():
     rng = np.random.default_rng(3)
     features = rng.uniform(0.0, 10.0, (500, 3))
     truth = 0.2 * np.sin(features[:, 0]) + 0.1 * (features[:, 1] > 5)
-    packed = residual.boost(features, truth, 1, Budget(42, 12, 8.0))
+    packed = residual.boost(features, truth, np.zeros(3, bool), Budget(42, 12, 8.0))
     out = np.log(residual.corrected(np.ones(500), features, residual.unpack(packed)))
     assert np.sqrt(np.mean((out - truth) ** 2)) < 0.02
     assert len(packed["feature"]) <= 42 * (2 * 12 - 1)

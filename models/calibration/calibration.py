@@ -92,7 +92,7 @@ def _find(
     for label, other, widened in _candidates(device, engine, op):
         fits = [fit for fit in store.read(label, other) if fit.op == op]
         if in_graph and op in QUICK_OPS:
-            fits = [fit for fit in fits if fit.parameters[0] < LAUNCH_BOUND_S]
+            fits = [fit for fit in fits if _waited_s(fit) < LAUNCH_BOUND_S]
         if widened == 1.0:
             fits = [fit for fit in fits if _width(fit.dtype) == _width(dtype)]
         if not fits:
@@ -107,6 +107,12 @@ def _find(
         lender = measured_devices()[label]
         return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only=True)
     raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
+
+
+def _waited_s(fit: OperatorFit) -> float:
+    """Return what every call of a fit took at least: its fixed time, or that of the host that launched it."""
+    named = zip(FORMS[fit.form].parameters, fit.parameters, strict=True)
+    return max(value for name, value in named if name in ("fixed_s", "host_s"))
 
 
 def _candidates(device: Device, engine: str, op: str) -> Iterator[tuple[str, str, float]]:

@@ -10,16 +10,39 @@ from models.operators import Formats, Machine
 
 Floats = npt.NDArray[np.float64]
 
-MAX_ROWS = 1600
+MAX_ROWS = 1200
 TRIAL_ROWS = 400
-FINALISTS = 2
-SOFT_SCALE = 0.1  # log error beyond which a row pulls linearly, not quadratically
-PRIOR_WEIGHT = 0.03  # holds parameters that the rows do not determine near their guess
-TIMER_S = 1.5e-6  # rows not much longer than this are noise: their log error is scaled down
-FEW_SHOT_SCALARS = ("fixed_s", "compute_efficiency", "memory_efficiency")
+REFIT_ROWS = 600
+FINALISTS = 1
+SOFT_SCALE = 0.05  # log error beyond which a row pulls linearly, not quadratically
+PRIOR_WEIGHT = 0.007  # of a parameter one spread from its guess, as a root mean square error of the rows
+# How widely parameters differ between devices and kernels, on the log; what the rows leave open stays near its guess.
+SPREADS = {
+    "fixed_s": 2.0,
+    "host_s": 2.0,
+    "compute_efficiency": 0.3,
+    "power_efficiency": 0.3,
+    "memory_efficiency": 0.1,
+    "processor_share": 0.4,
+    "cache_speedup": 0.5,
+    "cache_copies": 0.5,
+    "sharpness": 0.5,
+}
+SPREAD = 1.0
+QUICKEST_SHARE = {"fixed_s": 0.5, "host_s": 0.8}  # of the quickest rows' time, where a fit of these starts
+TIMER_S = 5e-6  # rows not much longer than this tell little: their log error is scaled down
+FEW_SHOT_SCALARS = ("fixed_s", "host_s", "compute_efficiency", "power_efficiency", "memory_efficiency")
 FEW_SHOT_PRIOR = 0.1  # pull of a kin's scalars against a few rows of the device itself
 WIDEST = 60.0  # how far from its guess a parameter may move, as a factor
-LIMITS = {"efficiency": (0.02, 1.0), "sharpness": (1.0, 12.0), "speedup": (1.0, 12.0), "tail": (0.02, 1.0)}
+WAITS = (1e-8, 1e-2)  # what every call waits, in seconds
+LIMITS = {
+    "efficiency": (0.02, 1.0),
+    "processor_share": (0.7, 12.0),
+    "cache_copies": (0.3, 12.0),
+    "sharpness": (1.0, 12.0),
+    "speedup": (1.0, 12.0),
+    "tail": (0.02, 1.0),
+}
 
 
 def fit_physics(
@@ -29,7 +52,7 @@ def fit_physics(
     chosen = rng.permutation(len(seconds))[:MAX_ROWS]
     columns, seconds = columns[chosen], seconds[chosen]
     few = slice(0, TRIAL_ROWS)
-    guess = np.array(list(form.guesses.values()))
+    guess = _guess(form, seconds)
     trials: list[tuple[float, int, Floats, tuple[float, ...]]] = []
     for codes in form.codes:
         fit, loss = _least_squares(form, columns[few], seconds[few], formats, machine, guess, codes, 10)
@@ -51,7 +74,7 @@ def refit_physics(
     rng: np.random.Generator,
 ) -> Floats:
     """Return the parameters fitted to other rows from a start near by, its discrete choices kept."""
-    chosen = rng.permutation(len(seconds))[: MAX_ROWS // 2]
+    chosen = rng.permutation(len(seconds))[:REFIT_ROWS]
     count = len(form.guesses)
     codes = tuple(float(code) for code in start[count:])
     fit, _ = _least_squares(form, columns[chosen], seconds[chosen], formats, machine, start[:count], codes, 8)
@@ -103,29 +126,29 @@ def _least_squares(
     errors = _errors_of(form, columns, seconds, formats, machine, codes)
     lowest, highest = limits(form)
     first = np.clip(np.log(start), lowest + 1e-6, highest - 1e-6)
-    found = least_squares(
-        errors,
-        first,
-        bounds=(lowest, highest),
-        loss="soft_l1",
-        f_scale=SOFT_SCALE,
-        max_nfev=rounds,
-        diff_step=1e-3,
-    )
+    found = least_squares(errors, first, bounds=(lowest, highest), max_nfev=rounds, diff_step=1e-3)
     return np.exp(found.x), float(found.cost) / len(seconds)
+
+
+def _guess(form: Form, seconds: Floats) -> Floats:
+    """Return where a fit starts: the form's guesses, what every call takes as the quickest rows tell."""
+    quickest = float(np.quantile(seconds, 0.01))
+    told = {name: share * quickest for name, share in QUICKEST_SHARE.items()}
+    return np.array([told.get(name, guess) for name, guess in form.guesses.items()])
 
 
 def _errors_of(
     form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, codes: tuple[float, ...]
 ) -> Callable[[Floats], Floats]:
     """Return the function from log parameters to weighted log errors, with the pull towards the form's guess."""
-    centre = np.log(np.array(list(form.guesses.values())))
+    centre = np.log(_guess(form, seconds))
+    spread = np.array([SPREADS.get(name, SPREAD) for name in form.guesses])
     weight = 1.0 / (1.0 + TIMER_S / seconds)
-    prior = PRIOR_WEIGHT * np.sqrt(len(seconds) / len(centre)) * SOFT_SCALE
+    prior = PRIOR_WEIGHT * np.sqrt(len(seconds)) / spread
 
     def errors(logs: Floats) -> Floats:
         predicted = form.evaluate(columns, formats, machine, np.append(np.exp(logs), codes))[:, 0]
-        return np.append(weight * np.log(predicted / seconds), prior * (logs - centre))
+        return np.append(softened(weight * np.log(predicted / seconds)), prior * (logs - centre))
 
     return errors
 
@@ -134,10 +157,16 @@ def limits(form: Form) -> tuple[Floats, Floats]:
     """Return the lowest and highest log of each positive parameter: an efficiency is at most 1, and so on."""
     bounds = []
     for name, guess in form.guesses.items():
-        low, high = guess / WIDEST, guess * WIDEST
+        low, high = WAITS if name in QUICKEST_SHARE else (guess / WIDEST, guess * WIDEST)
         for ending, (least, most) in LIMITS.items():
             if name.endswith(ending):
                 low, high = max(low, least), min(high, most)
         bounds.append((np.log(low), np.log(high)))
     lowest, highest = np.array(bounds).T
     return lowest, highest
+
+
+def softened(errors: Floats) -> Floats:
+    """Return errors whose squares grow like the errors themselves beyond the soft scale."""
+    squares = 2.0 * (np.sqrt(1.0 + (errors / SOFT_SCALE) ** 2) - 1.0)
+    return np.asarray(SOFT_SCALE * np.sign(errors) * np.sqrt(squares))

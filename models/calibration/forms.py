@@ -52,7 +52,7 @@ def _add(name: str, names: tuple[str, ...], guesses: tuple[float, ...], codes: A
 _add(
     "gemm",
     operators.GEMM_PARAMETERS,
-    (3e-6, 0.75, 0.3, 200.0, 0.75, 2.0, 2.5, 1.5, 1e-6, 0.5, 3.0, 1.0, 2e-6),
+    (3e-6, 0.8, 0.4, 250.0, 0.88, 2.0, 3.0, 4.0, 2e-6, 0.5, 3.0, 1.0, 2e-6, 3e-7, 0.8, 0.05, 1e-9, 1e-6, 1e6),
     ((float(operators.FULL_MENU),), (float(operators.UNSPLIT_MENU),), (float(operators.LARGE_MENU),)),
     11,
     batch.gemm_rows,

@@ -35,6 +35,7 @@ BUDGET = Budget(300, 63, 4.0)
 BUDGET_OF = {"moe": Budget(75, 31, 20.0)}
 MOST_ROWS_OF = {"moe": 20_000}  # of devices of one silicon, which hardly differ
 TREE_COUNTS = (12, 19, 38, 75, 150, 300)
+FADE_TREES = 75  # enough to tell how far a correction reaches
 WORTHWHILE = 0.975  # twice the trees must bring the error down to this share
 P90_WEIGHT = 0.3  # what is minimised is the median plus this share of the 90th percentile
 # Rows so much slower than the physical form, on the log, that a tuner's accident explains them: they are judged, but
@@ -146,8 +147,11 @@ def fit_pool(pool: Sequence[Member]) -> list[Fitted]:
     """
     budget = _budget(pool)
     told = {split: _held_out(pool, split, ERROR_FOLD, budget) for split in SPLITS}
-    fresh = {split: _held_out(pool, split, COVERAGE_FOLD, budget) for split in SPLITS[:2]}
+    covered = SPLITS[:1] if pool[0].group.op == "gemm" else SPLITS[:2]
+    fresh = {split: _held_out(pool, split, COVERAGE_FOLD, budget) for split in covered}
     packed = _boosted(pool, budget)
+    if packed:
+        packed["fade"] = _fade(pool, budget)
     found = []
     for at, member in enumerate(pool):
         held = {split: one for split, every in told.items() if (one := every[at]) is not None}
@@ -225,8 +229,12 @@ def _held_out(pool: Sequence[Member], split: str, fold: int, budget: Budget) -> 
     enough = [FEWEST_HELD_BACK <= rows.sum() <= MOST_HELD_BACK * len(rows) for rows in held]
     if not any(enough):
         return [None] * len(pool)
-    rests = [_refitted(member, ~rows) for member, rows in zip(pool, held, strict=True)]
-    packed = _boosted([rest for rest in rests if rest.group.rows], budget)
+    refit = _fitted_afresh if split == "beyond" else _refitted
+    rests = [refit(member._replace(group=member.group.keep(~rows))) for member, rows in zip(pool, held, strict=True)]
+    ready = [rest for rest in rests if rest.group.rows]
+    packed = _boosted(ready, budget)
+    if packed and split == "beyond":
+        packed["fade"] = _fade(ready, budget)
     trees = residual.unpack(packed) if packed else None
     found: list[Held | None] = []
     for member, rest, rows, is_enough in zip(pool, rests, held, enough, strict=True):
@@ -235,16 +243,45 @@ def _held_out(pool: Sequence[Member], split: str, fold: int, budget: Budget) -> 
     return found
 
 
-def _refitted(member: Member, rows: Booleans) -> Member:
-    """Return a member with some rows only, its parameters fitted to them from where they are."""
-    rest = member.group.keep(rows)
-    if rest.rows < FEWEST_ROWS:
-        return member._replace(group=rest)
-    rng = np.random.default_rng(SEED + 1)
-    parameters = fitting.refit_physics(
-        *(member.form, rest.columns, rest.seconds, member.formats, member.machine, member.parameters, rng)
-    )
-    return member._replace(group=rest, parameters=parameters)
+def _refitted(member: Member) -> Member:
+    """Return a member with its parameters fitted to its rows from where they are, its discrete choices kept."""
+    if member.group.rows < FEWEST_ROWS:
+        return member
+    told = (member.form, member.group.columns, member.group.seconds, member.formats, member.machine)
+    return member._replace(parameters=fitting.refit_physics(*told, member.parameters, np.random.default_rng(SEED + 1)))
+
+
+def _fitted_afresh(member: Member) -> Member:
+    """Return a member with its parameters fitted to its rows from the form's guess: they know of no others."""
+    if member.group.rows < FEWEST_ROWS:
+        return member
+    told = (member.form, member.group.columns, member.group.seconds, member.formats, member.machine)
+    return member._replace(parameters=fitting.fit_physics(*told, np.random.default_rng(SEED)))
+
+
+def _fade(pool: Sequence[Member], budget: Budget) -> float:
+    """Return over how many octaves outside its range a correction should halve: what predicts the largest rows best."""
+    held = [measured.held_back(member.group.op, member.group.shape, "beyond", TRIAL_FOLD) for member in pool]
+    rests = [
+        _refitted(member._replace(group=member.group.keep(~rows))) for member, rows in zip(pool, held, strict=True)
+    ]
+    least = budget._replace(trees=min(budget.trees, FADE_TREES))
+    packed = _boosted([rest for rest in rests if rest.group.rows], least, MAX_TRIAL_ROWS)
+    kept = [
+        rest._replace(group=member.group.keep(rows))
+        for member, rest, rows in zip(pool, rests, held, strict=True)
+        if rest.group.rows and rows.any()
+    ]
+    if not packed or not kept:
+        return residual.FADES[-1]
+    scores = [_score(kept, residual.unpack(packed | {"fade": fade})) for fade in residual.FADES]
+    return residual.FADES[int(np.argmin(scores))]
+
+
+def _score(kept: Sequence[Member], trees: residual.Trees) -> float:
+    """Return the error that a trial should make small: the median and a share of the 90th percentile."""
+    errors = np.abs(np.concatenate([_told(one, trees, {}).log_error for one in kept]))
+    return float(np.median(errors) + P90_WEIGHT * np.quantile(errors, 0.9))
 
 
 def _told(kept: Member, trees: residual.Trees | None, ranges: dict[str, tuple[float, float]]) -> Held:
@@ -275,8 +312,8 @@ def _boosted(pool: Sequence[Member], budget: Budget, most_rows: int = MAX_BOOST_
         return {}
     most_rows = min(most_rows, MOST_ROWS_OF.get(pool[0].group.op, most_rows))
     rows = np.random.default_rng(SEED + 2).permutation(usual)[:most_rows]
-    names = residual.plain_columns(feature_columns(pool[0].group.op))
-    return residual.boost(np.concatenate(features)[rows], np.concatenate(residuals)[rows], names, budget)
+    sized = residual.sized_features(feature_columns(pool[0].group.op), features[0].shape[1])
+    return residual.boost(np.concatenate(features)[rows], np.concatenate(residuals)[rows], sized, budget)
 
 
 def _budget(pool: Sequence[Member]) -> Budget:
@@ -297,8 +334,7 @@ def _budget(pool: Sequence[Member]) -> Budget:
     best, least = 0, np.inf
     for count in dict.fromkeys(min(count, most.trees) for count in TREE_COUNTS):
         first = residual.first_trees(trees, count)
-        errors = np.abs(np.concatenate([_told(one, first, {}).log_error for one in kept]))
-        score = float(np.median(errors) + P90_WEIGHT * np.quantile(errors, 0.9))
+        score = _score(kept, first)
         if score < WORTHWHILE * least:
             best, least = count, score
     return most._replace(trees=best)

@@ -20,19 +20,21 @@ CODES = 255.0
 LARGEST = 4.0  # natural logs; beyond, a residual is taken for this much
 OFFSET = 1.0 / 64.0  # keeps the log of a fraction that may be zero
 MICROSECONDS_PER_SECOND = 1e6
-FADE_OCTAVES = 8.0  # outside the fitted range the correction halves every so many doublings
+OF_A_MEMBER = 2  # features that tell a member of a pool from its siblings
+FADES = (1.0, 2.0, 4.0, 8.0)  # outside the fitted range the correction halves every so many doublings, as a trial tells
 
 
 class Trees(NamedTuple):
     """Boosted trees in preorder: a node's left child follows it, `right` holds the other's index.
 
-    low and high (features,) bound each feature in the fit; the first `shape_features` after the seconds are shape
-    columns, whose excess fades the correction. value is a leaf's share of the log correction.
+    low and high (features,) bound each feature in the fit; the excess of those that are `sized` fades the correction,
+    which halves every `fade` octaves. value is a leaf's share of the log correction.
     """
 
     low: Floats
     high: Floats
-    shape_features: int
+    sized: npt.NDArray[np.bool_]
+    fade: float
     feature: npt.NDArray[np.int64]
     threshold: npt.NDArray[np.int64]
     right: npt.NDArray[np.int64]
@@ -58,9 +60,13 @@ def features_of(
     return np.asarray(np.log2(np.maximum(np.stack(columns, axis=-1), 0.0) + OFFSET))
 
 
-def plain_columns(names: tuple[str, ...]) -> int:
-    """Return how many of the names are single columns."""
-    return sum("*" not in name for name in names)
+def sized_features(names: tuple[str, ...], count: int) -> npt.NDArray[np.bool_]:
+    """Return which of `count` features are columns of a shape or products of them."""
+    products = sum("*" in name for name in names)
+    sized = np.zeros(count, bool)
+    sized[1 : 1 + len(names) - products] = True
+    sized[count - OF_A_MEMBER - products : count - OF_A_MEMBER] = True
+    return sized
 
 
 def coded(features: Floats, low: Floats, high: Floats) -> npt.NDArray[np.uint8]:
@@ -82,7 +88,7 @@ def corrections(features, trees, codes, out):
             x = features[i, j]
             width = max(trees.high[j] - trees.low[j], 1e-9)
             codes[j] = int(min(max(np.floor((x - trees.low[j]) / width * CODES), 0.0), CODES))
-            if 1 <= j <= trees.shape_features:
+            if trees.sized[j]:
                 outside = max(outside, trees.low[j] - x, x - trees.high[j])
         total = trees.baseline
         for t in range(trees.roots.shape[0]):
@@ -93,7 +99,7 @@ def corrections(features, trees, codes, out):
                 else:
                     node = trees.right[node]
             total += trees.value[node]
-        out[i] = total * 0.5 ** (outside / FADE_OCTAVES)
+        out[i] = total * 0.5 ** (outside / trees.fade)
 
 
 def corrected(seconds: Floats, features: Floats, trees: Trees | None) -> Floats:
@@ -110,13 +116,13 @@ def first_trees(trees: Trees, count: int) -> Trees:
     return trees._replace(roots=trees.roots[:count])
 
 
-def boost(features: Floats, residuals: Floats, shape_features: int, budget: Budget) -> dict[str, Any]:
+def boost(features: Floats, residuals: Floats, sized: npt.NDArray[np.bool_], budget: Budget) -> dict[str, Any]:
     """Grow trees for log residuals within a budget and return them packed, as `unpack` reads them."""
     low = features.min(axis=0).astype(np.float16)
     high = features.max(axis=0).astype(np.float16)
     codes = coded(features, low.astype(float), high.astype(float))
     forest = grow(codes, np.clip(residuals, -LARGEST, LARGEST), budget)
-    return pack(forest) | {"low": low, "high": high, "shape_features": shape_features}
+    return pack(forest) | {"low": low, "high": high, "sized": sized, "fade": FADES[-1]}
 
 
 def pack(forest: Forest) -> dict[str, Any]:
@@ -158,7 +164,8 @@ def unpack(packed: Mapping[str, Any]) -> Trees:
     return Trees(
         packed["low"].astype(np.float64),
         packed["high"].astype(np.float64),
-        int(packed["shape_features"]),
+        packed["sized"],
+        float(packed["fade"]),
         feature,
         threshold,
         right,

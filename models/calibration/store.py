@@ -26,7 +26,8 @@ PROVENANCES = ("measured", "calibrated", "modelled", "assumed")
 # What a fit is where its file does not say.
 DEFAULTS = {"kv_dtype": "", "kernel": "", "sub_op": "", "dtype": "", "provenance": "calibrated"}
 SIBLINGS = Path(__file__).with_name("siblings.toml")
-_FLAT = ("feature", "threshold", "leaf", "scale", "low", "high")
+_FLAT = ("feature", "threshold", "leaf", "scale", "low", "high", "sized")
+_SCALARS = ("baseline", "fade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,12 @@ def write(
         every_forest = [packed for _, packed in forests.values()]
         flat = {name: np.concatenate([packed[name] for packed in every_forest]) for name in _FLAT}
         flat["sizes"] = np.array([_sizes(packed) for packed in every_forest], np.int32)
-        flat["baseline"] = np.array([packed["baseline"] for packed in every_forest], np.float32)
+        flat |= {name: np.array([packed[name] for packed in every_forest], np.float32) for name in _SCALARS}
         _save(folder / f"{file_stem(silicon, engine)}.npz", flat)
 
 
 def _sizes(packed: Mapping[str, Any]) -> tuple[int, ...]:
-    return len(packed["scale"]), len(packed["feature"]), len(packed["low"]), packed["shape_features"]
+    return len(packed["scale"]), len(packed["feature"]), len(packed["low"])
 
 
 def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -267,11 +268,11 @@ def _forests(silicon: str, engine: str, folder: Path) -> tuple[Mapping[str, Any]
         return ()
     arrays = dict(np.load(path))
     found, at = [], dict.fromkeys(_FLAT, 0)
-    for (trees, nodes, features, shape_features), baseline in zip(arrays["sizes"], arrays["baseline"], strict=True):
+    for number, (trees, nodes, features) in enumerate(arrays["sizes"]):
         leaves = (nodes + trees) // 2
         sizes = {"feature": nodes, "threshold": nodes - leaves, "leaf": leaves, "scale": trees}
-        sizes |= {"low": features, "high": features}
-        packed: dict[str, Any] = {"shape_features": int(shape_features), "baseline": float(baseline)}
+        sizes |= dict.fromkeys(("low", "high", "sized"), features)
+        packed: dict[str, Any] = {name: float(arrays[name][number]) for name in _SCALARS}
         for name, size in sizes.items():
             packed[name] = arrays[name][at[name] : at[name] + size]
             at[name] += size
