@@ -66,14 +66,14 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
     )
     return Finding(
         figures={claim.figure: figure for claim, figure in zip(CARD.claims, figures, strict=True)},
-        control={"balanced load": _control(seeds, *SIZES[False])},  # short runs tell it apart by one seed in five
+        control={"balanced load": _control(seeds, *SIZES[False])},  # in short runs one seed of five decides it
         curve=_curve(ways, _offers(seeds[0], count), CURVE_PER_S[::3] if quick else CURVE_PER_S),
         ablation=[_row(name, found, rates["chunks of 1,024"]) for name, found in rates.items()],
         sweep=[
             _window(engine, seeds, count, halvings, rates["fixed"], each) for each in WINDOWS_S[: 1 if quick else 3]
         ],
-        note="llama-3.1-8b on one A100 of 40 GB; a busy neighbour leaves a lane its share of the caps, by the published "
-        "fits of TTFT and TPOT over shares: side by side the two do 1.12 times the work of one after the other, "
+        note="llama-3.1-8b on one A100 of 40 GB; a busy neighbour leaves a lane its share of the caps, by the "
+        "published fits of TTFT and TPOT over shares: side by side the two do 1.12 times the work of one after the other, "
         "where chunks share a step's weights among both. So the best fixed split that we can give it (prefill free,"
         " decode at 0.6) carries 0.92 times what chunks do. The baselines of the paper, vLLM 0.6 and DistServe's "
         "own engine, had host times and kernels that are not in our measurements. On 80 GB, which the paper's 70B "
