@@ -73,21 +73,21 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
             _window(engine, seeds, count, halvings, rates["fixed"], each) for each in WINDOWS_S[: 1 if quick else 3]
         ],
         note="llama-3.1-8b on one A100 of 40 GB; a busy neighbour leaves a lane its share of the caps, by the "
-        "published fits of TTFT and TPOT over shares: side by side the two do 1.12 times the work of one after the other, "
-        "where chunks share a step's weights among both. So the best fixed split that we can give it (prefill free,"
-        " decode at 0.6) carries 0.92 times what chunks do. The baselines of the paper, vLLM 0.6 and DistServe's "
-        "own engine, had host times and kernels that are not in our measurements. On 80 GB, which the paper's 70B "
-        "on four devices must have had, one long run gave 0.92 times chunks, 1.02 times DistServe, 1.11 [0.87, "
-        "1.36] times fixed shares, and a control of 1.12, the work that two lanes do more. Where the control is "
-        "below 1 it is by the promise of first tokens: at as much load, waits at lanes of half the speed are twice "
-        "as long. With both promises four times as long it was 0.94 (three seeds, 0.90 with those of the paper). "
-        "The rule never takes shares back while both promises are kept: after enough windows of long prompts "
-        "decoding is left a sixth of the device, and some seeds collapse at 6 a second. Changed since first runs: "
-        "2,500 requests, not 400, which were over before queues were there (0.88x of chunks); both promises missed "
-        "change nothing, and a window's own steps tell what tokens take, not answers that end in it; the control is"
-        " balanced at the batch of its capacity (64 gave 1.24). Changed last, knowing 0.42x of chunks and a control"
-        " of 0.886: first tokens of a window are told by their mean, as the fits are of a queue's mean, not by the "
-        "90th percentile of some 30",
+        "published fits of TTFT and TPOT over shares: side by side the two do 1.12 times the work of one after "
+        "the other, where chunks share a step's weights among both. So the best fixed split that we can give it "
+        "(prefill free, decode at 0.6) carries 0.92 times what chunks do. The baselines of the paper, vLLM 0.6 "
+        "and DistServe's own engine, had host times and kernels that are not in our measurements. On 80 GB, which"
+        " the paper's 70B on four devices must have had, one long run gave 0.92 times chunks, 1.02 times "
+        "DistServe, 1.11 [0.87, 1.36] times fixed shares, and a control of 1.12, the work that two lanes do more."
+        " Where the control is below 1 it is by the promise of first tokens: at as much load, waits at lanes of "
+        "half the speed are twice as long. With both promises four times as long it was 0.94 (three seeds, 0.90 "
+        "with those of the paper). The rule never takes shares back while both promises are kept: after enough "
+        "windows of long prompts decoding is left a sixth of the device, and some seeds collapse at 6 a second. "
+        "Changed since first runs: 2,500 requests, not 400, which were over before queues were there (0.88x of "
+        "chunks); both promises missed change nothing, and a window's own steps tell what tokens take, not "
+        "answers that end in it; the control is balanced at the batch of its capacity (64 gave 1.24). Changed "
+        "last, knowing 0.42x of chunks and a control of 0.886: first tokens of a window are told by their mean, "
+        "as the fits are of a queue's mean, not by the 90th percentile of some 30",
     )
 
 
