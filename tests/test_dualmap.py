@@ -115,7 +115,8 @@ def test_a_prompt_token_takes_as_long_as_published():
     from simulator.studies import dualmap
 
     facts = dualmap._facts()
-    assert dualmap._s_per_token(facts["of_peak"], 8192) == pytest.approx(facts["published_s_per_token"], rel=0.1)
+    found_s = dualmap._s_per_token(dualmap._of_peak(), facts["published_prompt_tokens"])
+    assert found_s == pytest.approx(facts["published_s_per_token"], rel=0.02)
 
 
 def test_a_replayed_trace_leaves_out_what_is_too_long_and_spreads_what_has_one_stamp():

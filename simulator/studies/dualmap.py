@@ -104,7 +104,7 @@ class Trials:
         self, facts: Mapping[str, Any], kind: str, seed: int, most: int, halvings: int, slo_s: float | None = None
     ) -> None:
         self.trace = _trace(facts, kind, seed, most)
-        self.fleet, self.halvings = _fleet(facts["of_peak"]), halvings
+        self.fleet, self.halvings = _fleet(_of_peak()), halvings
         self.warm_up = min(facts["warm_up_requests"], int(MOST_WARM_UP * len(self.trace)))
         self.warm_up_per_s = facts[TOOL if kind == TOOL else TALK]["warm_up_per_s"]
         self.slo_s = facts["slo_s"] if slo_s is None else slo_s
@@ -199,7 +199,7 @@ def _facts() -> dict[str, Any]:
     return tomllib.loads(FACTS.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _fleet(of_peak: float) -> "Fleet":
     """Return the published fleet at a part of its arithmetic, under an engine launched as published.
 
@@ -372,6 +372,17 @@ def _note(
         "tokens that could be found DualMap finds 95 % on tool and agent, 96 % being published, which nothing "
         "was set by"
     )
+
+
+@lru_cache(maxsize=1)
+def _of_peak() -> float:
+    """Return the part of the device's arithmetic with which a prompt token takes as long as published.
+
+    A token's time is all but linear in the inverse of that part.
+    """
+    facts = _facts()
+    whole_s, half_s = (_s_per_token(part, facts["published_prompt_tokens"]) for part in (1.0, 0.5))
+    return float((half_s - whole_s) / (facts["published_s_per_token"] - (2 * whole_s - half_s)))
 
 
 def _s_per_token(of_peak: float, tokens: int) -> float:

@@ -104,9 +104,10 @@ class Queues:
         if not self.plane.is_open[lane]:
             for number in list(self.waiting[lane]):
                 self.plane.offer(number)
+        if not self.setting.moves or len(self.waiting[lane]) < 2 or not self._is_late(lane, self._waits_long(lane)):
+            return
         waits = [self._waits_long(each) for each in range(len(self.waiting))]
-        late = [self._is_late(each, waits[each]) for each in range(len(self.waiting))]
-        if not self.setting.moves or len(self.waiting[lane]) < 2 or not late[lane] or all(late):
+        if all(self._is_late(each, is_long) for each, is_long in enumerate(waits)):
             return
         excess = self.pending_tokens[lane] - self.setting.slo_s / self.s_per_token[lane]
         moved = 0
