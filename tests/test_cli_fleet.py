@@ -1,12 +1,17 @@
 """`plan fleet`: the newcomer's first command, and every way in which its input can be wrong."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from planners.cli import main
 
+ROOT = Path(__file__).resolve().parent.parent
 HEADER = "arrival_s,input_tokens,output_tokens\n"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 1029384\n"
 PROMISES = ("--slo", "ttft:p99<=2s", "--slo", "tpot:p99<=80ms")
@@ -146,6 +151,46 @@ def test_a_plan_replays_to_the_same_figures_and_is_the_same_bytes_twice(few_requ
     assert replayed["slo"] == planned["slo"]
     assert replayed["attainment"] == planned["attainment"]
     assert replayed["requests"] == planned["requests"]
+
+
+def test_a_fresh_process_on_one_core_gives_the_same_bytes(few_requests, tmp_path):
+    assert fleet(str(few_requests), *ONE_DEVICE, "-o", str(tmp_path / "here")).exit_code == 0
+    alone = "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code = f"{alone}; from planners.cli import main; main(sys.argv[1:])"
+    arguments = [
+        "fleet",
+        str(few_requests),
+        *ONE_DEVICE,
+        "--model",
+        "llama-3.1-8b",
+        *PROMISES,
+        "-o",
+        str(tmp_path / "there"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("plan.json", "requests.parquet"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+def test_a_plan_keeps_to_the_racks_there_are(few_requests, tmp_path):
+    def in_racks(nodes: str, *more: str):
+        racks = f"racks={{a: {{nodes: {{l40s: {nodes}}}, power_w: 4000}}}}"
+        return fleet(str(few_requests), *ONE_DEVICE, "--set", racks, "-o", str(tmp_path), *more)
+
+    found = in_racks("[2, 2]", "--json")
+    assert found.exit_code == 0, found.output
+    limits = json.loads(found.stdout)["result"]["explain"]["limits"]
+    assert [row["name"] for row in limits][:2] == [
+        "at most 4 x l40s on nodes for 1 or more together",
+        "at most 4 x l40s on nodes for 2 or more together",
+    ]
+    assert all(row["used"] <= row["most"] for row in limits)
+    assert limits[2]["most"] == 0.0  # no node holds a replica of four
+    none = in_racks("[]")
+    assert none.exit_code == 1
+    assert "at most 0 x l40s on nodes for 1 or more together" in none.stderr
 
 
 def test_a_plan_changed_by_hand_is_replayed_as_it_is_now(few_requests, tmp_path):
