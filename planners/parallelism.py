@@ -15,6 +15,7 @@ from planners.engines import Variants, legal_engines
 
 MOST_CONCURRENCY = 512
 BUDGETS = (2048, 8192)  # tokens a step
+RANKS = (1, 2, 4, 8)  # that share one set of experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def ranking(
     for budget in BUDGETS:
         settings = Settings(max_num_batched_tokens=budget, max_num_seqs=MOST_CONCURRENCY)
         for engine in legal_engines(
-            llm, [device], context_tokens=context, variants=Variants(tuple(dtypes)), settings=settings
+            llm, [device], context_tokens=context, variants=Variants(tuple(dtypes), dp=RANKS), settings=settings
         ):
             point = best_point(engine, load, ttft_limit_s, tpot_limit_s)
             if point is not None:

@@ -76,11 +76,14 @@ class Racks:
 
 @dataclass(frozen=True, slots=True)
 class WayFacts:
-    """How a stage runs on a class: a request's milliseconds, those that keep a replica busy, its cost, memory."""
+    """How a stage runs on a class: a request's milliseconds, those that keep a replica busy, its cost, memory.
+
+    Where no milliseconds are given the cost model tells them, and the memory.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    ms: float
+    ms: float | None = None
     busy_ms: float | None = None
     usd: float = 0.0
     memory_gb: float = 0.0
@@ -88,23 +91,38 @@ class WayFacts:
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """A stage: ways to run by class, and the megabytes that it passes on by following stage."""
+    """A stage: ways to run by class, and the megabytes that it passes on by following stage.
+
+    For the cost model it computes prefill_tokens of a prompt, and writes decode_tokens after context_tokens more.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     runs_on: Mapping[str, WayFacts]
     passes_on_mb: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ClassFacts:
-    """A class of hardware: what a replica costs and holds, and how many there are."""
+    """A class of hardware: what a replica costs and holds, and how many there are.
+
+    For the cost model a replica is so many of a device, on which sequences decode together; where no price is given,
+    that of the list is taken.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    usd_per_hour: float = 0.0
+    usd_per_hour: float | None = None
     most: int = 1_000
-    memory_gb: float = float("inf")
+    memory_gb: float | None = None
+    device: str | None = None
+    devices: int = 1
+    dtype: str = "bf16"
+    sequences: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +142,8 @@ class Agents:
 
     def graph(self) -> "tuple[list[Stage], list[HardwareClass], Network]":
         """Return stages, classes and network as the planner takes them; ValueError for an unknown class."""
-        from planners.agents import HardwareClass, Network, Stage, Way
+        from planners import agent_costs
+        from planners.agents import HardwareClass, Network, Stage
 
         if not (self.limit_ms > 0 and self.requests_per_s >= 0 and 0 < self.utilisation <= 1 and self.gb_per_s > 0):
             raise ValueError("expected limit_ms and gb_per_s above 0, requests_per_s from 0, utilisation in (0, 1]")
@@ -133,18 +152,10 @@ class Agents:
             unknown = [one for one in facts.runs_on if one not in self.classes]
             if unknown:
                 raise ValueError(f"stages.{name}: no class {unknown[0]!r}; known: {', '.join(self.classes)}")
-            ways = {
-                one: Way(
-                    way.ms / MS_PER_S,
-                    None if way.busy_ms is None else way.busy_ms / MS_PER_S,
-                    way.usd,
-                    way.memory_gb * BYTES_PER_GB,
-                )
-                for one, way in facts.runs_on.items()
-            }
+            ways = {one: agent_costs.way(name, facts, one, self.classes[one]) for one in facts.runs_on}
             stages.append(Stage(name, ways, {late: size * 1e6 for late, size in facts.passes_on_mb.items()}))
         classes = [
-            HardwareClass(name, one.usd_per_hour, one.most, one.memory_gb * BYTES_PER_GB)
+            HardwareClass(name, agent_costs.usd_per_hour(name, one), one.most, agent_costs.memory_bytes(one))
             for name, one in self.classes.items()
         ]
         network = Network(self.latency_ms / MS_PER_S, self.gb_per_s * BYTES_PER_GB, self.usd_per_gb / BYTES_PER_GB)

@@ -1,13 +1,17 @@
 """Our choice of a cut against another configurator's, both under our model: equal requests, a closed loop.
 
-python tests/bench_parallelism.py [CHOICES.csv]
+python tests/bench_parallelism.py [--all] [--choices CHOICES.csv]
 
-CHOICES has the columns model, device, ttft_s, tpot_ms and cut, as "tp4pp1ep1dp1": what another configurator chose.
+CHOICES, parallelism_choices.csv by default, has the columns model, device, ttft_s, tpot_ms and cut, as "tp4pp1ep1dp1":
+what another configurator chose; its own estimate of tokens/s a device; and where that was read. Only those cases are
+looked at, or with --all every model on every device under every pair of limits.
 """
 
+import argparse
 import csv
 import itertools
 import sys
+from pathlib import Path
 
 from models import device, llm
 from models.closed_loop import Load
@@ -16,6 +20,7 @@ from planners.parallelism import Point, ranking
 MODELS = ("qwen3-32b", "llama-3.1-70b", "deepseek-v3")  # all in fp8
 DEVICES = ("h100-sxm", "h200-sxm", "b200-sxm")
 LIMITS = ((1.0, 0.02), (1.0, 0.04), (3.0, 0.02), (3.0, 0.04))  # TTFT, TPOT [s]
+CHOICES = Path(__file__).with_name("parallelism_choices.csv")
 LOAD = Load(input_tokens=4000, output_tokens=1000, concurrency=1)
 
 
@@ -34,22 +39,35 @@ def describe(point: Point | None) -> str:
     )
 
 
+def chosen_by_others(path: Path) -> dict[tuple[str, str, float, float], tuple[str, str]]:
+    """Return the cut and the tokens/s a device that another configurator told, by case."""
+    with path.open(newline="") as file:
+        return {
+            (row["model"], row["device"], float(row["ttft_s"]), float(row["tpot_ms"]) / 1e3): (
+                row["cut"],
+                row["tokens_per_s_per_device"],
+            )
+            for row in csv.DictReader(file)
+        }
+
+
 def main() -> None:
-    """Print a row for every model, device and pair of limits."""
-    chosen = {}
-    if len(sys.argv) > 1:
-        with open(sys.argv[1], newline="") as file:
-            for row in csv.DictReader(file):
-                key = row["model"], row["device"], float(row["ttft_s"]), float(row["tpot_ms"]) / 1e3
-                chosen[key] = row["cut"]
-    for model, name, (ttft_s, tpot_s) in itertools.product(MODELS, DEVICES, LIMITS):
+    """Print our choice and theirs, case by case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--choices", type=Path, default=CHOICES)
+    asked = parser.parse_args()
+    theirs = chosen_by_others(asked.choices)
+    every = [(model, name, *limits) for model, name, limits in itertools.product(MODELS, DEVICES, LIMITS)]
+    for case in every if asked.all else [case for case in every if case in theirs]:
+        model, name, ttft_s, tpot_s = case
         points = ranking(llm.load(model), device.load(name), LOAD, ttft_s, tpot_s)
         print(f"{model} {name} TTFT {ttft_s:g} s TPOT {tpot_s * 1e3:g} ms")
         print("  ours:   " + describe(points[0] if points else None))
-        cut = chosen.get((model, name, ttft_s, tpot_s))
-        if cut:
-            theirs = next((point for point in points if cut_of(point) == cut), None)
-            print(f"  theirs: {cut}: " + describe(theirs))
+        if case in theirs:
+            cut, per_device = theirs[case]
+            point = next((point for point in points if cut_of(point) == cut), None)
+            print(f"  theirs: {cut}, by their own model {per_device}; " + describe(point))
         sys.stdout.flush()
 
 

@@ -1,14 +1,16 @@
 """Benchmarks of the planner's programmes: published cases of Mélange, generated mixes, indivisible tenants, layers.
 
-python tests/bench_programmes.py [--only melange,mix,tenants,layers]
+python tests/bench_programmes.py [--only melange,mix,tenants,layers,helix]
 
 Each prints what was found, its bound or the published answer, and CPU seconds; the bars of cost and gap are asserted.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from test_planner_tenants import REPLICAS, forty_types
 
 from planners.fluid import FluidMix, cheapest_fluid
 from planners.group_speeds import cluster_of
-from planners.pipelines import best_placement, even_stages, most_per_s, separate_pipelines, served_per_s
+from planners.pipelines import Cluster, best_placement, even_stages, most_per_s, separate_pipelines, served_per_s
 from planners.place_file import GroupFacts, Layers
+from planners.solver import mathopt
 from planners.tenants import cheapest_packing
 
 CENT = 0.01
@@ -95,11 +98,66 @@ def tenants() -> None:
     assert found.gap <= 0.035
 
 
-def layers() -> None:
-    """Print Llama-2-70B over 24 unlike nodes on a 10 Gb/s network: four A100, eight L4, twelve T4 (Helix's cluster)."""
+def unlike_nodes() -> tuple[Cluster, int]:
+    """Return 24 nodes at 10 Gb/s, four A100, eight L4, twelve T4 (Helix's cluster), and Llama-2-70B's layers."""
     nodes = {"a100": ("a100-sxm-40gb", 4), "l4": ("l4", 8), "t4": ("t4", 12)}
     groups = {name: GroupFacts(device, count=count) for name, (device, count) in nodes.items()}
-    cluster, count = cluster_of(Layers("llama-2-70b", groups, sequences=16))
+    return cluster_of(Layers("llama-2-70b", groups, sequences=16))
+
+
+def helix() -> None:
+    """Print what Helix's own mixed-integer programme finds on the same nodes, by HiGHS instead of Gurobi."""
+    cluster, count = unlike_nodes()
+    for limit_s in (30, 120):
+        per_s, cpu_s = timed(lambda limit_s=limit_s: by_helix(cluster, count, limit_s))
+        print(f"  Helix's programme        {per_s:8.0f} tokens/s after {limit_s} s, {cpu_s:6.1f} CPU s", flush=True)
+
+
+def by_helix(cluster: Cluster, layers: int, limit_s: float) -> float:
+    """Return the tokens/s of the programme of arXiv 2406.01566 after so many seconds; 0 where it found nothing.
+
+    Whole first layers, a choice of how many, and for each pair whether the second goes on where the first ends.
+    """
+    library = mathopt()
+    model, everyone = library.Model(), range(len(cluster.groups))
+    starts = [model.add_integer_variable(lb=0, ub=layers) for _ in everyone]
+    held = [[model.add_binary_variable() for _ in group.tokens_per_s[:layers]] for group in cluster.groups]
+    ends = [starts[i] + sum(n * each for n, each in enumerate(held[i], 1)) for i in everyone]
+    into: list[list[Any]] = [[] for _ in everyone]
+    out: list[list[Any]] = [[] for _ in everyone]
+    served: list[Any] = []
+    for i, group in enumerate(cluster.groups):
+        model.add_linear_constraint(sum(held[i]) <= 1)
+        model.add_linear_constraint(ends[i] <= layers)
+        first, last = model.add_binary_variable(), model.add_binary_variable()
+        model.add_linear_constraint(starts[i] <= layers * (1 - first))
+        model.add_linear_constraint(layers - ends[i] <= layers * (1 - last))
+        most = group.speed(1)
+        arrives, leaves = model.add_variable(lb=0, ub=most), model.add_variable(lb=0, ub=most)
+        model.add_linear_constraint(arrives <= most * first)
+        model.add_linear_constraint(leaves <= most * last)
+        into[i].append(arrives)
+        out[i].append(leaves)
+        served.append(arrives)
+    for i, j in itertools.permutations(everyone, 2):
+        follows, flow = model.add_binary_variable(), model.add_variable(lb=0)
+        model.add_linear_constraint(starts[j] <= ends[i] + layers * (1 - follows))
+        model.add_linear_constraint(ends[i] + 1 <= ends[j] + (layers + 1) * (1 - follows))
+        model.add_linear_constraint(flow <= min(cluster.groups[i].speed(1), cluster.link_tokens_per_s[i, j]) * follows)
+        out[i].append(flow)
+        into[j].append(flow)
+    for i, group in enumerate(cluster.groups):
+        model.add_linear_constraint(sum(into[i]) == sum(out[i]))
+        model.add_linear_constraint(sum(into[i]) <= sum(group.speed(n) * each for n, each in enumerate(held[i], 1)))
+    model.maximize(sum(served))
+    parameters = library.SolveParameters(time_limit=timedelta(seconds=limit_s))
+    found = library.solve(model, library.SolverType.HIGHS, params=parameters)
+    return float(found.objective_value()) if found.has_primal_feasible_solution() else 0.0
+
+
+def layers() -> None:
+    """Print our placement on those nodes, simpler ones, and what none serves more than."""
+    cluster, count = unlike_nodes()
     most = most_per_s(cluster, count)
     print(f"no placement serves more than {most:.0f} tokens/s")
     for name, placement in (
@@ -112,7 +170,7 @@ def layers() -> None:
         print(f"  ours, {trials:5} trials       {per_s:8.0f} tokens/s, {per_s / most:.0%} of that  {cpu_s:6.1f} CPU s")
 
 
-PARTS = {"melange": melange, "mix": mix, "tenants": tenants, "layers": layers}
+PARTS = {"melange": melange, "mix": mix, "tenants": tenants, "layers": layers, "helix": helix}
 
 
 def main() -> None:

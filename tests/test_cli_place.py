@@ -102,3 +102,21 @@ def test_a_key_that_is_unknown_is_told_with_its_place(asked):
     outcome = asked("stages", AGENTS.replace("limit_ms", "limitms"))
     assert outcome.exit_code == 2
     assert "10:1: limitms: unknown key; did you mean limit_ms?" in outcome.stderr
+
+
+def test_the_cost_model_tells_what_stages_take_where_nobody_measured(asked):
+    agents = (
+        "stages:\n"
+        "  prefill: {model: llama-3.1-8b, prefill_tokens: 4000, runs_on: {h: {}, l: {}}, passes_on_mb: {decode: 524}}\n"
+        "  decode: {model: llama-3.1-8b, decode_tokens: 200, context_tokens: 4000, runs_on: {h: {}, l: {}}}\n"
+        "classes: {h: {device: h100-sxm}, l: {device: l40s}}\n"
+        "gb_per_s: 50\nlimit_ms: LIMIT\nrequests_per_s: 0.2\n"
+    )
+    loose = result_of(asked("stages", agents.replace("LIMIT", "60000"), "--json"))
+    assert set(loose["classes"].values()) == {"l"}  # the cheaper one is fast enough
+    tight = asked("stages", agents.replace("LIMIT", str(loose["seconds"] * 1e3 / 2)), "--json")
+    assert "h" in result_of(tight)["classes"].values()
+    assert result_of(tight)["usd_per_hour"] > loose["usd_per_hour"]
+    unknown = asked("stages", AGENTS.replace("{ms: 80, usd: 0.08}", "{usd: 0.08}"))
+    assert unknown.exit_code == 2
+    assert "stages.prefill: nothing tells what it takes on 'hp': expected ms, or a model" in unknown.stderr

@@ -78,7 +78,7 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
             "--kinds", metavar="KINDS", help="Prices: on-demand (by default), spot, reserved-1y or -3y, owned."
         ),
         click.option(
-            "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit: usd_per_hour, power_w, spare, ..."
+            "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit: usd_per_hour, power_w, zones, ..."
         ),
         click.option(
             "--class", "classes", multiple=True, metavar="NAME=RULE", help="A class: chat=input_tokens<2000; repeat."
