@@ -66,7 +66,8 @@ def stages(file: str, as_json: bool) -> None:
     """Assign the stages of an agent to classes of hardware, cheapest within a promise from end to end.
 
     AGENTS has `stages`, each with what it takes on the classes it runs on, or a model and tokens for the cost model to
-    tell, and what it passes on; `classes` with prices and counts, or a device; `limit_ms`; and perhaps requests_per_s, latency_ms, gb_per_s and usd_per_gb between classes.
+    tell, and what it passes on; `classes` with prices and counts, or a device; `limit_ms`; and perhaps requests_per_s,
+    latency_ms, gb_per_s and usd_per_gb between classes.
     """
     from planners.agents import assign
     from planners.place_file import Agents
