@@ -102,6 +102,20 @@ def bound(compiled: Function, *arguments: Any) -> Function:
     return entry
 
 
+def asking_for(part: str) -> Callable[[Function], Function]:
+    """Return what compiles an inner kernel that says no where a part of its first argument, a named tuple, is empty.
+
+    Kernels for such arguments are then compiled without all that depends on the answer.
+    """
+
+    def ask(function: Function) -> Function:
+        compiled = inner_kernel(function)
+        compiled.asks_for = part  # type: ignore[attr-defined]
+        return compiled
+
+    return ask
+
+
 def inner_kernel(function: Function) -> Function:
     """Compile a function that only other kernels call: it has no Python entry, which would take long to compile.
 

@@ -30,7 +30,7 @@ from simulator.layout import (
     WAITING,
 )
 from simulator.queues import remove_prefill, remove_running, remove_waiting
-from simulator.shelves import clear, has_shelves
+from simulator.shelves import clear, has_extras, has_shelves
 from simulator.tiers import has_tiers, lose_own_stores
 from simulator.timers import DEADLINE, set_timer
 from simulator.tournament import settle_load
@@ -112,10 +112,10 @@ def _unpin(state, slot, now_ps):
 def _fetched(state, slot, now_ps):
     """Let a request go on whose KV the control plane has moved from a shared tier."""
     row = state.requests[slot]
-    if len(state.extras) == 0 or row.status != LOADING or row.source_lane != NONE:
-        return False
-    come_back(state, slot, now_ps)
-    return True
+    if has_extras(state) and row.status == LOADING and row.source_lane == NONE:
+        come_back(state, slot, now_ps)
+        return True
+    return False
 
 
 @inner_kernel

@@ -9,6 +9,7 @@ from simulator.forming import begin_step
 from simulator.lane import keep_step, wake
 from simulator.layout import FAR, FINISHED, IDLE, LOADING, NONE
 from simulator.routing import choose_lane
+from simulator.shelves import has_extras
 from simulator.timers import DEADLINE, next_timer_ps, take_timer
 
 
@@ -81,7 +82,7 @@ def _go_off(state, now_ps):
         cancel(state, slot, now_ps)
     elif row.status != LOADING or row.lands_ps != now_ps:
         return
-    elif len(state.extras) > 0 and row.source_lane == NONE:
+    elif has_extras(state) and row.source_lane == NONE:
         come_back(state, slot, now_ps)
     else:
         release_source(state, row, now_ps)

@@ -4,7 +4,7 @@ Blocks are kept free for it meanwhile. What has come lies in the lane's cache, m
 the head of the queue, where the next step finds it; so nothing is held by who cannot go on.
 """
 
-from models.compiled import inner_kernel
+from models.compiled import asking_for, inner_kernel
 from simulator.blocks import blocks
 from simulator.cache import give_blocks, hold, lay_down, leave_content, look_up, take_blocks
 from simulator.lane import cut_run, free_beside_decodes, tell
@@ -17,7 +17,7 @@ from simulator.tournament import settle_load
 NOTHING, SET_OUT, NO_ROOM = 0, 1, 2
 
 
-@inner_kernel
+@asking_for("extras")
 def fetches_outside(state, here):
     """Say whether a lane's requests wait for tiers outside its batch."""
     return has_tiers(state, here) and state.words[here.tiers_at + FETCH_LAYERS] == OUTSIDE

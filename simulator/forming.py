@@ -376,7 +376,7 @@ def _admit(state, here, row, budget_tokens):
         return 0, 0
     if looks_up:
         hold(state, row, here, nodes, part, own)
-    if found_tokens > from_tokens:
+    if has_tiers(state, here) and found_tokens > from_tokens:
         fetch(state, row, here, nodes, from_tokens, found_tokens)
     if row.scheduled_ps == FAR:
         row.cached_tokens = min(found_tokens, row.input_tokens)

@@ -245,7 +245,8 @@ class State(NamedTuple):
     notices: npt.NDArray[np.int64]  # pairs of what the control plane is to be told, and the slot it is about
     variants: npt.NDArray[Any]  # PRICED each: where the prices of a kind of lane lie
     log: npt.NDArray[Any]  # LOGGED each: steps of a window of time
-    extras: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory, or shelves in it
+    extras: tuple[int, ...] = ()  # not empty where lanes have tiers below their memory, or shelves in it; else kernels
+    # are compiled without all that follows from them
 
 
 def without_extras(state: State) -> State:

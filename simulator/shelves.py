@@ -4,7 +4,7 @@ For each tenant that has a quota there are three: SMALL for what is new, MAIN, a
 SMALL unread. Only S3-FIFO uses the first and the last (Yang et al., SOSP 2023).
 """
 
-from models.compiled import inner_kernel
+from models.compiled import asking_for, inner_kernel
 from simulator.layout import FAR, NONE
 from simulator.nodes import forget
 
@@ -20,10 +20,16 @@ MOST_READS = 3  # that are counted of a content block
 SMALL_PARTS = 10  # the small queue is a tenth
 
 
-@inner_kernel
+@asking_for("extras")
+def has_extras(state):
+    """Say whether any lane has tiers or shelves."""
+    return len(state.extras) > 0
+
+
+@asking_for("extras")
 def has_shelves(state, here):
-    """Say whether a lane's memory has shelves; where no lane's has, kernels are compiled without all that follows."""
-    return len(state.extras) > 0 and here.shelves_at != NONE
+    """Say whether a lane's memory has shelves."""
+    return here.shelves_at != NONE
 
 
 @inner_kernel

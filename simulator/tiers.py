@@ -4,7 +4,7 @@ A lane's stores form a chain, the nearest first; the last may be one that lanes 
 read before the step that goes on from it, or layer by layer beside it. A store keeps what it holds on shelves.
 """
 
-from models.compiled import inner_kernel
+from models.compiled import asking_for, inner_kernel
 from simulator.blocks import blocks, modulo
 from simulator.layout import FAR, NONE
 from simulator.nodes import enter, find, forget, vacant
@@ -37,10 +37,10 @@ READ_FREE_PS, WRITE_FREE_PS, READ_TOKENS, WRITTEN_TOKENS, STORE_WORDS = range(13
 GHOST_PARTS = 10  # of which the names that S3-FIFO remembers are worth one less than the content held
 
 
-@inner_kernel
+@asking_for("extras")
 def has_tiers(state, here):
-    """Say whether a lane has tiers; where no lane has, the kernels are compiled without all that follows from it."""
-    return len(state.extras) > 0 and here.tiers_at != NONE
+    """Say whether a lane has tiers."""
+    return here.tiers_at != NONE
 
 
 @inner_kernel
