@@ -32,7 +32,7 @@ from planners.joint import joint_rows
 from planners.queue import least_speed
 from planners.siblings import origins
 from planners.slo import Slo, limit_s, loosest
-from planners.solver import mathopt, solve
+from planners.solver import BY_PROOF, mathopt, solve
 from planners.windows import Relief, Row, densest, lengths_s, relief_of
 from planners.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
 from traces import Trace
@@ -313,5 +313,5 @@ def _cheapest_usd(usd: Array, rows: Sequence[Row], fails_alone: npt.NDArray[np.b
         sum((1 if fails else 2) * n for n, fails in zip(replicas, fails_alone, strict=True)) >= 2
     )
     model.minimize(sum(float(price) * count for price, count in zip(usd, replicas, strict=True)))
-    found = solve(model, node_limit=NODES)
+    found = solve(model, node_limit=NODES, by=BY_PROOF)
     return math.inf if found is None else (1 - TOLERANCE) * float(found.best_objective_bound())

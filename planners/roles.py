@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from planners.demand import Market
 from planners.hunt import CHEAPER_BY, Hunt
 from planners.rehearsal import Candidate, split_candidate
-from planners.solver import mathopt, solve
+from planners.solver import BY_COUNTING, mathopt, solve
 
 ROLES = {"prefill": "ttft", "decode": "tpot"}  # and the promise that each is to keep
 BEYOND = 1e-6  # of what was seen to be too little
@@ -91,7 +91,7 @@ def _cheapest(hunt: Hunt, lessons: Lessons) -> dict[int, int] | None:
     for row in hunt.rows:
         model.add_linear_constraint(sum(row.weights[e] * count for e, count in counts.items()) <= row.most)
     model.minimize(sum(float(market.usd_per_hour[e]) * count for e, count in counts.items()))
-    found = solve(model)
+    found = solve(model, by=BY_COUNTING)
     if found is None:
         return None
     chosen = {engine: round(found.variable_values(count)) for engine, count in counts.items()}
