@@ -139,7 +139,8 @@ class Hunt:
 
     def _judge(self, chosen: Candidate) -> tuple[Verdict, Run]:
         """Rehearse a candidate, and what is left of it after every failure that it has to survive."""
-        verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest)
+        is_split = not self._is_alike(chosen)  # nothing more is learned from how such a fleet's run goes on
+        verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest, to_the_end=not is_split)
         if verdict.survives:
             for left in self.limits.degraded(self.market, chosen):
                 if not left.pools or len(self._roles(left) & {"prefill", "decode"}) == 1:

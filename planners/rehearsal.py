@@ -1,14 +1,14 @@
 """The rehearsal: replays the whole trace on a candidate fleet, says what broke and where, and probes single pools."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from planners.classes import members
-from planners.demand import Market
+from planners.demand import Market, misses_allowed
 from planners.slo import Slo, broken, limit_s, percentile_s, strain, value_s
 from simulator.fleet import Fleet, Pool
 from simulator.run import Run
@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float64]
 
 SHARE_PARTS = 1000
 PROBES = 7
+MANY = 0.1  # of the misses allowed
 ROUTERS = ("planned", "join-shortest-queue")
 
 
@@ -82,29 +83,64 @@ def fleet_of(market: Market, chosen: Candidate) -> Fleet:
     )
 
 
-def rehearse(market: Market, chosen: Candidate, trace: Trace | None = None) -> Run:
-    """Return the replay of a trace, by default the market's, on the candidate."""
+def rehearse(
+    market: Market,
+    chosen: Candidate,
+    trace: Trace | None = None,
+    is_lost: Callable[[Run], bool] | None = None,
+) -> Run:
+    """Return the replay of a trace, by default the market's, on the candidate; is_lost as replay takes it."""
     from simulator.replay import replay
 
-    return replay(market.trace if trace is None else trace, fleet_of(market, chosen))
+    return replay(market.trace if trace is None else trace, fleet_of(market, chosen), is_lost=is_lost)
 
 
-def judge(market: Market, chosen: Candidate, siblings: Sequence[Trace] = (), hardest: int = 0) -> tuple[Verdict, Run]:
+def judge(
+    market: Market, chosen: Candidate, siblings: Sequence[Trace] = (), hardest: int = 0, *, to_the_end: bool = True
+) -> tuple[Verdict, Run]:
     """Return what replays of the trace and its siblings, until one fails, say of the candidate, and the last run.
 
     The hardest, by its number, is replayed first; the trace is number 0. Of a candidate that survives all, the run
-    returned is that of the trace itself.
+    returned is that of the trace itself. A replay that need not go to the end is over once a promise is broken whatever
+    comes; its strain is then what is known so far.
     """
     cost = sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)
     traces, runs, worst = (market.trace, *siblings), {}, 0.0
     for number in dict.fromkeys([hardest, *range(len(traces))]):
-        runs[number] = rehearse(market, chosen, traces[number])
-        worst, words = max(worst, strain(runs[number], market.slos)), failure(runs[number], market.slos)
+        tally = Tally(traces[number], market.slos)
+        run = runs[number] = rehearse(market, chosen, traces[number], None if to_the_end else tally.is_lost)
+        worst, words = max(worst, tally.strain or strain(run, market.slos)), tally.words or failure(run, market.slos)
         if words:
             where = f"on resampled sibling {number}, " if number else ""
-            metrics = frozenset(slo.metric for slo in broken(runs[number], market.slos))
-            return Verdict(chosen, cost, worst, where + words, number, metrics), runs[number]
+            metrics = tally.broken or frozenset(slo.metric for slo in broken(run, market.slos))
+            return Verdict(chosen, cost, worst, where + words, number, metrics), run
     return Verdict(chosen, cost, worst, ""), runs[0]
+
+
+class Tally:
+    """Counts the requests of a trace that break a promise while it is replayed, until they are more than may."""
+
+    def __init__(self, trace: Trace, slos: Sequence[Slo]) -> None:
+        self.allowed = {slo: misses_allowed(slo, trace) for slo in slos}
+        self.strain, self.words, self.broken = 0.0, "", frozenset[str]()
+
+    def is_lost(self, run: Run) -> bool:
+        """Say whether a promise is broken however the rest of the requests fare; keep by how much, at least, and which.
+
+        A promise that many have missed by then, if not too many, counts as broken with it.
+        """
+        worst, words, broken = 0.0, [], set()
+        for slo, allowed in self.allowed.items():
+            values = run.metric_s(slo.metric)[members(run.trace, slo.slo_class)]
+            late = np.sort(values[np.isfinite(values) & (values > slo.limit_s)])[::-1]
+            if late.size > allowed:
+                worst = max(worst, float(late[allowed]) / slo.limit_s)
+                words.append(f"{slo.name} is {late[allowed]:.3g} s or more, promised {slo}")
+            if late.size > allowed * MANY:
+                broken.add(slo.metric)
+        if words:
+            self.strain, self.words, self.broken = worst, "; ".join(words), frozenset(broken)
+        return bool(words)
 
 
 def failure(run: Run, slos: Sequence[Slo]) -> str:

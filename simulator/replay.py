@@ -70,12 +70,14 @@ def replay(
     chunk_requests: int = CHUNK_REQUESTS,
     sample_s: float | None = None,
     log_s: tuple[float, float] | None = None,
+    is_lost: Callable[[Run], bool] | None = None,
 ) -> Run:
     """Replay every request of a trace on a fleet until the last is finished or refused.
 
     `router` is a function (RequestView, FleetView) -> lane that replaces the fleet's built-in one. Requests enter the
     data plane so many at a time; the answer does not depend on how many.
-    With `sample_s` the pools are observed so often; with `log_s` the steps between two times are kept.
+    With `sample_s` the pools are observed so often; with `log_s` the steps between two times are kept. `is_lost` is
+    shown the run so far whenever requests enter; where it says so the replay ends, and the rest counts as unserved.
     Raises ValueError for an unknown built-in router or a router that names no lane.
     """
     if fleet.router not in ROUTERS:
@@ -87,7 +89,11 @@ def replay(
     ledger = Ledger(0, blank(len(trace)))
     chunks = ((chunk, ledger) for chunk in chunks_of(trace, fleet, contents, chunk_requests))
     environment = simpy.Environment(initial_time=0)
-    course_run = environment.process(course.run(environment, chunks, router))
+
+    def is_over(outcome: Outcome) -> bool:
+        return is_lost is not None and is_lost(Run(trace, fleet, outcome, course.state.lanes, course.state.clock))
+
+    course_run = environment.process(course.run(environment, chunks, router, is_over))
     sampler = Sampler(len(fleet.pools))
     if sample_s is not None:
         environment.process(_sample(environment, course, sampler, round(sample_s * PICOSECONDS_PER_SECOND)))
@@ -130,13 +136,17 @@ class Course:
         environment: simpy.Environment,
         chunks: Iterable[tuple[Chunk, Ledger]],
         router: Router | None = None,
+        is_over: Callable[[Outcome], bool] | None = None,
     ) -> Generator[Any, Any, None]:
         """Take requests in by chunks, let their events happen in order with all that SimPy has, to the end.
 
-        Each chunk comes with the ledger for what is done when it is taken in; the last ledger takes the rest.
+        Each chunk comes with the ledger for what is done when it is taken in; the last ledger takes the rest. All ends
+        where the outcome so far says so.
         """
         for chunk, ledger in chunks:
             clear_out(without_extras(self.state), ledger.outcome, ledger.first)
+            if is_over is not None and is_over(ledger.outcome):
+                return
             self.state = with_room(self.state, chunk.arrival_ns.size)
             take_in(without_extras(self.state), chunk, self.input_edges)
             if router is None:

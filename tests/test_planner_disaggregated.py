@@ -19,7 +19,7 @@ from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import survey
 from planners.hunt import Hunt
 from planners.limits import Limits
-from planners.rehearsal import split_candidate
+from planners.rehearsal import judge, split_candidate
 from planners.search import find_plan
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool
@@ -108,6 +108,26 @@ def test_closing_in_finds_as_cheap_a_split_fleet_as_brute_force(seed):
             "decode",
         } and cost < hunt.split_usd - 1e-6:
             assert not hunt.attempt(split_candidate(market, pools))[0].survives, pools
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rehearsal_that_stops_early_says_the_same_and_of_the_strain_no_more_than_is_known(seed):
+    promises = planner_toys.promises(*PROMISES)
+    market = survey(
+        planner_toys.bursty_trace(seed, 30_000, 3_000.0), promises, list(in_roles(planner_toys.two_offers()))
+    )
+    roles = {role: [e for e, one in enumerate(market.offers) if one.role == role] for role in ("prefill", "decode")}
+    stopped = 0
+    for prefill, decode, count in itertools.product(roles["prefill"], roles["decode"], (1, 2)):
+        chosen = split_candidate(market, [(prefill, count), (decode, count)])
+        whole, _ = judge(market, chosen)
+        early, run = judge(market, chosen, to_the_end=False)
+        assert early.survives == whole.survives
+        assert early.strain <= whole.strain + 1e-9
+        if not whole.survives:
+            assert early.broken & whole.broken
+            stopped += run.counts()["in_flight"] > 0
+    assert stopped > 0
 
 
 def test_a_fleet_in_which_either_kind_may_fail_has_two_of_each():
