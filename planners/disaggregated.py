@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from models.engine import Settings
+from models.step import PICOSECONDS_PER_SECOND
 from planners.demand import Market, sizes
 from planners.engines import Offer, name_of, offer, suffix_of
 from planners.hunt import CHEAPER_BY, Hunt
@@ -22,7 +23,8 @@ from planners.windows import Row
 from planners.work import decode_work_s, prompt_prices, token_prices, worth_of
 from traces import Trace
 
-PREFILL_TOKENS = 2048  # a step: nearly as good per token as longer ones, and a prompt waits less for its end
+STEP_TOKENS = 1024  # what prefill steps are whole multiples of
+STEP_SHARE = 0.35  # of the time to first token that a prefill step takes at most
 DECODE_TOKENS = 1024
 DECODE_SEQUENCES = 512
 MOST_OFFERS = 5  # of each role
@@ -31,11 +33,14 @@ EFFORT_REQUESTS = 3_000_000  # to replay in closing in on the cheapest
 MOST_REHEARSED = 100  # fleets, however few those are
 HEADROOM = 2.0  # decode replicas, in their mean load, that are certainly enough
 
-PREFILL = Settings(max_num_batched_tokens=PREFILL_TOKENS, scheduling_policy="priority")
+# A step that is formed while the one before runs leaves out what comes meanwhile: prompts would wait a step longer.
+PREFILL = Settings(scheduling_policy="priority", async_scheduling=False)
 DECODE = Settings(max_num_batched_tokens=DECODE_TOKENS, max_num_seqs=DECODE_SEQUENCES)
 
 
-def role_offers(trace: Trace, offers: Sequence[Offer], tpot_limit_s: float) -> tuple[Offer, ...]:
+def role_offers(
+    trace: Trace, offers: Sequence[Offer], tpot_limit_s: float, ttft_limit_s: float = math.inf
+) -> tuple[Offer, ...]:
     """Return the engines that prefill, and those that decode, at the lowest prices: at most one of a device each.
 
     offers are those for both; where they are toy hardware, made of no catalogue device, there are none. Engines
@@ -51,7 +56,10 @@ def role_offers(trace: Trace, offers: Sequence[Offer], tpot_limit_s: float) -> t
             prompt_usd.append((one.usd_per_hour * prompt_prices(one.priced).prefill_s, one))
             prices = token_prices(one.priced, answers, tpot_limit_s)
             answer_usd.append((one.usd_per_hour * float(decode_work_s(prices, inputs, outputs).sum()), one))
-    chosen = [_in_role(one, "prefill", PREFILL) for one in _best(prompt_usd)]
+    chosen = [
+        _in_role(one, "prefill", replace(PREFILL, max_num_batched_tokens=_step_tokens(one, ttft_limit_s)))
+        for one in _best(prompt_usd)
+    ]
     return (*chosen, *(_in_role(one, "decode", DECODE) for one in _best(answer_usd)))
 
 
@@ -79,6 +87,15 @@ def _best(priced: list[tuple[float, Offer]]) -> list[Offer]:
     for _, one in sorted(priced, key=lambda entry: (entry[0], entry[1].name)):
         devices.setdefault(one.device_name, one)
     return list(devices.values())[:MOST_OFFERS]
+
+
+def _step_tokens(one: Offer, ttft_limit_s: float) -> int:
+    """Return the tokens of a prefill step in which each takes least time, of steps that leave time to wait for them."""
+    table = one.priced.table
+    tokens = np.arange(STEP_TOKENS, one.priced.limits.max_batched_tokens + 1, STEP_TOKENS)
+    step_s = (table.token_ps[0, tokens] + table.sequence_ps[0, 1]) / PICOSECONDS_PER_SECOND
+    is_short = step_s <= max(STEP_SHARE * ttft_limit_s, step_s[0])
+    return int(tokens[np.argmin(np.where(is_short, step_s / tokens, np.inf))])
 
 
 def _in_role(one: Offer, role: str, settings: Settings) -> Offer:

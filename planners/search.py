@@ -98,7 +98,7 @@ def find_plan(
         notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
-        offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot")))
+        offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot"), tightest_s(slos, "ttft")))
     if siblings:
         notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
     if keep is not None:

@@ -71,7 +71,7 @@ def counterexamples(case: str, count: int) -> str:
     """Return how many of so many random fleets that cost up to a third less than the rigorous bound survive."""
     trace, slos, rng = workload(case), parse_all(PROMISES), np.random.default_rng(0)
     offers = offers_for(llm.load(MODEL), devices_named(None)[0], tpot_limit_s=limit_s(slos, "tpot"))
-    market = survey(trace, slos, (*offers, *role_offers(trace, offers, limit_s(slos, "tpot"))))
+    market = survey(trace, slos, (*offers, *role_offers(trace, offers, limit_s(slos, "tpot"), limit_s(slos, "ttft"))))
     bound_usd = rigorous_usd_per_hour(market, windows_of(market))
     by_role = {role: [e for e, one in enumerate(market.offers) if one.role == role] for role in ROLES}
     survivors = 0
