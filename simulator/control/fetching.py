@@ -32,7 +32,10 @@ def fetching(make: Callable[[simpy.Environment], Fabric], places: Sequence[str],
             if (row["lane"], row["lands_ps"]) == (lane, lands_ps):  # not lost meanwhile
                 plane.act(FETCHED, number)
 
-        plane.listen(TELL_FETCHING, lambda number: (plane.environment.process(carry(number)), None)[1])
+        def begin(number: int) -> None:
+            plane.environment.process(carry(number))
+
+        plane.listen(TELL_FETCHING, begin)
         yield plane.wait(0)
 
     return control

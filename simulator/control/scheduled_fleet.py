@@ -23,6 +23,11 @@ from traces import Trace
 
 Build = Callable[[PricedEngine, StepPrices], Scheduler]
 FEWEST_PROFILED_TOKENS = 32
+ENGINES: dict[str, Callable[[PricedEngine], int]] = {  # what an engine's limits say where nothing was told
+    "max_tokens": lambda engine: engine.limits.max_batched_tokens,
+    "max_sequences": lambda engine: engine.limits.max_sequences,
+    "batch_tokens": lambda engine: engine.limits.max_batched_tokens,
+}
 
 
 def built(name: str, spread: float = 0.0, seed: int = 0, **settings: Any) -> Build:
@@ -39,7 +44,8 @@ def built(name: str, spread: float = 0.0, seed: int = 0, **settings: Any) -> Bui
     known = [_told_name(key) for key in taken if key != "estimate_ps"]
     if unknown := [key for key in settings if _own_name(key) not in taken or key not in known]:
         raise ValueError(f"scheduler {name} has no setting {unknown[0]!r}; known: {', '.join(known)}")
-    needed = [key for key, each in taken.items() if each.default is each.empty and key not in {*told, *ENGINES}]
+    given = {*told, *ENGINES, "estimate_ps"}
+    needed = [key for key, each in taken.items() if each.default is each.empty and key not in given]
     if needed:
         raise ValueError(f"scheduler {name} needs settings: {', '.join(map(_told_name, needed))}")
 
@@ -54,14 +60,6 @@ def built(name: str, spread: float = 0.0, seed: int = 0, **settings: Any) -> Bui
         return make(**(mine | {key: _in_ps(key, value) for key, value in told.items()}))
 
     return build
-
-
-ENGINES: dict[str, Callable[[PricedEngine], Any]] = {
-    "estimate_ps": lambda engine: None,
-    "max_tokens": lambda engine: engine.limits.max_batched_tokens,
-    "max_sequences": lambda engine: engine.limits.max_sequences,
-    "batch_tokens": lambda engine: engine.limits.max_batched_tokens,
-}  # what an engine's limits say where nothing was told
 
 
 def serve(trace: Trace, fleet: Fleet, build: Build) -> Run:
