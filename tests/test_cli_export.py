@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from export_fields import BENCHMARK_REPORT, KINDS, LLM_D_VALUES, MELANGE, SKY_SERVICE, misfits
 
 from models import device, llm
-from models.engine import Engine
+from models.engine import Engine, Settings
 from planners import compare, exports, plan_file
 from planners.cli import main
 from planners.exports import arguments, melange, results
@@ -224,6 +224,16 @@ def test_vllm_is_told_what_was_planned():
     assert (value["--tensor-parallel-size"], value["--max-num-seqs"], value["--kv-cache-dtype"]) == ("8", "256", "fp8")
     assert "--enable-expert-parallel" in flags
     assert value["--quantization"] == "fp8"
+
+
+def test_engines_are_told_how_a_prefill_pool_schedules():
+    settings = Settings(scheduling_policy="priority", async_scheduling=False)
+    planned, usual = (Engine(SMALL, H100, settings=one) for one in (settings, Settings()))
+    assert dict(pairwise(arguments.vllm(planned, "prefill")))["--scheduling-policy"] == "priority"
+    assert "--no-async-scheduling" in arguments.vllm(planned, "prefill")
+    assert "--disable-overlap-schedule" in arguments.sglang(planned, "prefill")
+    assert not {"--scheduling-policy", "--no-async-scheduling"} & set(arguments.vllm(usual))
+    assert "--disable-overlap-schedule" not in arguments.sglang(usual)
 
 
 def test_memory_fractions_are_what_each_engine_means_by_them():

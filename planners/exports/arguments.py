@@ -36,6 +36,10 @@ def vllm(engine: Engine, role: str = "both") -> list[str]:
         flags += ["--no-enable-chunked-prefill"]
     if settings.long_prefill_tokens != UNLIMITED_TOKENS:
         flags += ["--long-prefill-token-threshold", str(settings.long_prefill_tokens)]
+    if settings.scheduling_policy != "fcfs":
+        flags += ["--scheduling-policy", settings.scheduling_policy]
+    if not settings.async_scheduling:
+        flags += ["--no-async-scheduling"]
     if settings.speculation is not None:
         drafted = {"model": DRAFT_MODEL, "num_speculative_tokens": settings.speculation.draft_tokens}
         flags += ["--speculative-config", json.dumps(drafted)]
@@ -61,6 +65,8 @@ def sglang(engine: Engine, role: str = "both") -> list[str]:
     flags += ["--chunked-prefill-size", str(chunk)]
     flags += ["--context-length", str(engine.limits.max_context_tokens)]
     flags += ["--mem-fraction-static", f"{_static_fraction(engine):.3g}", "--page-size", str(settings.block_tokens)]
+    if not settings.async_scheduling:
+        flags += ["--disable-overlap-schedule"]
     return flags + ([] if role == "both" else ["--disaggregation-mode", role])
 
 
