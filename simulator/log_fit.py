@@ -1,7 +1,8 @@
 """Fit the scalars of a serving engine to the first part of its request log, and judge them on the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from simulator.request_log import METRICS, NEEDED, Replayed, replay_run, runs_of
 Floats = npt.NDArray[np.float64]
 FITTED_SHARE = 1 / 3
 FITTED_METRICS = ("ttft", "tpot")
-NOISE = 0.02  # of a log's times, as a share of them, against which the scalars' usual values are weighed
-SOFT_ERROR = 5.0  # in units of NOISE, from which on a request counts for less
+NOISE = 0.005  # mean error of a log's times, as a share of them, that weighs as much as a scalar a stray off
+SOFT_ERROR = 0.1  # from which on a request counts for less
 FREE = len(OWN_STRAY)  # the first token's way to its client lies outside an engine's log and stays as it is
-FAR_FROM_ZERO, DIFFERENCE = 10.0, 0.005  # so that slopes are taken over a twentieth of what a scalar may stray
+MOVES = (-0.6, 0.0, 0.6)  # of every scalar, in strays, from the best of which the descent starts
+FIRST_MOVE, CLOSE, MOST_REPLAYS = 0.3, 0.01, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def fit(frame: Any, device: Device | None = None, share: float = FITTED_SHARE) -
         row = {"framework": engine.framework, "versions": version, **dict(zip(SCALARS, map(float, found), strict=True))}
         return replace(on, serving=(row,))
 
-    found = _least_squares(frame, runs, before, usual, with_scalars, share)
+    found = _nearest(frame, runs, usual, with_scalars, share)
     after = _replayed(runs, with_scalars(found))
     first = sum(_first(len(rows), share) for _, rows in runs)
     return LogFit(
@@ -110,31 +112,33 @@ def _replayed(runs: Sequence[tuple[str, Any]], on: Device) -> list[Replayed]:
     return [replay_run(name, rows, on) for name, rows in runs]
 
 
-def _least_squares(
+def _nearest(
     frame: Any,
     runs: Sequence[tuple[str, Any]],
-    before: Sequence[Replayed],
     usual: Floats,
-    with_scalars: Any,
+    with_scalars: Callable[[Floats], Device],
     share: float,
 ) -> Floats:
-    """Return the scalars that bring the first requests' times nearest, not far from the usual ones."""
-    from scipy.optimize import least_squares
+    """Return the scalars that bring the first requests' times nearest, not far from the usual ones.
 
-    count = sum(_first(len(rows), share) for _, rows in runs)
+    Queues make times jump with scalars: a few are tried, and the descent from the best needs no slopes.
+    """
+    from scipy.optimize import minimize
 
     def scalars(moved: Floats) -> Floats:
-        strayed = np.exp((moved - FAR_FROM_ZERO) * OWN_STRAY)
-        return np.append(usual[:FREE] * strayed, usual[FREE:])
+        return np.append(usual[:FREE] * np.exp(moved * OWN_STRAY), usual[FREE:])
 
-    def misses(moved: Floats) -> Floats:
+    def loss(moved: Floats) -> float:
         replayed = _replayed(runs, with_scalars(scalars(moved)))
         errors = [_log_errors(frame, one, metric, share, True) for one in replayed for metric in FITTED_METRICS]
-        return np.append(np.nan_to_num(np.concatenate(errors)) / NOISE / count**0.5, moved - FAR_FROM_ZERO)
+        size = np.nan_to_num(np.concatenate(errors)) / SOFT_ERROR
+        softened = 2.0 * SOFT_ERROR**2 * (np.sqrt(1.0 + size**2) - 1.0)
+        return float(softened.mean() / NOISE**2 + moved @ moved)
 
-    start = np.full(FREE, FAR_FROM_ZERO)
-    best = least_squares(misses, start, loss="soft_l1", f_scale=SOFT_ERROR / count**0.5, diff_step=DIFFERENCE)
-    return scalars(best.x)
+    start = min((np.array(moves) for moves in product(MOVES, repeat=FREE)), key=loss)
+    simplex = np.vstack([start, start + FIRST_MOVE * np.eye(FREE)])
+    options = {"initial_simplex": simplex, "xatol": CLOSE, "fatol": CLOSE, "maxfev": MOST_REPLAYS}
+    return scalars(minimize(loss, start, method="Nelder-Mead", options=options).x)
 
 
 def _first(count: int, share: float) -> int:
