@@ -19,9 +19,9 @@ CARD = Card(
     paper="DualMap (ICLR'26)",
     sentence="Up to 2.25 times the effective request capacity within a promise of 5 s to the first token.",
     claims=(
-        Claim("effective capacity, tool and agent, over least loaded", 2.25, "x", "R", low=2.0),
-        Claim("effective capacity, tool and agent, over affinity", 2.25, "x", "R", low=2.0),
-        Claim("effective capacity, conversation, over least loaded", 1.41, "x", "R", low=1.0),
+        Claim("capacity, tool and agent, over least loaded", 2.25, "x", "R", low=2.0),
+        Claim("capacity, tool and agent, over affinity", 2.25, "x", "R", low=2.0),
+        Claim("capacity, conversation, over least loaded", 1.41, "x", "R", low=1.0),
         Claim("hit rate, conversation, beyond Min-TTFT's", 0.0, "fraction", "R", low=-0.05, neutral=None),
     ),
     study_pass="capacity at 90 % <= 5 s vs least-loaded >= 1.0 (Conv) / >= 2 (T&A) and vs affinity >= 2; hit rate "
@@ -42,6 +42,20 @@ AROUND = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)  # of the rate at which DualMap has
 GROWN = 0.75  # of the rate at which DualMap has enough in time, on half of the lanes that become all
 OPENS_S, WINDOW_S = 60.0, 30.0  # when they do after the warm-up, and over what the share in time is then taken
 TALK, TOOL, ALONE = "conversation", "tool-and-agent", "alone"
+NOTE = (
+    "what is judged is the rate at which 90 % are in time, as the pass rule asks. The paper's own script draws "
+    "two arrows: that rate, said to rise by 17 to 48 %, and the share in time at one rate, of which 2.25 times is"
+    " said. By the second (curve, at the rate at which DualMap has 90 %) DualMap had 1.50 [1.30, 1.71] times as "
+    "much in time as the least loaded on tool and agent at full length, 1.62 times affinity, 1.95 on "
+    "conversation; at 1.2 times that rate 2.2, 2.0 and 2.1. Short runs end before sessions go on and overload "
+    "tells: they show less. Min-TTFT that sees at once what it sent is better up to the knee. Knowing earlier "
+    "results (0.81), all by the authors' published client, queue and launch flags: what is too long is not sent "
+    "(was cut), what has one stamp is spread evenly (came at once), the warm-up is slow (at the rate under test),"
+    " the engine computes prompts whole and first, affinity is the first of the two rings (was the most cached), "
+    "a queue's order and its moves go by what comes before a request there, and no request moves where it is "
+    "late, too. Of the tokens that could be found DualMap finds 95 % on tool and agent, 96 % being published, "
+    "which nothing was set by"
+)
 
 Build = Callable[[], "tuple[Routing, list[Controller]]"]
 
@@ -52,7 +66,11 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
     most, halvings = SIZES[quick]
     main = _systems(facts["slo_s"])
     trials = {kind: [Trials(facts, kind, seed, most, halvings) for seed in seeds] for kind in (TALK, TOOL)}
-    rates = {kind: [each.rate("DualMap", main["DualMap"]) for each in trials[kind]] for kind in trials}
+    reached = {
+        kind: {name: [each.rate(name, main[name]) for each in trials[kind]] for name in ("DualMap", *others)}
+        for kind, others in ((TALK, ("least loaded",)), (TOOL, ("least loaded", "affinity")))
+    }
+    rates = {kind: reached[kind]["DualMap"] for kind in trials}
     found = {
         kind: {name: [each.at(name, main[name], rate) for each, rate in zip(trials[kind], rates[kind], strict=True)]
                for name in main}
@@ -62,9 +80,9 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         mine["hit"] - other["hit"] for mine, other in zip(found[TALK]["DualMap"], found[TALK]["Min-TTFT"], strict=True)
     ]
     figures = (
-        _effective(found[TOOL], "least loaded"),
-        _effective(found[TOOL], "affinity"),
-        _effective(found[TALK], "least loaded"),
+        _ratio(reached[TOOL], "least loaded"),
+        _ratio(reached[TOOL], "affinity"),
+        _ratio(reached[TALK], "least loaded"),
         over_seeds(hits),
     )
     alone = [Trials(facts, ALONE, seed, most, halvings) for seed in seeds]
@@ -74,7 +92,7 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         curve=_curve(trials, rates, main, quick),
         ablation=_ablation(trials[TOOL][:1], rates[TOOL], facts["slo_s"], quick),
         sweep=_sweep(main, trials[TALK], rates[TALK], quick),
-        note=_note(trials, rates, main),
+        note=NOTE,
     )
 
 
@@ -345,33 +363,9 @@ def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: _mean([each[key] for each in found]) for key in found[0]}
 
 
-def _effective(found: Mapping[str, Sequence[Mapping[str, float]]], over: str) -> Measured:
-    """Return how many times the requests DualMap has in time that another has at the same rate."""
-    pairs = zip(found["DualMap"], found[over], strict=True)
-    return over_seeds([mine["in_time"] / max(other["in_time"], 1e-9) for mine, other in pairs])
-
-
-def _note(
-    trials: Mapping[str, Sequence[Trials]], rates: Mapping[str, Sequence[float]], main: Mapping[str, Build]
-) -> str:
-    each, name = trials[TOOL][0], "least loaded"
-    goodput = rates[TOOL][0] / each.rate(name, main[name])
-    return (
-        "effective capacity is what the paper's own script draws: requests in time at one rate, here the one at which "
-        f"DualMap has {ATTAINED:.0%}; its script has two arrows, and the other, the rate at which 90 % are in time, "
-        "is said to rise by 17 to 48 %, while our pass rule, by its letter, asks for twice that rate: on tool and "
-        f"agent it is {goodput:.2f} times the least loaded's (first seed). At full length it was 1.50 [1.30, 1.71] "
-        "over the least loaded and 1.62 over affinity on tool and agent, 1.95 on conversation; at 1.2 times that rate "
-        "2.2, 2.0 and 2.1, beyond that DualMap keeps half and the others next to nothing (curve), since what has most "
-        "cached goes first. Short runs end before sessions go on and overload tells: they show less. Min-TTFT that "
-        "sees at once what it sent is better up to the knee. Knowing earlier results (0.81 by rates), all by the "
-        "authors' published client, queue and launch flags: what is too long is not sent (was cut), what has one "
-        "stamp is spread evenly (came at once), the warm-up is slow (at the rate under test), the engine computes "
-        "prompts whole and first, affinity is the first of the two rings (was the most cached), a queue's order and "
-        "its moves go by what comes before a request there, and no request moves where it is late, too. Of the "
-        "tokens that could be found DualMap finds 95 % on tool and agent, 96 % being published, which nothing "
-        "was set by"
-    )
+def _ratio(rates: Mapping[str, Sequence[float]], over: str) -> Measured:
+    """Return how many times the rate at which another has enough in time DualMap's is, at least."""
+    return over_seeds([mine / other for mine, other in zip(rates["DualMap"], rates[over], strict=True)])
 
 
 @lru_cache(maxsize=1)
