@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models import device, price
@@ -147,7 +147,8 @@ def offers_for(
             settings = replace(engine.settings, max_num_batched_tokens=cautious)
             made.append(replace(_unpriced(replace(engine, settings=settings)), is_cautious=True))
     kept = made if variants == AS_USUAL else undominated(made)
-    return tuple(priced for one in kept for priced in _at_prices(one, tariff))
+    prices = {one: tariff.prices(one) for one in devices}
+    return tuple(priced for one in kept for priced in _at_prices(one, prices, tariff))
 
 
 def offer(engine: Engine) -> Offer:
@@ -192,11 +193,11 @@ def _fit_in_a_step(settings: Settings, drafts: Speculation | None = None) -> boo
     return chosen is None or settings.max_num_seqs * verified <= settings.max_num_batched_tokens
 
 
-def _at_prices(one: Offer, tariff: Tariff) -> Iterator[Offer]:
+def _at_prices(one: Offer, prices: Mapping[Device, Mapping[str, Price]], tariff: Tariff) -> Iterator[Offer]:
     """Yield an offer at each kind of price that its device has, named by it where that is not on demand."""
     engine = one.priced.engine
     assert engine is not None, "only catalogue devices have listed prices"
-    for kind, listed in tariff.prices(engine.device).items():
+    for kind, listed in prices[engine.device].items():
         cost = (listed.usd_per_hour + tariff.carbon_usd_per_hour(engine.device)) * engine.devices
         found = replace(one.priced, name=f"{one.name}{suffix_of(kind)}")
         yield replace(one, priced=found, usd_per_hour=cost, price=listed, is_spot=kind == "spot")
