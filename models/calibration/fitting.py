@@ -13,7 +13,6 @@ Floats = npt.NDArray[np.float64]
 MAX_ROWS = 1200
 TRIAL_ROWS = 400
 REFIT_ROWS = 600
-FINALISTS = 1
 SOFT_SCALE = 0.05  # log error beyond which a row pulls linearly, not quadratically
 PRIOR_WEIGHT = 0.007  # of a parameter one spread from its guess, as a root mean square error of the rows
 # How widely parameters differ between devices and kernels, on the log; what the rows leave open stays near its guess.
@@ -57,11 +56,9 @@ def fit_physics(
     for codes in form.codes:
         fit, loss = _least_squares(form, columns[few], seconds[few], formats, machine, guess, codes, 10)
         trials.append((loss, len(trials), fit, codes))
-    finals: list[tuple[float, int, Floats]] = []
-    for _, _, start, codes in sorted(trials)[:FINALISTS]:
-        fit, loss = _least_squares(form, columns, seconds, formats, machine, start, codes, 20)
-        finals.append((loss, len(finals), np.append(fit, codes)))
-    return min(finals)[2]
+    _, _, start, codes = min(trials)
+    fit, _ = _least_squares(form, columns, seconds, formats, machine, start, codes, 20)
+    return np.append(fit, codes)
 
 
 def refit_physics(
