@@ -24,7 +24,7 @@ COARSE_RATIO = 1.5
 MOST_ENGINES = 6  # best at one thing
 ROUNDS = 8
 CLOSENESS = 1e-3
-THIRDS = 30
+ROUNDING = 1e-12
 INFEASIBLE = 2  # scipy's status
 
 
@@ -76,13 +76,15 @@ def values_of(engines: Sequence[PricedEngine], usd_per_hour: Array, worth: Worth
     looked_at = _best_at_one(engines, usd_per_hour, tpot_limit_s)
     chosen, usd = [engines[place] for place in looked_at], usd_per_hour[looked_at]
     steps = [_steps(one, _coarse(one), tpot_limit_s) for one in chosen]
+    fine = [_fine_steps(one, tpot_limit_s) for one in chosen]
+    coarse = list(steps)
     values = Values(0.0, 0.0, 0.0, pair)
     for _ in range(ROUNDS):
         found = _prices(chosen, usd, steps, worth)
         if found is None:  # no step with a decode is fast enough
             return values_of(engines, usd_per_hour, worth, math.inf)
         values = Values(*found, pair)
-        most = [_best(one, values, tpot_limit_s) for one in chosen]
+        most = [_best(*grids, values, tpot_limit_s) for grids in zip(fine, coarse, strict=True)]
         over = [one.lanes * most[i][0] > usd[i] * (1 + CLOSENESS) for i, one in enumerate(chosen)]
         if not any(over):
             break
@@ -134,23 +136,20 @@ def earnings(one: PricedEngine, values: Values, tpot_limit_s: float) -> float:
     A step that is longer pays for that, one that is shorter is paid, by a factor that is the same for all; the best
     one is taken. Prefill tokens come in cells: those of the most of a cell are earned in the time of the fewest.
     """
-    most, _ = _best(one, values, tpot_limit_s)
+    most, _ = _best(_fine_steps(one, tpot_limit_s), _steps(one, _coarse(one), tpot_limit_s), values, tpot_limit_s)
     attention = values.pair / pair_floor_s(one) if values.pair > 0 else 0.0
     return one.lanes * max(most, attention)
 
 
-def _best(one: PricedEngine, values: Values, tpot_limit_s: float) -> tuple[float, "_Steps"]:
+def _best(fine: _Steps, coarse: _Steps, values: Values, tpot_limit_s: float) -> tuple[float, _Steps]:
     """Return what a lane earns at most [USD/h], and the step in which it does.
 
     The factor is the best for a coarse grid, then for that and the steps that earned most, while that helps.
     """
-    edges = spread(one.limits.max_batched_tokens, FINE_RATIO)
-    cells = edges, np.append(edges[1:] - 1, edges[-1]), np.arange(_most_decodes(one) + 1)
-    fine = _steps(one, cells, tpot_limit_s)
     if not math.isfinite(tpot_limit_s) or values.decode + values.context == 0:
         earned = _earned(fine, values, 0.0)
         return float(earned.max()), fine.only(int(np.argmax(earned)))
-    seen, most, at = _steps(one, _coarse(one), tpot_limit_s), math.inf, fine.only(0)
+    seen, most, at = coarse, math.inf, fine.only(0)
     for _ in range(ROUNDS):
         earned = _earned(fine, values, _patience(seen, values))
         best = int(np.argmax(earned))
@@ -164,18 +163,25 @@ def _best(one: PricedEngine, values: Values, tpot_limit_s: float) -> tuple[float
 
 
 def _patience(steps: _Steps, values: Values) -> float:
-    """Return the factor at which the steps earn least at most: the lowest point of a convex function, by thirds."""
-    low, high = 0.0, 1.0
-    while _earned(steps, values, 2 * high).max() < _earned(steps, values, high).max():
-        high *= 2
-    high *= 2
-    for _ in range(THIRDS):
-        first, second = low + (high - low) / 3, high - (high - low) / 3
-        if _earned(steps, values, first).max() <= _earned(steps, values, second).max():
-            high = second
+    """Return the factor, not below 0, at which the steps earn least at most.
+
+    What a step earns falls or rises with the factor along a line: where the uppermost of the falling ones meets the
+    uppermost of the rising ones none is above them.
+    """
+    earned, slope = _earned(steps, values, 0.0), -steps.late_s / steps.step_s
+    falling, rising = int(np.argmax(earned)), int(np.lexsort((earned, slope))[-1])
+    if slope[falling] >= 0:
+        return 0.0
+    while True:
+        factor = float((earned[falling] - earned[rising]) / (slope[rising] - slope[falling]))
+        above = earned + factor * slope
+        highest = int(np.argmax(above))
+        if above[highest] <= above[falling] + ROUNDING * earned.max():
+            return factor
+        if slope[highest] < 0:
+            falling = highest
         else:
-            low = first
-    return (low + high) / 2
+            rising = highest
 
 
 def _earned(steps: _Steps, values: Values, patience: float) -> Array:
@@ -191,6 +197,12 @@ def _joined(some: _Steps, more: _Steps) -> _Steps:
 
 def _most_decodes(one: PricedEngine) -> int:
     return min(one.limits.max_sequences, one.limits.max_batched_tokens // one.limits.verified_tokens)
+
+
+def _fine_steps(one: PricedEngine, tpot_limit_s: float) -> _Steps:
+    edges = spread(one.limits.max_batched_tokens, FINE_RATIO)
+    cells = edges, np.append(edges[1:] - 1, edges[-1]), np.arange(_most_decodes(one) + 1)
+    return _steps(one, cells, tpot_limit_s)
 
 
 def _coarse(one: PricedEngine) -> tuple[Counts, Counts, Counts]:

@@ -13,7 +13,7 @@ from scipy.optimize import LinearConstraint, milp
 from test_dataplane import random_case
 
 from models.step import PICOSECONDS_PER_SECOND
-from planners import work
+from planners import values, work
 from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import fresh_tokens, sizes, survey
 from planners.queue import fewest_misses, least_speed
@@ -198,3 +198,17 @@ def test_a_queue_that_is_fast_enough_already_asks_for_nothing(seed):
     )
     assert least_speed(work_s, arrival_s, 2.0, 5.0, above=speed * 0.9) == pytest.approx(speed, rel=1e-4)
     assert least_speed(work_s, arrival_s, 2.0, 5.0, above=speed * 1.01) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_patience_lets_steps_earn_less_at_most(seed):
+    rng = np.random.default_rng(seed)
+    count = 30
+    prefill, decodes = rng.integers(0, 5, count).astype(float), rng.integers(0, 4, count).astype(float)
+    prefill[0], decodes[0] = 1.0, 0.0  # a step without decodes is never late
+    step_s = rng.uniform(0.01, 1.0, count).round(2 if seed % 2 else 8)
+    steps = values._Steps(prefill, decodes, 3 * decodes, step_s, decodes * (step_s - 0.4))
+    worth = Values(*(rng.random(3) * (rng.random(3) < 0.6)), 0.0)
+    least = values._earned(steps, worth, values._patience(steps, worth)).max()
+    others = [values._earned(steps, worth, factor).max() for factor in (0.0, *np.geomspace(1e-4, 1e4, 2000))]
+    assert least <= min(others) * (1 + 1e-9) + 1e-15
