@@ -51,7 +51,8 @@ def random_case(seed: int):
 
 def can_be_placed(racks, replicas) -> bool:
     """Place replicas one by one, on every node that has room in a rack that has power."""
-    items = [(offer.device_name, offer.priced.engine.devices) for offer, n in zip(OFFERS, replicas) for _ in range(n)]  # noqa: B905
+    counted = zip(OFFERS, replicas, strict=True)
+    items = [(offer.device_name, offer.priced.engine.devices) for offer, count in counted for _ in range(count)]
     nodes = [
         (number, kind, size) for number, rack in enumerate(racks) for kind in rack.nodes for size in rack.nodes[kind]
     ]

@@ -129,11 +129,15 @@ def test_the_bound_is_that_of_no_latency_or_higher_and_below_what_is_planned():
 def test_a_shared_limit_is_kept_by_all_regions_together():
     origins, regions = world(3)
     free = plan_regions(origins, regions, PROMISES)
-    count = sum(pool.replicas for plan in free.plans.values() for pool in plan.pools if pool.name == "large")
-    if not count:
-        pytest.skip("no large replica was chosen")
-    held = plan_regions(origins, regions, PROMISES, shared=Limits(devices_at_most={"large": count - 1}))
-    assert sum(pool.replicas for plan in held.plans.values() for pool in plan.pools if pool.name == "large") < count
+    name = next(pool.name for plan in free.plans.values() for pool in plan.pools)
+    count = replicas_of(free, name)
+    held = plan_regions(origins, regions, PROMISES, shared=Limits(devices_at_most={name: count - 1}))
+    assert replicas_of(held, name) < count
+    assert held.usd_per_hour >= free.usd_per_hour
+
+
+def replicas_of(found, name):
+    return sum(pool.replicas for plan in found.plans.values() for pool in plan.pools if pool.name == name)
 
 
 def test_requests_that_may_go_nowhere_in_time_are_named():

@@ -61,7 +61,7 @@ Build = Callable[[], "tuple[Routing, list[Controller]]"]
 
 
 def run(seeds: Sequence[int], quick: bool = False) -> Finding:
-    """Find the rate at which DualMap has enough in time, what others have in time there, and what old views do."""
+    """Find the rates at which systems have enough in time, what they find cached, and what old views do."""
     facts = _facts()
     most, halvings = SIZES[quick]
     main = _systems(facts["slo_s"])
@@ -71,13 +71,9 @@ def run(seeds: Sequence[int], quick: bool = False) -> Finding:
         for kind, others in ((TALK, ("least loaded",)), (TOOL, ("least loaded", "affinity")))
     }
     rates = {kind: reached[kind]["DualMap"] for kind in trials}
-    found = {
-        kind: {name: [each.at(name, main[name], rate) for each, rate in zip(trials[kind], rates[kind], strict=True)]
-               for name in main}
-        for kind in trials
-    }  # fmt: skip
     hits = [
-        mine["hit"] - other["hit"] for mine, other in zip(found[TALK]["DualMap"], found[TALK]["Min-TTFT"], strict=True)
+        each.at("DualMap", main["DualMap"], rate)["hit"] - each.at("Min-TTFT", main["Min-TTFT"], rate)["hit"]
+        for each, rate in zip(trials[TALK], rates[TALK], strict=True)
     ]
     figures = (
         _ratio(reached[TOOL], "least loaded"),
