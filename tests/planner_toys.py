@@ -1,10 +1,15 @@
 """Toy markets: engines with round numbers at round prices, and traces that one can think through."""
 
+import itertools
+
 import numpy as np
 import toys
 
+from planners.bound import rigorous_usd_per_hour, windows_of
 from planners.engines import Offer
-from planners.slo import Slo, parse_all
+from planners.slo import Slo, holds, parse_all
+from simulator.fleet import Fleet, Pool
+from simulator.replay import replay
 
 PROMISES = ("ttft:p90<=40ms", "tpot:p90<=4ms")
 
@@ -46,3 +51,20 @@ def random_market(seed: int):
         for number in range(rng.integers(1, 4))
     ]
     return bursty_trace(seed, int(rng.integers(40, 160)), float(rng.uniform(3, 12))), offers
+
+
+def siblings_raise_the_bound(market, siblings) -> bool:
+    """Say whether the bound with siblings is higher by a hundredth, after checking that no cheaper fleet survives all.
+
+    Fleets of up to three replicas of each offer that cost no less than the bound of the trace alone are replayed.
+    """
+    alone, bound = (rigorous_usd_per_hour(market, windows_of(market, some)) for some in ((), siblings))
+    assert bound >= alone * (1 - 1e-5)
+    for counts in itertools.product(range(4), repeat=len(market.offers)):
+        chosen = list(zip(market.offers, counts, strict=True))
+        cost = sum(offer.usd_per_hour * count for offer, count in chosen)
+        if sum(counts) and alone <= cost < bound:
+            fleet = Fleet(tuple(Pool(offer.priced, count) for offer, count in chosen if count))
+            runs = [replay(one, fleet) for one in (market.trace, *siblings)]
+            assert not all(holds(run, market.slos) for run in runs), counts
+    return bound > alone * 1.01
