@@ -30,7 +30,7 @@ import traces
 from models import llm
 from planners.report import plots
 from planners.report.verdict import fleet_name
-from planners.search import find_plan
+from planners.search.search import find_plan
 from planners.slo import parse_all
 from simulator.replay import replay
 from traces.transform import restamp_poisson

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from planners.bounds.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
 from planners.classes import codes_of, members, named
-from planners.engines import Offer
-from planners.mix import Demand
+from planners.offers.engines import Offer
+from planners.search.mix import Demand
 from planners.slo import Slo, limit_s
-from planners.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
 from traces import Ragged, Trace
 from traces.statistics import block_ids
 from traces.trace import take

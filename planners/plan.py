@@ -11,8 +11,8 @@ from models.llm import Llm
 from models.price import WATTS_PER_KILOWATT
 from models.speculation import Speculation
 from planners.answer import plain
-from planners.engines import variant_words
-from planners.tariffs import Carbon
+from planners.offers.engines import variant_words
+from planners.offers.tariffs import Carbon
 from simulator.fleet import Fleet, Pool, PricedEngine
 
 Latency = Mapping[str, Mapping[str, float]]

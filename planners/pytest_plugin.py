@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from planners.drift import Finding
+    from planners.gate.drift import Finding
     from planners.plan import Plan
 
 PlanCheck = Callable[..., "list[Finding]"]
@@ -33,8 +33,8 @@ def plan_check(request: pytest.FixtureRequest) -> PlanCheck:
         name: str | None = None,
         fail_on: tuple[str, ...] | None = None,
     ) -> "list[Finding]":
-        from planners import drift
-        from planners import lock as locks
+        from planners.gate import drift
+        from planners.gate import lock as locks
 
         path = Path(lock)
         scenarios = locks.read(path) if path.exists() else {}

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planners import whatif
-from planners.infeasible import Infeasible
 from planners.plan import Plan
+from planners.search.infeasible import Infeasible
 from planners.slo import holds
 from planners.whatif import Question
 

@@ -13,10 +13,10 @@ from models.toml_file import unknown_name
 from planners import marked_yaml
 
 if TYPE_CHECKING:
-    from planners.engines import Variants
-    from planners.limits import Limits
-    from planners.racks import Rack
-    from planners.tariffs import Carbon, Tariff
+    from planners.offers.engines import Variants
+    from planners.offers.limits import Limits
+    from planners.offers.racks import Rack
+    from planners.offers.tariffs import Carbon, Tariff
 
 FILE = "plan.yaml"
 SCHEMA_FILE = "plan.schema.json"
@@ -42,7 +42,7 @@ class Engines:
     def variants(self) -> "Variants":
         """Return them as the planner takes them; ValueError names one that cannot be read."""
         from models import dtype, speculation
-        from planners.engines import Variants
+        from planners.offers.engines import Variants
 
         for ranks in self.dp:
             if ranks < 1:
@@ -124,7 +124,7 @@ class RackFacts:
     def rack(self) -> "Rack":
         """Return it as the planner takes it; ValueError for unknown devices, empty nodes, no power."""
         from models import device
-        from planners.racks import Rack
+        from planners.offers.racks import Rack
 
         for name, sizes in self.nodes.items():
             device.load(name)
@@ -177,7 +177,7 @@ class Study:
     def tariff(self) -> "Tariff":
         """Return what devices cost, where there is no price of one's own."""
         from models.price import Ownership
-        from planners.tariffs import Tariff
+        from planners.offers.tariffs import Tariff
 
         owned = Ownership(**asdict(self.owned))
         return Tariff(self.kinds, self.price_list, owned, self.emission)
@@ -185,7 +185,7 @@ class Study:
     @property
     def emission(self) -> "Carbon | None":
         """Return what the power of devices emits; None where nothing is said of it."""
-        from planners.tariffs import Carbon
+        from planners.offers.tariffs import Carbon
 
         return Carbon(**asdict(self.carbon)) if self.carbon.kg_per_kwh else None
 
@@ -275,7 +275,7 @@ def limits_of(written: Mapping[str, float], carbon: "Carbon | None" = None) -> "
     >>> limits_of({"devices.l4": 8, "spare": 1}).devices_at_most
     {'l4': 8}
     """
-    from planners.limits import Limits
+    from planners.offers.limits import Limits
 
     plain = {key: f"{key}_at_most" for key in ("usd_per_hour", "power_w", "spot_share", "carbon_kg_per_hour")}
     counts = ("spare", "spot_spare", "zones")

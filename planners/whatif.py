@@ -13,14 +13,14 @@ from models.engine import Engine
 from models.llm import Llm
 from models.toml_file import unknown_name
 from planners.classes import classified
-from planners.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
-from planners.infeasible import Infeasible, nothing_fits
-from planners.keeping import keep_of
-from planners.limits import Limits
+from planners.offers.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
+from planners.offers.keeping import keep_of
+from planners.offers.limits import Limits
+from planners.offers.tariffs import LISTED, ON_DEMAND, Tariff
 from planners.plan import Plan
-from planners.search import Found, Sought, find, find_plan
+from planners.search.infeasible import Infeasible, nothing_fits
+from planners.search.search import Found, Sought, find, find_plan
 from planners.slo import Slo, holds, parse, parse_all, tightest_s
-from planners.tariffs import LISTED, ON_DEMAND, Tariff
 from simulator.fleet import PricedEngine
 from traces import Trace
 

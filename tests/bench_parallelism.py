@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models import device, llm
 from models.closed_loop import Load
-from planners.parallelism import Point, ranking
+from planners.place.parallelism import Point, ranking
 
 MODELS = ("qwen3-32b", "llama-3.1-70b", "deepseek-v3")  # all in fp8
 DEVICES = ("h100-sxm", "h200-sxm", "b200-sxm")

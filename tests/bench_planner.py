@@ -15,13 +15,13 @@ from conftest import SHARED
 
 import traces
 from models import llm
-from planners.bound import rigorous_usd_per_hour, windows_of
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import survey
-from planners.disaggregated import role_offers
-from planners.engines import devices_named, offers_for
-from planners.rehearsal import Tally, fleet_of, split_candidate
-from planners.rules import by_rules
-from planners.search import find_plan
+from planners.offers.engines import devices_named, offers_for
+from planners.search.disaggregated import role_offers
+from planners.search.rehearsal import Tally, fleet_of, split_candidate
+from planners.search.rules import by_rules
+from planners.search.search import find_plan
 from planners.slo import Slo, holds, limit_s, parse_all
 from simulator.fleet import ROLES, Fleet
 from simulator.replay import replay

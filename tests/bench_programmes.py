@@ -19,12 +19,12 @@ from planner_instances import instance
 from test_planner_fluid import GPUS, implied_load, published_rows
 from test_planner_tenants import REPLICAS, forty_types
 
-from planners.fluid import FluidMix, cheapest_fluid
-from planners.group_speeds import cluster_of
-from planners.pipelines import Cluster, best_placement, even_stages, most_per_s, separate_pipelines, served_per_s
-from planners.place_file import GroupFacts, Layers
+from planners.place.group_speeds import cluster_of
+from planners.place.pipelines import Cluster, best_placement, even_stages, most_per_s, separate_pipelines, served_per_s
+from planners.place.place_file import GroupFacts, Layers
+from planners.place.tenants import cheapest_packing
+from planners.search.fluid import FluidMix, cheapest_fluid
 from planners.solver import mathopt
-from planners.tenants import cheapest_packing
 
 CENT = 0.01
 TRIALS = (0, 500, 2000, 8000)

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import toys
 
-from planners.bound import rigorous_usd_per_hour, windows_of
-from planners.engines import Offer
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
+from planners.offers.engines import Offer
 from planners.slo import Slo, holds, parse_all
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from planners import drift, lock
 from planners.cli import main
-from planners.drift import Today, findings
-from planners.lock import Scenario
+from planners.gate import drift, lock
+from planners.gate.drift import Today, findings
+from planners.gate.lock import Scenario
 from planners.plan import Plan, PlannedPool
 from planners.report import findings as reports
 

@@ -14,10 +14,11 @@ from export_fields import BENCHMARK_REPORT, KINDS, LLM_D_VALUES, MELANGE, SKY_SE
 
 from models import device, llm
 from models.engine import Engine, Settings
-from planners import compare, exports, plan_file
+from planners import exports, plan_file
 from planners.cli import main
 from planners.exports import arguments, melange, results
 from planners.exports.deployment import of_plan
+from planners.gate import compare
 from planners.plan import Plan, PlannedPool
 from planners.study import Study
 from simulator.replay import replay

@@ -235,7 +235,7 @@ def test_the_first_guess_is_arithmetic_on_the_data_sheet():
     import toys
 
     from models import device, llm, price
-    from planners.first_guess import device_seconds, first_guess
+    from planners.search.first_guess import device_seconds, first_guess
 
     model, h100 = llm.load("llama-3.1-8b"), device.load("h100-sxm")
     trace = toys.trace([0, 10], 1000, 1)  # two prompts of a thousand tokens in ten seconds

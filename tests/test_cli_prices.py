@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from models import price
-from planners import price_lists, study
+from planners import study
 from planners.cli import main
+from planners.offers import price_lists
 
 SKY = """\
 InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice

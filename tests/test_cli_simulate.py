@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from planners import fleet_file
 from planners.cli import main
+from planners.fleet_yaml import fleet_file
 
 SMALLEST = "model: llama-3.1-8b\nrouter: join-shortest-queue\npools: [{device: h100-sxm, replicas: 8, tp: 1}]\n"
 TWO_REQUESTS = "arrival_s,input_tokens,output_tokens\n0,100,1\n1.5,200,20\n"

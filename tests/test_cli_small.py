@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from models import price
-from planners import drift
 from planners.cli import main
 from planners.commands.explain import glossary
+from planners.gate import drift
 
 
 def run(*arguments: str, exit_code: int = 0):

@@ -67,7 +67,7 @@ def test_the_flags_of_plan_fleet_are_the_keywords_of_find_plan():
     import inspect
 
     from planners.commands.fleet import fleet
-    from planners.search import find_plan
+    from planners.search.search import find_plan
 
     keywords = set(inspect.signature(find_plan).parameters) - {"progress", "offers", "notes"}
     renamed = {"llm": "model", "slos": "slo", "tariff": "kinds"}

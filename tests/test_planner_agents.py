@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from planners.agents import HardwareClass, Network, Stage, Way, assign, path_s
-from planners.infeasible import Infeasible
+from planners.place.agents import HardwareClass, Network, Stage, Way, assign, path_s
+from planners.search.infeasible import Infeasible
 
 # arXiv 2507.19635, section on the worked example: HP and CO are two kinds of devices, 1,000 tokens in, 500 out.
 PREFILL = {"hp": Way(0.080, usd=1000 * 8e-5), "co": Way(0.130, usd=1000 * 5e-5)}

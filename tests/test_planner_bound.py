@@ -13,13 +13,13 @@ from scipy.optimize import LinearConstraint, milp
 from test_dataplane import random_case
 
 from models.step import PICOSECONDS_PER_SECOND
-from planners import values, work
-from planners.bound import rigorous_usd_per_hour
+from planners.bounds import values, work
+from planners.bounds.bound import rigorous_usd_per_hour
+from planners.bounds.queue import fewest_misses, least_speed
+from planners.bounds.values import Values, earnings, values_of
 from planners.demand import fresh_tokens, sizes, survey
-from planners.queue import fewest_misses, least_speed
 from planners.siblings import siblings_of
 from planners.slo import holds
-from planners.values import Values, earnings, values_of
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 

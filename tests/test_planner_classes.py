@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from models import llm
 from planners import plan as plans
-from planners.bound import rigorous_usd_per_hour, windows_of
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.classes import by_class, classified, members
 from planners.cli import main
 from planners.demand import survey
-from planners.hunt import Hunt
-from planners.search import Infeasible, find_plan
+from planners.search.hunt import Hunt
+from planners.search.search import Infeasible, find_plan
 from planners.siblings import siblings_of
 from planners.slo import Slo, holds, kept, parse, parse_all, value_s
 from simulator.fleet import Fleet, Pool

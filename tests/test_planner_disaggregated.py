@@ -12,15 +12,15 @@ import planner_toys
 import pytest
 
 from models import llm
-from planners import disaggregated
 from planners import plan as plans
 from planners.answer import plain
-from planners.bound import rigorous_usd_per_hour, windows_of
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import survey
-from planners.hunt import Hunt
-from planners.limits import Limits
-from planners.rehearsal import judge, split_candidate
-from planners.search import find_plan
+from planners.offers.limits import Limits
+from planners.search import disaggregated
+from planners.search.hunt import Hunt
+from planners.search.rehearsal import judge, split_candidate
+from planners.search.search import find_plan
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay

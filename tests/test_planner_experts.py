@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planners.experts import Experts, best_subset, measured
-from planners.infeasible import Infeasible
+from planners.place.experts import Experts, best_subset, measured
+from planners.search.infeasible import Infeasible
 
 
 def random_case(seed: int, experts: int = 4, queries: int = 3) -> Experts:

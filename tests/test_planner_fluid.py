@@ -10,7 +10,7 @@ import pytest
 from planner_instances import instance
 from scipy.optimize import linprog
 
-from planners.fluid import Limit, cheapest_fluid, least_relaxation
+from planners.search.fluid import Limit, cheapest_fluid, least_relaxation
 
 GPUS = {"l4": "L4", "a10g": "A10G", "a100": "A100-80GB", "h100": "H100"}
 

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 
 from models import llm
 from planners import plan as plans
-from planners.bound import windows_of
+from planners.bounds.bound import windows_of
 from planners.cli import main
 from planners.demand import survey
-from planners.hunt import Hunt
-from planners.keeping import Keep, keep_of
-from planners.limits import Limits
-from planners.search import find_plan
+from planners.offers.keeping import Keep, keep_of
+from planners.offers.limits import Limits
+from planners.search.hunt import Hunt
+from planners.search.search import find_plan
 from planners.slo import holds
 from simulator.replay import replay
 

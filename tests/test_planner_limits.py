@@ -10,12 +10,12 @@ import pytest
 
 from models import llm
 from planners.demand import survey
-from planners.engines import devices_named, offers_for
-from planners.limits import Limits, keeps
-from planners.rehearsal import Candidate
-from planners.search import Infeasible, find_plan, fluid_mix
+from planners.offers.engines import devices_named, offers_for
+from planners.offers.limits import Limits, keeps
+from planners.offers.tariffs import Tariff
+from planners.search.rehearsal import Candidate
+from planners.search.search import Infeasible, find_plan, fluid_mix
 from planners.slo import holds
-from planners.tariffs import Tariff
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
 

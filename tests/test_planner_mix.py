@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from planners.mix import Demand, balanced_shares, cheapest_mix, sizes_up_to
+from planners.search.mix import Demand, balanced_shares, cheapest_mix, sizes_up_to
 
 
 def random_demand(seed: int):

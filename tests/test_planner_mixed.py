@@ -13,15 +13,16 @@ from test_cli_export import H100, L4, SMALL, of_kind, plan_of
 from test_planner_disaggregated import in_roles
 
 from models.engine import Engine
-from planners import exports, mixed_pools
-from planners.bound import windows_of
+from planners import exports
+from planners.bounds.bound import windows_of
 from planners.classes import classified
 from planners.demand import survey
 from planners.exports.deployment import of_plan
-from planners.hunt import Hunt
-from planners.limits import Limits
-from planners.rehearsal import Candidate, split_candidate
-from planners.search import find_plan
+from planners.offers.limits import Limits
+from planners.search import mixed_pools
+from planners.search.hunt import Hunt
+from planners.search.rehearsal import Candidate, split_candidate
+from planners.search.search import find_plan
 from planners.slo import holds
 from simulator.fleet import Fleet, Pool
 from simulator.replay import replay
@@ -44,7 +45,7 @@ def roles_of(plan) -> set[str]:
 def test_ordinary_pools_beside_split_ones_are_found_where_they_are_cheaper(seed, pays, monkeypatch):
     trace, offers = workload(seed)
     plan = find_plan(trace, None, PROMISES, offers=offers)
-    monkeypatch.setattr("planners.search.EFFORT_MIXED", 0)
+    monkeypatch.setattr("planners.search.search.EFFORT_MIXED", 0)
     apart = find_plan(trace, None, PROMISES, offers=offers)
     assert (plan.usd_per_hour < apart.usd_per_hour) == pays
     assert (roles_of(plan) == {"both", "prefill", "decode"}) == pays

@@ -8,7 +8,7 @@ from models import device, llm
 from models.closed_loop import Load
 from models.engine import Engine
 from models.estimate import StepCosts, estimate
-from planners.parallelism import best_point, ranking
+from planners.place.parallelism import best_point, ranking
 
 LOAD = Load(1000, 100, 1)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from planners.pipelines import (
+from planners.place.pipelines import (
     Cluster,
     Group,
     best_pipeline,

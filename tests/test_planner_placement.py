@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planners.placement import Node, Wanted, place
+from planners.place.placement import Node, Wanted, place
 
 
 def random_case(seed: int):

@@ -9,14 +9,14 @@ import planner_toys
 import pytest
 from click.testing import CliRunner
 
-from planners.bound import windows_of
+from planners.bounds.bound import windows_of
 from planners.cli import main
 from planners.demand import survey
-from planners.hunt import Hunt
-from planners.infeasible import Infeasible
-from planners.limits import Limits
-from planners.portfolio import plan_together
-from planners.search import Sought, find
+from planners.offers.limits import Limits
+from planners.search.hunt import Hunt
+from planners.search.infeasible import Infeasible
+from planners.search.search import Sought, find
+from planners.sharing.portfolio import plan_together
 from planners.slo import holds
 from simulator.replay import replay
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models import device
-from planners.racks import Rack, rows
+from planners.offers.racks import Rack, rows
 
 KINDS = ("h100-sxm", "l40s")
 SIZES = (1, 2, 4)

@@ -10,15 +10,15 @@ from models import device, llm
 from models.engine import Engine
 from planners.commands.explain import reasons
 from planners.demand import survey
-from planners.explain import limits_used
-from planners.fluid import Limit
-from planners.limits import Limits
-from planners.naive_routing import ORDINARY, naive_routing
+from planners.offers.limits import Limits
+from planners.offers.tariffs import Carbon
 from planners.plan import PlannedPool, from_result
-from planners.rehearsal import Candidate, rehearse
-from planners.search import find_plan
+from planners.search.explain import limits_used
+from planners.search.fluid import Limit
+from planners.search.naive_routing import ORDINARY, naive_routing
+from planners.search.rehearsal import Candidate, rehearse
+from planners.search.search import find_plan
 from planners.slo import holds
-from planners.tariffs import Carbon
 
 
 def market_of(seed: int = 0):

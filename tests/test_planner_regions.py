@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from planners.cli import main
-from planners.infeasible import Infeasible
-from planners.limits import Limits
-from planners.regions import Origin, Region, plan_regions
-from planners.search import find_plan
+from planners.offers.limits import Limits
+from planners.search.infeasible import Infeasible
+from planners.search.search import find_plan
+from planners.sharing.regions import Origin, Region, plan_regions
 from planners.slo import Slo, percentile_s
 from simulator.replay import replay
 from traces.trace import NS_PER_S

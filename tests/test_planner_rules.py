@@ -4,8 +4,8 @@ import planner_toys
 import pytest
 
 from planners.demand import survey
-from planners.rules import RULES, by_rules
-from planners.search import find_plan
+from planners.search.rules import RULES, by_rules
+from planners.search.search import find_plan
 
 
 @pytest.mark.parametrize("seed", range(3))

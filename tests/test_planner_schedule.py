@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from planners.schedule import Hour, Prices, cheapest_schedule, cost_usd
+from planners.schedules.schedule import Hour, Prices, cheapest_schedule, cost_usd
 
 
 def random_instance(seed: int):

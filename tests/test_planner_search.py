@@ -12,10 +12,10 @@ import toys
 from models import llm
 from planners import plan as plans
 from planners.answer import plain
-from planners.bound import windows_of
+from planners.bounds.bound import windows_of
 from planners.demand import survey
-from planners.hunt import Hunt
-from planners.search import Infeasible, find_plan
+from planners.search.hunt import Hunt
+from planners.search.search import Infeasible, find_plan
 from planners.siblings import siblings_of
 from planners.slo import holds, parse_all
 from simulator.fleet import Fleet, Pool

@@ -13,9 +13,9 @@ from models import device, llm, price
 from models.price import Ownership
 from planners.cli import main
 from planners.demand import survey
-from planners.engines import offers_for
-from planners.limits import Limits, keeps
-from planners.tariffs import Carbon, Tariff
+from planners.offers.engines import offers_for
+from planners.offers.limits import Limits, keeps
+from planners.offers.tariffs import Carbon, Tariff
 
 H100, L4, L40S = (device.load(name) for name in ("h100-sxm", "l4", "l40s"))
 LIST = "device,usd_per_hour,kind\nl4,0.7,on-demand\nl4,0.5,reserved-1y\nl4,0.3,reserved-3y\nl40s,1.2,on-demand\n"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from planners.tenants import Kind, Tenants, cheapest_packing
+from planners.place.tenants import Kind, Tenants, cheapest_packing
 
 REPLICAS = (
     Kind(0.8, 24, 1.2),

@@ -12,16 +12,17 @@ from click.testing import CliRunner
 
 from models import device, llm
 from models.speculation import Speculation
-from planners import engines, plan_file
 from planners import plan as plans
-from planners.bound import rigorous_usd_per_hour, windows_of
+from planners import plan_file
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.cli import main
 from planners.demand import survey
-from planners.dominance import dominates, shortlist, undominated
-from planners.engines import Offer, Variants, legal_engines, offers_for, variant_words
 from planners.exports import arguments
-from planners.hunt import Hunt
-from planners.search import Infeasible, find_plan
+from planners.offers import engines
+from planners.offers.dominance import dominates, shortlist, undominated
+from planners.offers.engines import Offer, Variants, legal_engines, offers_for, variant_words
+from planners.search.hunt import Hunt
+from planners.search.search import Infeasible, find_plan
 from planners.slo import holds, parse_all
 from planners.study import Engines, Study
 from simulator.fleet import Fleet, Pool

@@ -6,10 +6,10 @@ import planner_toys
 import pytest
 from click.testing import CliRunner
 
-from planners import profile
 from planners.cli import main
+from planners.schedules import profile
+from planners.schedules.week import Terms, plan_week
 from planners.slo import parse_all
-from planners.week import Terms, plan_week
 
 
 def test_a_profile_is_read_and_mistakes_are_placed(tmp_path):

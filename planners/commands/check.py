@@ -14,7 +14,7 @@ from planners.commands.envelope import give, note
 from planners.commands.options import json_flag
 
 if TYPE_CHECKING:
-    from planners.lock import Scenario
+    from planners.gate.lock import Scenario
 
 LOCK_FILE = "plan.lock.json"
 
@@ -45,7 +45,7 @@ def check(
     Classes: INPUT, BROKEN, SLO, DECISION, COST, DRIFT, EQUIVALENT, IMPROVED. BROKEN, SLO, DECISION and COST end with
     exit code 3.
     """
-    from planners import drift
+    from planners.gate import drift
     from planners.report import findings as reports
 
     failing = _classes(fail_on) if fail_on is not None else drift.FAILING
@@ -71,7 +71,8 @@ def check(
 
 
 def _scenarios(file: str, against: str | None) -> "dict[str, Scenario]":
-    from planners import lock, plan_file
+    from planners import plan_file
+    from planners.gate import lock
 
     text = Path(file).read_text(encoding="utf-8") if against is None else _at_revision(file, against)
     if not plan_file.is_plan(text):
@@ -98,7 +99,7 @@ def _chosen(scenarios: "dict[str, Scenario]", only: tuple[str, ...], file: str) 
 
 
 def _classes(text: str) -> tuple[str, ...]:
-    from planners.drift import CLASSES
+    from planners.gate.drift import CLASSES
 
     chosen = tuple(word.strip().upper() for word in text.split(",") if word.strip())
     for each in chosen:

@@ -18,7 +18,7 @@ def compare(files: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from planners import compare as comparison
+    from planners.gate import compare as comparison
 
     if len(files) < 2:
         raise ValueError(f"{len(files)} file to compare; expected at least 2")

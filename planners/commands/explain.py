@@ -41,7 +41,7 @@ def glossary() -> dict[str, str]:
     """Return what each word means."""
     import tomllib
 
-    from planners.drift import MEANINGS
+    from planners.gate.drift import MEANINGS
 
     words: dict[str, str] = tomllib.loads(GLOSSARY.read_text(encoding="utf-8"))["words"]
     return words | MEANINGS

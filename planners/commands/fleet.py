@@ -13,7 +13,7 @@ from planners.commands.options import folder_option, json_flag, study_options
 
 if TYPE_CHECKING:
     from models.llm import Llm
-    from planners.search import Progress
+    from planners.search.search import Progress
     from planners.study import Study
     from traces import Trace
 
@@ -50,7 +50,7 @@ def fleet(
     from time import process_time
 
     from planners import plan_file
-    from planners.infeasible import Infeasible
+    from planners.search.infeasible import Infeasible
     from planners.whatif import question_of
 
     started_s = process_time()
@@ -94,8 +94,8 @@ def _write(folder: Path, text: str) -> Path:
 
 def _guess(requests: "Trace", llm: "Llm", names: tuple[str, ...] | None) -> None:
     """Say at once what the data sheets alone let one expect: the plan takes longer."""
-    from planners.engines import devices_named
-    from planners.first_guess import first_guess
+    from planners.offers.engines import devices_named
+    from planners.search.first_guess import first_guess
 
     devices, _ = devices_named(names)
     note(f"{requests.name}: {len(requests):,} requests in {requests.span_s:,.0f} s")

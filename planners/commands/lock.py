@@ -25,9 +25,9 @@ def lock(
     plan_path: str, lock_file: str, name: str | None, update: bool, reason: str, force: bool, as_json: bool
 ) -> None:
     """Lock the decision of PLAN (a plan.json) in plan.lock.json, to be committed and checked with `plan check`."""
-    from planners import lock as locks
     from planners import plan_file
-    from planners.drift import Today, findings
+    from planners.gate import lock as locks
+    from planners.gate.drift import Today, findings
     from planners.report.findings import words
 
     saved = plan_file.read(plan_path)

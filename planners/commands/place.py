@@ -13,7 +13,7 @@ from planners.commands.options import json_flag
 from planners.commands.tables import seconds, table
 
 if TYPE_CHECKING:
-    from planners.pipelines import Cluster
+    from planners.place.pipelines import Cluster
 
 Facts = TypeVar("Facts")
 Found = TypeVar("Found")
@@ -36,8 +36,8 @@ def replicas(plan: str, file: str, as_json: bool) -> None:
     the largest room left on one.
     """
     from planners import plan_file
-    from planners.place_file import Racks
-    from planners.placement import place as placed
+    from planners.place.place_file import Racks
+    from planners.place.placement import place as placed
 
     facts = _read(file, Racks)
     chosen = plan_file.read(plan).plan
@@ -69,8 +69,8 @@ def stages(file: str, as_json: bool) -> None:
     tell, and what it passes on; `classes` with prices and counts, or a device; `limit_ms`; and perhaps requests_per_s,
     latency_ms, gb_per_s and usd_per_gb between classes.
     """
-    from planners.agents import assign
-    from planners.place_file import Agents
+    from planners.place.agents import assign
+    from planners.place.place_file import Agents
 
     facts = _read(file, Agents)
     graph = _checked(file, facts.graph)
@@ -99,8 +99,8 @@ def layers(file: str, trials: int, seed: int, as_json: bool) -> None:
     within islands and between_gbit_per_s; sequences and context_tokens. Told beside it: even stages, pipelines of each
     kind by itself, the best single pipeline, and what no placement serves more than.
     """
-    from planners.pipelines import best_placement, most_per_s
-    from planners.place_file import Layers
+    from planners.place.pipelines import best_placement, most_per_s
+    from planners.place.place_file import Layers
 
     cluster, count = _checked(file, _read(file, Layers).cluster)
     placement, per_s = _checked(file, lambda: best_placement(cluster, count, trials, seed))
@@ -122,8 +122,8 @@ def experts(file: str, as_json: bool) -> None:
     EXPERTS has `queries` by kind with their shares; `experts` with quality, energy_j and delay_ms by kind of query and
     standby_j; energy_j for a mean query, delay_ms for each, and how many are `answering`.
     """
-    from planners.experts import best_subset
-    from planners.place_file import Edge
+    from planners.place.experts import best_subset
+    from planners.place.place_file import Edge
 
     facts = _read(file, Edge)
     choice = _checked(file, facts.choice)
@@ -155,8 +155,8 @@ def tenants(file: str, as_json: bool) -> None:
 
     TENANTS has `tenants`, each with memory_gb, compute and count; and `replicas` with usd_per_hour, memory_gb, compute.
     """
-    from planners.place_file import Packed
-    from planners.tenants import cheapest_packing
+    from planners.place.place_file import Packed
+    from planners.place.tenants import cheapest_packing
 
     facts = _read(file, Packed)
     sizes = _checked(file, facts.sizes)
@@ -189,7 +189,7 @@ def _counted(counts: Any) -> str:
 
 def _other_placements(cluster: "Cluster", count: int) -> dict[str, float]:
     """Return what simpler placements serve [tokens/s]."""
-    from planners.pipelines import MOST_STAGES, best_pipeline, even_stages, separate_pipelines, served_per_s
+    from planners.place.pipelines import MOST_STAGES, best_pipeline, even_stages, separate_pipelines, served_per_s
 
     largest = max(group.most_layers for group in cluster.groups)
     fewest = min(group.most_layers for group in cluster.groups)
@@ -219,7 +219,7 @@ def _checked(file: str, make: Callable[[], Found]) -> Found:
 
 
 def _feasible(find: Callable[[], Found]) -> Found:
-    from planners.infeasible import Infeasible
+    from planners.search.infeasible import Infeasible
 
     try:
         return find()

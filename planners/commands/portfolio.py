@@ -13,7 +13,7 @@ from planners.commands.options import folder_option, json_flag
 from planners.commands.tables import table
 
 if TYPE_CHECKING:
-    from planners.portfolio import Portfolio
+    from planners.sharing.portfolio import Portfolio
 
 FILE = "portfolio.yaml"
 
@@ -32,9 +32,9 @@ def portfolio(file: str, folder: str | None, as_json: bool) -> None:
     """
     from time import process_time
 
-    from planners import portfolio_file
-    from planners.infeasible import Infeasible
-    from planners.portfolio import plan_together
+    from planners.search.infeasible import Infeasible
+    from planners.sharing import portfolio_file
+    from planners.sharing.portfolio import plan_together
     from planners.whatif import question_of
 
     started_s = process_time()

@@ -59,7 +59,7 @@ def import_list(file: str, out: str, names: tuple[str, ...], provider: str, date
     """Read FILE, a SkyPilot catalogue (vms.csv) or FOCUS rows of a bill or contract, and write a list of our form."""
     from datetime import UTC, datetime
 
-    from planners import price_lists
+    from planners.offers import price_lists
 
     found = price_lists.imported(
         Path(file),
@@ -92,8 +92,9 @@ def import_list(file: str, out: str, names: tuple[str, ...], provider: str, date
 def pin(devices: tuple[str, ...], file: str, price_list: str | None, as_json: bool) -> None:
     """Write the prices of DEVICES (those of plan.yaml, else the ten default ones) into plan.yaml, to stay so."""
     from models import price
-    from planners import price_lists, study
-    from planners.engines import DEFAULT_DEVICES
+    from planners import study
+    from planners.offers import price_lists
+    from planners.offers.engines import DEFAULT_DEVICES
 
     asked = devices or study.read(file).devices or DEFAULT_DEVICES
     found = {name: price.load(name, path=price_list) for name in asked}

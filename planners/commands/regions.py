@@ -13,8 +13,8 @@ from planners.commands.options import folder_option, json_flag
 from planners.commands.tables import table
 
 if TYPE_CHECKING:
-    from planners.regions import Regional
-    from planners.regions_file import Regions
+    from planners.sharing.regions import Regional
+    from planners.sharing.regions_file import Regions
 
 FILE = "regions.yaml"
 MOST_TOLD = 6
@@ -35,9 +35,9 @@ def regions(file: str, folder: str | None, as_json: bool) -> None:
     """
     from time import process_time
 
-    from planners import regions_file
-    from planners.infeasible import Infeasible
-    from planners.regions import plan_regions
+    from planners.search.infeasible import Infeasible
+    from planners.sharing import regions_file
+    from planners.sharing.regions import plan_regions
 
     started_s = process_time()
     written = regions_file.read(file)
@@ -96,8 +96,8 @@ def _write(folder: Path, name: str, found: "Regional", written: "Regions") -> st
 
 
 def _words(found: "Regional", files: list[str]) -> str:
-    from planners.regions import describe
     from planners.report.verdict import fleet_name
+    from planners.sharing.regions import describe
 
     rows = [["Region", "USD/h", "Requests", "Fleet"]]
     rows += [

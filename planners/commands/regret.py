@@ -34,8 +34,8 @@ def regret(
     twenty measurements has them.
     """
     from planners import regret as futures
-    from planners.infeasible import Infeasible
     from planners.report.verdict import fleet_name
+    from planners.search.infeasible import Infeasible
     from planners.whatif import question_of
 
     question = question_of(study)

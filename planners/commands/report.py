@@ -19,10 +19,11 @@ from planners.commands.options import json_flag
 @json_flag
 def report(plan_path: str, trace: str | None, path: str, as_json: bool) -> None:
     """Write an HTML page about PLAN (a plan.json, or a fleet.yaml with --trace): one file, no network."""
-    from planners import fleet_file, plan_file, whatif
+    from planners import plan_file, whatif
     from planners.commands.simulate import read_trace
     from planners.exports.deployment import of_plan
     from planners.exports.shell import vllm
+    from planners.fleet_yaml import fleet_file
     from planners.report.page import Report, page, verdict_words
     from simulator.replay import replay
 

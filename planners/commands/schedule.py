@@ -36,8 +36,8 @@ def schedule(
     """
     from time import process_time
 
-    from planners import profile as profiles
-    from planners.week import Terms, plan_week
+    from planners.schedules import profile as profiles
+    from planners.schedules.week import Terms, plan_week
     from planners.whatif import question_of
 
     started_s = process_time()

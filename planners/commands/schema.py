@@ -13,8 +13,8 @@ def schema(kind: str, as_json: bool) -> None:
     from pydantic import TypeAdapter
 
     from planners import study
-    from planners.fleet_file import FleetFile
-    from planners.portfolio_file import Studies
+    from planners.fleet_yaml.fleet_file import FleetFile
+    from planners.sharing.portfolio_file import Studies
 
     found = study.schema() if kind == "plan" else TypeAdapter(FleetFile if kind == "fleet" else Studies).json_schema()
     click.echo(json.dumps(found, indent=1))

@@ -57,8 +57,8 @@ def simulate(
     from time import process_time
 
     from models.speculation import parse
-    from planners import fleet_file
     from planners.classes import classified
+    from planners.fleet_yaml import fleet_file
     from planners.plan_file import trace_facts
     from planners.slo import broken, parse_all
     from simulator.fleet import drafting

@@ -22,8 +22,9 @@ def trace(fleet: str, trace: str | None, window: str, path: str, as_json: bool) 
 
     It shows each request's wait, prefill, hand-over and decode, each lane's steps, and each pool's queue.
     """
-    from planners import fleet_file, plan_file
+    from planners import plan_file
     from planners.commands.simulate import read_trace
+    from planners.fleet_yaml import fleet_file
     from planners.report import perfetto
     from simulator.replay import replay
 

@@ -149,7 +149,7 @@ def fit(file: str, fleet: str | None, seed: int, as_json: bool, **options: Any) 
 def _ttft(trace: "Trace", made: "list[Trace]", fleet: str) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from planners import fleet_file
+    from planners.fleet_yaml import fleet_file
     from planners.resemblance import resemblances
 
     return [asdict(each) for each in resemblances(trace, made, fleet_file.read(fleet).fleet)]

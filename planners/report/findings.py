@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from planners.commands.tables import table
-from planners.drift import FAILING, MEANINGS, Finding
+from planners.gate.drift import FAILING, MEANINGS, Finding
 
 Findings = Mapping[str, Sequence[Finding]]
 SUMMARY_BYTES = 1_000_000  # GitHub refuses a step summary above 1 MiB

@@ -1,0 +1,1 @@
+"""Checks on planner output: what changed, what drifted, what a lock holds."""

@@ -1,0 +1,1 @@
+"""Fleets over time: the hours of a week, reserved, autoscaled and spot."""

@@ -1,0 +1,1 @@
+"""The search for the cheapest fleet: mixes, rehearsals, and the reasons for what was chosen."""

@@ -1,0 +1,1 @@
+"""Several models, or several regions, that share one budget and one supply."""
