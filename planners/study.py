@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from models.toml_file import unknown_name
 from planners import marked_yaml
+from planners.strict import strict
 
 if TYPE_CHECKING:
     from planners.offers.engines import Variants
@@ -24,14 +25,13 @@ SCHEMA_FILE = "plan.schema.json"
 _USD_PER_HOUR = re.compile(r"\$?\s*(?P<usd>[0-9]+(\.[0-9]+)?)\s*(USD)?\s*(/\s*h(our)?)?", re.IGNORECASE)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Engines:
     """What of the engines on offer may vary: dtypes of weights and of KV, ranks that share experts, drafts as 3:0.7.
 
     "native" is the format of the published weights; "none" among speculative ones drafts nothing.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     dtypes: tuple[str, ...] = ("native", "bf16", "fp8")
     kv_dtypes: tuple[str, ...] = ("bf16",)
@@ -54,11 +54,10 @@ class Engines:
         return Variants(weights, tuple(map(dtype.canonical, self.kv_dtypes)), self.dp, drafts)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Keeping:
     """A fleet that is there, by its plan.json; a replica added or removed costs usd_per_change, spread over hours."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     plan: str | None = None
     usd_per_change: float = 0.0
@@ -72,11 +71,10 @@ class Keeping:
             raise ValueError(f"hours must be above 0, not {self.hours:g}")
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Owned:
     """The terms of devices that are bought: a purchase price of one's own by device, else the catalogue's."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     years: float = 4.0
     interest_per_year: float = 0.08
@@ -94,11 +92,10 @@ class Owned:
             raise ValueError("expected years above 0, interest_per_year and usd_per_kwh from 0 on, and pue from 1 on")
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Emissions:
     """What the grid emits, the data centre's overhead on power (PUE), and what a kilogram costs; none by default."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kg_per_kwh: float = 0.0
     pue: float = 1.0
@@ -110,11 +107,10 @@ class Emissions:
             raise ValueError("expected kg_per_kwh and usd_per_kg from 0 on, and pue from 1 on")
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class RackFacts:
     """A rack: by device the sizes of its nodes, each one NVLink domain, the power for all of them, and its zone."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     nodes: Mapping[str, tuple[int, ...]]
     power_w: float | None = None
@@ -135,6 +131,7 @@ class RackFacts:
         return Rack(self.nodes, float("inf") if self.power_w is None else self.power_w, self.zone)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Study:
     """What is planned: a trace (null for the bundled sample), a model, promises, and what there is to choose from.
@@ -148,8 +145,6 @@ class Study:
     fleet that is there, and what changing it costs. price_list is a CSV as of `plan prices`; kinds are on-demand, spot,
     reserved-1y, reserved-3y, and owned on the terms of owned. carbon has a price, or a limit: carbon_kg_per_hour.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     model: str
     slo: tuple[str, ...]

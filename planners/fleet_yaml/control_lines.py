@@ -1,19 +1,17 @@
 """What a fleet.yaml may say under control: routing, scaling, migration, hand-over, failures, sight, sessions, tools."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from planners.fleet_yaml.fleet_fabric import FabricLine
+from planners.strict import strict
 
-FORBID = {"extra": "forbid"}
 Setting = bool | int | float | str | list[float]
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class RetriesLine:
     """Clients come again so many times, after first_s, then factor times longer each time."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     attempts: int = 3
     first_s: float = 0.5
@@ -21,26 +19,25 @@ class RetriesLine:
     seed: int = 0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class TimeOutsLine(RetriesLine):
     """Clients that have waited wait_s in a queue hang up, and come again."""
 
-    __pydantic_config__: ClassVar = FORBID
-
     wait_s: float = 10.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class RoutingLine:
     """A router of the control plane by name, and its settings; retries are of those that it turns away."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     name: str
     settings: dict[str, Setting] = field(default_factory=dict)
     retries: RetriesLine | None = None
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class SchedulerLine:
     """A scheduler of every lane by name, and its settings, times as NAME_s; such lanes take nothing else of control.
@@ -48,23 +45,21 @@ class SchedulerLine:
     What its settings leave open is as the engine's limits say; ttft promises of the file are its deadlines.
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     name: str
     settings: dict[str, bool | int | float | str] = field(default_factory=dict)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class SpotLine:
     """Replicas are taken away at random, so often per replica and hour, after a notice."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     evictions_per_hour: float
     notice_s: float = 30.0
     seed: int = 0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class AutoscaleLine:
     """A pool that is scaled; its replicas are the most there can be.
@@ -72,8 +67,6 @@ class AutoscaleLine:
     Without startup_s a replica takes what pulling, loading, capturing and warming up take. least 0 scales to nothing.
     A replica that leaves lets what it runs end (drain: wait) or moves it, over migration's link or the fabric (move).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     policy: str
     pool: int = 0
@@ -88,35 +81,32 @@ class AutoscaleLine:
     spot: SpotLine | None = None
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class RebalanceLine:
     """The last of the longest queue goes to a shorter one of its model while they differ by least_gap."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     every_s: float = 1.0
     least_gap: int = 2
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FlipLine:
     """Decode lanes prefill while more than high_tokens of prompts wait per lane that does; below low_tokens, not."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     high_tokens: float
     low_tokens: float
     every_s: float = 1.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class MigrationLine:
     """Requests move from replicas below a freeness to replicas above another, over a link of their own or the fabric.
 
     KV that has not come in patience_s is computed again.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     low: float = 10.0
     high: float = 60.0
@@ -126,33 +116,30 @@ class MigrationLine:
     patience_s: float | None = None
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class HandOverLine:
     """KV goes from prefill replicas to the freest decode replica over the fabric, in grains of this kind."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     grain: str = "whole"
     hides_bytes_per_s: float = 0.0
     patience_s: float | None = None
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class SharesLine:
     """The shares of prefill and decode on devices that they have in common follow the promises that are missed."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     ttft_s: float
     tpot_s: float
     every_s: float = 5.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class StragglerLine:
     """A lane whose steps are priced from one of its pool's variants for a while."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     lane: int
     from_s: float
@@ -160,21 +147,19 @@ class StragglerLine:
     variant: int = 1
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class ToolsLine:
     """Calls between the steps of a closed loop take one of so many workers; rule says what becomes of KV meanwhile."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     workers: int | None = None
     rule: str = "leave"
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FailuresLine:
     """Replicas of a pool, or of all, that fail and come back at random."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     up_s: float
     down_s: float
@@ -182,11 +167,10 @@ class FailuresLine:
     seed: int = 0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class SightLine:
     """How old and how wrong what policies see is, and how long a decision takes."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     age_s: float = 0.0
     noise: float = 0.0
@@ -194,11 +178,10 @@ class SightLine:
     seed: int = 0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class ControlLines:
     """What decides in a fleet; closed_loop lets turns and steps come after those they follow from."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     routing: RoutingLine | None = None
     autoscale: tuple[AutoscaleLine, ...] = ()

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from planners.fleet_yaml.fleet_parts import Wrong
+from planners.strict import strict
 
 if TYPE_CHECKING:
     import simpy
@@ -13,21 +14,20 @@ if TYPE_CHECKING:
     from simulator.control.plane import Controller
     from simulator.fleet import Fleet
 
-FORBID = {"extra": "forbid"}
 STORE = "store"
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FarLine:
     """Pools in another datacenter, over a link of bytes_per_s each way: a number, or steps [from_s, bytes_per_s]."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     pools: tuple[int, ...]
     bytes_per_s: float | tuple[tuple[float, float], ...]
     latency_s: float = 0.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FabricLine:
     """One adapter a replica on a switch, shared by what moves; with up_s and down_s adapters fail and are mended.
@@ -36,8 +36,6 @@ class FabricLine:
     in another datacenter. With store_bytes_per_s shared tiers hang on the switch, too, and what pools fetch from them,
     outside the batch, goes over the fabric.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     nic_bytes_per_s: float
     latency_s: float = 0.0

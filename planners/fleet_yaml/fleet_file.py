@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from planners import marked_yaml, plan_file
 from planners.fleet_yaml import fleet_control, fleet_parts
 from planners.fleet_yaml.control_lines import ControlLines
 from planners.fleet_yaml.fleet_parts import Wrong
 from planners.slo import Slo
+from planners.strict import strict
 from simulator.tier import Tier
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORBID = {"extra": "forbid"}
 
-
+@strict
 @dataclass(frozen=True, slots=True)
 class PoolLine:
     """One pool: equal replicas of a model cut tp x pp over devices; the price list's price where none is written.
@@ -38,8 +38,6 @@ class PoolLine:
     its devices with, and splits the shares (prefill, decode) of them that control may set. serves are the names that
     traces call the pool's model by; where pools have several models, its own if nothing is written.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     device: str
     replicas: int = 1
@@ -86,17 +84,17 @@ class PoolLine:
     serves: tuple[str, ...] = ()
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class LinkLine:
     """The way of KV from prefill to decode replicas, of one replica each way; layerwise, it overlaps with prefill."""
-
-    __pydantic_config__: ClassVar = FORBID
 
     bytes_per_s: float = 50e9
     latency_s: float = 1e-3
     layerwise: bool = False
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FleetFile:
     """A fleet as written: one model, one router, pools, and perhaps the promises it is held against.
@@ -104,8 +102,6 @@ class FleetFile:
     A client gives up a request that is not finished after patience_s. With control, routing, scaling, migration and
     failures are played as well.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     pools: tuple[PoolLine, ...]
     model: str | None = None

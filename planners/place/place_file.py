@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from planners.strict import strict
 from planners.study import RackFacts
 
 if TYPE_CHECKING:
@@ -18,14 +19,13 @@ BYTES_PER_GB = 1e9
 MS_PER_S = 1e3
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Racks:
     """Racks with their nodes, as in plan.yaml; which pools are urgent (0 first), and what runs on nodes already.
 
     Nodes are named RACK/DEVICE/NUMBER, counted from 1. With survives_zone no zone holds more of a pool than half.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     racks: Mapping[str, RackFacts]
     priority: Mapping[str, int] = field(default_factory=dict)
@@ -74,6 +74,7 @@ class Racks:
         return found
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class WayFacts:
     """How a stage runs on a class: a request's milliseconds, those that keep a replica busy, its cost, memory.
@@ -81,22 +82,19 @@ class WayFacts:
     Where no milliseconds are given the cost model tells them, and the memory.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     ms: float | None = None
     busy_ms: float | None = None
     usd: float = 0.0
     memory_gb: float = 0.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class StageFacts:
     """A stage: ways to run by class, and the megabytes that it passes on by following stage.
 
     For the cost model it computes prefill_tokens of a prompt, and writes decode_tokens after context_tokens more.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     runs_on: Mapping[str, WayFacts]
     passes_on_mb: Mapping[str, float] = field(default_factory=dict)
@@ -106,6 +104,7 @@ class StageFacts:
     context_tokens: int = 0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class ClassFacts:
     """A class of hardware: what a replica costs and holds, and how many there are.
@@ -113,8 +112,6 @@ class ClassFacts:
     For the cost model a replica is so many of a device, on which sequences decode together; where no price is given,
     that of the list is taken.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     usd_per_hour: float | None = None
     most: int = 1_000
@@ -125,11 +122,10 @@ class ClassFacts:
     sequences: int = 16
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Agents:
     """Stages of an agent, classes of hardware, what lies between them, the promise from end to end, and the rate."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     stages: Mapping[str, StageFacts]
     classes: Mapping[str, ClassFacts]
@@ -162,11 +158,10 @@ class Agents:
         return stages, classes, network
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
     """So many devices of a kind in one NVLink domain, which act as one group; count such groups."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     device: str
     devices: int = 1
@@ -174,14 +169,13 @@ class GroupFacts:
     island: str = ""
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Layers:
     """A model over groups of devices: links in Gb/s within an island and between islands, and to users.
 
     sequences decode together in each group at a mean context of so many tokens, whose KV it holds beside its weights.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     model: str
     groups: Mapping[str, GroupFacts]
@@ -198,11 +192,10 @@ class Layers:
         return cluster_of(self)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class ExpertFacts:
     """An expert: by kind of query its quality, energy and delay, and what it draws by running, in joules a query."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     quality: Mapping[str, float]
     energy_j: Mapping[str, float]
@@ -210,11 +203,10 @@ class ExpertFacts:
     standby_j: float = 0.0
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Edge:
     """Experts at the edge, the shares of queries by kind, the budgets, and how many experts answer each query."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     queries: Mapping[str, float]
     experts: Mapping[str, ExpertFacts]
@@ -244,33 +236,30 @@ class Edge:
         return Experts(rows["quality"], rows["energy_j"], rows["delay_ms"] / MS_PER_S, standby_j, shares / shares.sum())
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class TenantFacts:
     """So many tenants alike, each with its memory and compute, which one replica has to hold whole."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     memory_gb: float
     compute: float
     count: int = 1
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class KindFacts:
     """A kind of replica: its price, memory and compute, in the unit of the tenants'."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     usd_per_hour: float
     memory_gb: float
     compute: float
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Tenants that cannot be divided, and the kinds of replicas to hold them."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     tenants: Mapping[str, TenantFacts]
     replicas: Mapping[str, KindFacts]

@@ -3,20 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from planners import marked_yaml, study
 from planners.offers.limits import Limits
+from planners.strict import strict
 from planners.study import Study
 
 FILE = "portfolio.yaml"
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Studies:
     """What is planned together: a study for each model, and limits on all their fleets, as a study has them on one."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     plans: Mapping[str, Study]
     limits: Mapping[str, float] = field(default_factory=dict)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from planners import marked_yaml, study
 from planners.offers.limits import Limits
+from planners.strict import strict
 from planners.study import Emissions, Engines, RackFacts, Study
 
 if TYPE_CHECKING:
@@ -16,25 +17,23 @@ FILE = "regions.yaml"
 MS_PER_S = 1000
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Source:
     """An origin: its trace (null for the bundled sample), at so many times its rate, as 2x, and where data may go."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     trace: str | None = None
     scale: str | None = None
     stays_in: tuple[str, ...] | None = None
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Site:
     """A region: what a plan.yaml says of devices, prices, limits, racks and carbon, for the fleet there.
 
     priced_as names a region of the price list: only what is offered there can be had; null takes the whole list.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     devices: tuple[str, ...] | None = None
     priced_as: str | None = None
@@ -44,6 +43,7 @@ class Site:
     carbon: Emissions = field(default_factory=Emissions)
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class Regions:
     """What is planned over regions: model and promises as in plan.yaml, latency_ms from origin to region and back.
@@ -52,8 +52,6 @@ class Regions:
     An origin's requests may be split into equal parts. limits are on all regions together. align says how traces lie
     over each other: their starts, their dates, or the hours of their weeks.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     model: str
     slo: tuple[str, ...]
