@@ -26,7 +26,8 @@ class Device:
     bandwidth_alone_bytes_per_s is what this processor of a shared memory was measured to reach by itself,
     bandwidth_shared_bytes_per_s what all processors of that memory reach together; None where not measured.
     link_bytes_per_s is one direction of one device's scale-up fabric; None means that only the host link joins them.
-    processors counts SMs, compute units or cores; cache_bytes is the last-level cache.
+    processors counts SMs, compute units or cores; cache_bytes is the last-level cache. Devices of one silicon (the
+    target that its maker's compiler names) run the same kernels.
     calibration names the device in measurement tables; kin names the catalogue device, itself measured, whose
     efficiencies stand in where this one was not. labels are other names in measurement tables.
     assumed lists the TOML keys whose value is an assumption, explained in note. serving holds a user's own scalars of
@@ -54,6 +55,7 @@ class Device:
     shape_quantum_tokens: int | None
     soc: str | None
     capex_usd: float | None
+    silicon: str | None
     calibration: str | None
     kin: str | None
     labels: tuple[str, ...]
@@ -119,7 +121,7 @@ _REQUIRED = (
 _OPTIONAL = (
     *("memory_mib", "bandwidth_alone_gb_per_s", "bandwidth_shared_gb_per_s", "link_gb_per_s_per_direction"),
     *("link_kind", "tdp_w", "idle_w", "processors", "cache_mib", "shape_quantum_tokens", "soc", "capex_usd"),
-    *("calibration", "kin", "labels", "assumed", "note", "name", "serving"),
+    *("silicon", "calibration", "kin", "labels", "assumed", "note", "name", "serving"),
 )
 SERVING_SCALARS = ("layer_s", "decode_factor", "prefill_factor", "first_token_s")
 
@@ -148,6 +150,7 @@ def _read(path: Path) -> Device:
         shape_quantum_tokens=table.get("shape_quantum_tokens"),
         soc=table.get("soc"),
         capex_usd=_scaled(table, "capex_usd"),
+        silicon=table.get("silicon"),
         calibration=table.get("calibration"),
         kin=table.get("kin"),
         labels=tuple(table.get("labels", ())),

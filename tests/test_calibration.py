@@ -135,9 +135,26 @@ def test_devices_without_measurements_inherit_from_their_kin_and_are_less_sure()
     kin, heir = load("l40s").find("gemm", "bf16"), load("l4").find("gemm", "bf16")
     assert kin.provenance == "calibrated"
     assert heir.provenance == "modelled"
-    assert heir.parameters == kin.parameters
+    named = zip(FORMS["gemm"].parameters, heir.parameters, kin.parameters, strict=True)
+    assert [name for name, own, borrowed in named if own != borrowed] == ["power_efficiency"]
     assert heir.interval[0] < kin.interval[0]
     assert heir.interval[1] > kin.interval[1]
+
+
+def test_devices_of_one_silicon_share_the_correction_and_the_energy_of_an_operation():
+    kin = load("l40s").find("gemm", "bf16")
+    heir, stranger = load("l4").find("gemm", "bf16"), load("t4").find("gemm", "fp16")
+    assert heir.packed is kin.packed
+    assert not stranger.packed
+    power = FORMS["gemm"].parameters.index("power_efficiency")
+    watts_per_flop = [device.load(name).tdp_w / device.load(name).flops_per_s["bf16"] for name in ("l4", "l40s")]
+    assert heir.parameters[power] == pytest.approx(kin.parameters[power] * watts_per_flop[0] / watts_per_flop[1])
+    assert load("rtx-3090").find("gemm", "bf16").parameters[power] == 1.0
+
+
+def test_a_bandwidth_that_was_measured_is_what_a_device_without_other_measurements_reaches():
+    share = load("arc-pro-b60").find("gemm", "bf16").parameters[FORMS["gemm"].parameters.index("memory_efficiency")]
+    assert share == pytest.approx(220 / 456)
 
 
 def test_a_kin_with_less_bandwidth_takes_longer_to_read_its_weights():
@@ -214,6 +231,18 @@ def test_thirty_points_bring_the_matrices_of_a_kin_near(shared, lender, label, w
     for parameters, bar in ((kin, without), (near, with_thirty)):
         seconds = FORMS["gemm"].evaluate(rest.columns, formats, machine, parameters)[:, 0]
         assert np.median(np.abs(seconds / rest.seconds - 1.0)) <= bar
+
+
+def test_a_correction_learnt_on_one_device_of_a_silicon_is_right_on_another(shared):
+    group, other = (largest_group(shared, "attn_decode", label, "bf16", "vllm") for label in ("h100_sxm", "h200_sxm"))
+    rng = np.random.default_rng(7)
+    found = fit.fit_group(group.take(rng.permutation(group.rows)[:4000]))
+    judged = other.take(rng.permutation(other.rows)[:2000])
+    corrected, physical = (
+        np.median(np.abs(predict.seconds_of(one, device.find("h200_sxm"), judged.shape) / judged.seconds - 1.0))
+        for one in (found, replace(found, packed={}))
+    )
+    assert corrected <= 0.5 * physical
 
 
 def test_packed_trees_predict_what_the_boosted_model_predicts():
@@ -340,8 +369,8 @@ def test_impossible_measurements_are_refused_with_the_reason(shared):
 
 
 def largest_group(shared, op, label, dtype, engine):
-    frame = measured.read_operators(shared / "data" / "operators.parquet", op)
-    frame = frame[(frame["device"] == label) & (frame["dtype"] == dtype) & (frame["engine"] == engine)]
+    frame = measured.read_operators(shared / "data" / "operators.parquet", op, label)
+    frame = frame[(frame["dtype"] == dtype) & (frame["engine"] == engine)]
     key, part = max(measured.groups_in(frame), key=lambda pair: len(pair[1]))
     return measured.group_of(key, part)
 

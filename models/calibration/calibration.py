@@ -105,7 +105,8 @@ def _find(
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
             return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
         lender = measured_devices()[label]
-        return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only=True)
+        physical_only = widened > 1.0 or not _runs_the_same(lender, device)
+        return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only)
     raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
 
 
@@ -220,14 +221,30 @@ def borrowed(fit: OperatorFit, factor: float, physical_only: bool) -> OperatorFi
 
 
 def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
-    """Return a fit with the parameters that are speeds, not efficiencies, in proportion to the devices.
+    """Return a fit with the parameters that differ between two devices as their data sheets tell.
 
-    What is sent scales with their links, what is looked up with their processors.
+    What is sent scales with their links, what is looked up with their processors. Devices of one silicon take the same
+    energy for an operation, so that the share of the peak that power allows scales with the watts for each. Where the
+    bandwidth that a device reaches by itself is known, that is its efficiency.
     """
-    if fit.form not in ("collective", "lookup"):
-        return fit
-    processors = (device.processors or 1) / (lender.processors or 1)
-    speeds = {"bytes_per_s": link_bytes_per_s(device) / link_bytes_per_s(lender), "lookups_per_s": processors}
-    names = FORMS[fit.form].parameters
-    factors = [next((speed for ending, speed in speeds.items() if name.endswith(ending)), 1.0) for name in names]
-    return replace(fit, parameters=tuple(value * by for value, by in zip(fit.parameters, factors, strict=True)))
+    values = dict(zip(FORMS[fit.form].parameters, fit.parameters, strict=True))
+    for name in values:
+        if fit.form == "collective" and name.endswith("bytes_per_s"):
+            values[name] *= link_bytes_per_s(device) / link_bytes_per_s(lender)
+    if "lookups_per_s" in values:
+        values["lookups_per_s"] *= (device.processors or 1) / (lender.processors or 1)
+    if "power_efficiency" in values and _runs_the_same(lender, device):
+        allowed = values["power_efficiency"] * _watts_per_flop(device) / _watts_per_flop(lender)
+        values["power_efficiency"] = min(1.0, allowed)
+    if "memory_efficiency" in values and device.bandwidth_alone_bytes_per_s:
+        values["memory_efficiency"] = device.bandwidth_alone_bytes_per_s / device.bandwidth_bytes_per_s
+    return replace(fit, parameters=tuple(values.values()))
+
+
+def _runs_the_same(lender: Device, device: Device) -> bool:
+    """Say whether two devices are of one silicon, so that kernels are cut and chosen alike."""
+    return lender.silicon is not None and lender.silicon == device.silicon
+
+
+def _watts_per_flop(device: Device) -> float:
+    return (device.tdp_w or 1.0) / _peak(device)
