@@ -48,6 +48,12 @@ def slowed(table: StepTable, factor: float) -> StepTable:
     return table._replace(**{name: np.rint(getattr(table, name) * factor).astype(np.int64) for name in prices})
 
 
+def first_tokens(table: StepTable, most: int) -> StepTable:
+    """Return the table of steps of at most so many new tokens."""
+    by_tokens = ("token_ps", "prefill_ps", "prefill_slope_ps", "window_slope_ps")
+    return table._replace(**{name: getattr(table, name)[:, : most + 1] for name in by_tokens})
+
+
 # Where an Engine's prices lie in one flat array: kernels are handed two small things instead of nine tables.
 PRICED = [
     ("token_at", "i8"),

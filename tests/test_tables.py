@@ -8,7 +8,7 @@ import pytest
 from models import device, forward, llm, step
 from models.engine import Engine
 from models.framework import load, of_engine
-from models.tables import step_table, total_s
+from models.tables import COARSE, step_table, total_s
 
 H100 = device.load("h100-sxm")
 LLAMA = llm.load("llama-3.1-8b")
@@ -145,3 +145,31 @@ def test_scalars_are_those_of_the_release_or_the_last_one_before_it():
     every, old, later = (load("vllm", "h200_sxm", version) for version in ("", "0.12.0", "0.13.0"))
     assert old == later
     assert old != every
+
+
+def test_a_coarse_table_prices_few_points_and_is_exact_where_times_are_straight_lines(engine, table):
+    counted = {"fine": 0, "coarse": 0}
+
+    def counting(kind):
+        def cost(engine, call):
+            seconds = ideal_cost(engine, call)
+            counted[kind] += seconds.size
+            return seconds
+
+        return cost
+
+    step_table(engine, counting("fine"), PLAIN)
+    coarse = step_table(engine, counting("coarse"), PLAIN, COARSE)
+    assert counted["coarse"] < counted["fine"] / 10
+    for name in ("token_ps", "sequence_ps"):
+        np.testing.assert_allclose(getattr(coarse, name), getattr(table, name), rtol=1e-6)
+    np.testing.assert_allclose(coarse.decode_ps[0, 0, 1:, 1:], table.decode_ps[0, 0, 1:, 1:], rtol=1e-3)
+    assert coarse._fields == table._fields
+    assert [part.shape for part in coarse] == [part.shape for part in table]
+
+
+def test_the_first_tokens_of_a_table_are_those_of_an_engine_with_a_smaller_step(engine, table):
+    smaller = replace(engine, settings=replace(engine.settings, max_num_batched_tokens=2048))
+    own, cut = step_table(smaller, ideal_cost, PLAIN), step.first_tokens(table, 2048)
+    np.testing.assert_array_equal(own.token_ps, cut.token_ps)
+    assert own.prefill_ps.shape == cut.prefill_ps.shape
