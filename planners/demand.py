@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from planners.bounds.work import Alone, TokenPrices, alone, request_work_s, token_prices, worth_of
+from planners.bounds.work import FINE, Alone, Detail, TokenPrices, alone, asked_for, token_prices_of, worth_of
 from planners.classes import codes_of, members, named
 from planners.offers.engines import Offer
 from planners.search.mix import Demand
@@ -94,7 +94,7 @@ class Market:
         return load
 
 
-def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market:
+def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer], detail: Detail = FINE) -> Market:
     """Return the market for a trace of at least one request; offers are taken in the order of their names.
 
     Where promises are made to classes, each class has its own buckets, one class after the other, and those of no class
@@ -104,7 +104,7 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer]) -> Market
     fresh, edges, names = fresh_tokens(trace), input_edges(sizes(trace)[0]), named(slos)
     allowed = tuple(misses_allowed(slo, trace) for slo in slos)
     horizon_s = max(_horizon_s(trace, _promised(slos, name)) for name in ("", *names))
-    whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s)
+    whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s, detail)
     if not names:
         return _surveyed(trace, slos, offers, whole)
     codes = codes_of(trace, names)
@@ -127,6 +127,7 @@ class Scope:
     edges: tuple[int, ...]
     allowed: tuple[float, ...]
     horizon_s: float
+    detail: Detail
 
 
 def _surveyed(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scope: Scope) -> Market:
@@ -136,14 +137,15 @@ def _surveyed(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scop
     inputs, outputs = sizes(trace)
     fresh, edges = scope.fresh, scope.edges
     bucket = np.searchsorted(edges, inputs, side="right") - 1
-    prices, load, alone_s = [], [], []
+    asked, worth = asked_for(inputs, outputs, fresh), worth_of(inputs, outputs, fresh)
+    sums = asked.sums(bucket, len(edges)) / scope.horizon_s
+    prices = token_prices_of([offer.priced for offer in offers], worth, limit_s(slos, "tpot"), scope.detail)
+    load, alone_s = [], []
     late = np.empty((len(slos), len(offers), len(trace)), bool)
-    for engine, offer in enumerate(offers):
-        seen = alone(offer.priced, inputs, outputs, fresh)
-        price = token_prices(offer.priced, worth_of(inputs, outputs, fresh), limit_s(slos, "tpot"))
-        work = np.bincount(bucket, request_work_s(price, inputs, outputs, fresh), len(edges)) / scope.horizon_s
+    for engine, (offer, price) in enumerate(zip(offers, prices, strict=True)):
+        seen = alone(offer.priced, asked)
         fits = np.bincount(bucket, np.isinf(seen.e2e), len(edges)) == 0
-        prices.append(price)
+        work = np.array([price.prefill_s, price.pair_s, price.decode_s, price.context_s]) @ sums
         load.append(np.where(fits, work, np.inf))
         for promise, slo in enumerate(slos):
             late[promise, engine] = _is_late(seen, slo)
@@ -202,7 +204,7 @@ def _joined(trace: Trace, slos: Sequence[Slo], names: tuple[str, ...], whole: Sc
         slos=tuple(slos),
         offers=offers,
         usd_per_hour=parts[0].market.usd_per_hour,
-        prices=tuple(token_prices(offer.priced, worth, loosest_s) for offer in offers),
+        prices=tuple(token_prices_of([offer.priced for offer in offers], worth, loosest_s, whole.detail)),
         horizon_s=whole.horizon_s,
         input_edges=whole.edges,
         demand=Demand(np.hstack([part.market.demand.load for part in parts]), lost, np.array(whole.allowed)),
@@ -308,5 +310,6 @@ def _is_late(seen: Alone, slo: Slo) -> npt.NDArray[np.bool_]:
 
 
 def _percentile_s(values: Array, percent: float) -> float:
-    values = np.sort(values[~np.isnan(values)])
-    return float(values[math.ceil(percent / 100 * (values.size - 1))]) if values.size else 0.0
+    values = values[~np.isnan(values)]
+    place = math.ceil(percent / 100 * (values.size - 1))
+    return float(np.partition(values, place)[place]) if values.size else 0.0

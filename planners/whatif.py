@@ -51,21 +51,26 @@ class Question:
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
     calibration_ends: Mapping[str, str] = field(default_factory=dict)
-    known: dict[float, tuple[Offer, ...]] = field(default_factory=dict, compare=False, repr=False)
+    known: dict[tuple[float, bool], tuple[Offer, ...]] = field(default_factory=dict, compare=False, repr=False)
 
-    def offers(self) -> tuple[Offer, ...]:
-        """Return the engines on offer at the changed prices and speeds."""
-        tpot_limit_s = tightest_s(self.slos, "tpot")
-        if tpot_limit_s not in self.known:
+    def offers(self, is_rough: bool = False) -> tuple[Offer, ...]:
+        """Return the engines on offer at the changed prices and speeds; rough ones as offers_for has them."""
+        wanted = tightest_s(self.slos, "tpot"), is_rough
+        if wanted not in self.known:
             named, _ = devices_named(self.devices, self.tariff)
-            self.known[tpot_limit_s] = offers_for(
-                self.llm, named, tpot_limit_s=tpot_limit_s, tariff=self.tariff, variants=self.variants
+            self.known[wanted] = offers_for(
+                self.llm,
+                named,
+                tpot_limit_s=wanted[0],
+                tariff=self.tariff,
+                variants=self.variants,
+                is_rough=is_rough,
             )
-        return tuple(self._changed(offer) for offer in self.known[tpot_limit_s])
+        return tuple(self._changed(offer) for offer in self.known[wanted])
 
     def plan(self, **options: Any) -> Plan:
         """Return the plan; options are further keywords of find_plan. Raises Infeasible."""
-        offers = self.offers()
+        offers = self.offers(is_rough=options.get("analytic", False))
         named, notes = devices_named(self.devices, self.tariff)
         if not offers:
             raise nothing_fits(self.llm, named)

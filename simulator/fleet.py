@@ -31,12 +31,12 @@ class PricedEngine:
     layers: int = 1
 
 
-def priced(engine: Engine) -> PricedEngine:
-    """Return an Engine with the table of its step times, as the data plane wants it."""
+def priced(engine: Engine, table: StepTable | None = None) -> PricedEngine:
+    """Return an Engine with the table of its step times, built where it is not given, as the data plane wants it."""
     from models.tables import step_table
 
     kv_bytes_per_token = engine.kv_bytes_per_token_per_device * engine.tp * engine.pp
-    table = step_table(engine)
+    table = step_table(engine) if table is None else table
     if engine.settings.speculation is not None:
         host_sequence_s = of_engine(engine).host_sequence_s
         table = with_speculation(table, engine.settings.speculation, engine.llm.layers, host_sequence_s)

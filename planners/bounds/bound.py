@@ -90,15 +90,17 @@ class Windows:
         return True
 
 
-def windows_of(market: Market, siblings: Sequence[Trace] = ()) -> Windows:
+def windows_of(market: Market, siblings: Sequence[Trace] = (), *, only_whole: bool = False) -> Windows:
     """Return the windows of a market that fleets are held against; where it has classes, those of every view of it.
+
+    Those of all lengths, or soon only the whole trace's, which know nothing of bursts.
 
     With siblings of the trace, also what they ask for; where there are classes, what those do that have all their
     promises to themselves: what is promised to all may be missed by any class.
     """
     rows: list[Row] = []
     for view in market.views:
-        seen, families = windows_of(view.market, _of_class(view, siblings)), len(rows)
+        seen, families = windows_of(view.market, _of_class(view, siblings), only_whole=only_whole), len(rows)
         if seen.is_hopeless:
             return seen
         rows += [replace(row, first=int(view.rows[row.first]), family=families + row.family) for row in seen.rows]
@@ -108,12 +110,12 @@ def windows_of(market: Market, siblings: Sequence[Trace] = ()) -> Windows:
         cost = _Cost(market, part)
         if cost.hopeless > part.allowed:
             return Windows((), True)
-        for windows in _families(part, cost):
+        for windows in [_whole(part)] if only_whole else _families(part, cost):
             family = len(rows)
             rows += [_row(part, cost, first, end_s, family, part.allowed - cost.hopeless) for first, end_s in windows]
-        if not np.isfinite(part.answer_due_s).any():
+        if not only_whole and not np.isfinite(part.answer_due_s).any():
             rows += _queue_rows(part, cost, len(rows), [market.trace, *siblings])
-    rows += joint_rows(market, siblings, len(rows))
+    rows += [] if only_whole else joint_rows(market, siblings, len(rows))
     return Windows(tuple(row for row in rows if row.demand > 0), False)
 
 
@@ -258,13 +260,18 @@ def _families(part: Part, cost: _Cost) -> Iterator[list[tuple[int, float]]]:
     Density takes an answer for due within half of it.
     """
     patience_s = float(part.prompt_due_s[0] - part.arrival_s[0])
-    due_s = np.where(np.isfinite(part.answer_due_s), part.answer_due_s, part.prompt_due_s)
-    span_s = float(due_s.max() - part.arrival_s[0])
+    whole = _whole(part)
+    span_s = whole[0][1] - float(part.arrival_s[0])
     for length_s in lengths_s(patience_s, span_s):
         in_time = part.answer_due_s - part.arrival_s <= length_s / 2
         weight = np.where(in_time, cost.cheapest, cost.cheapest_prompt)
         yield densest(part.arrival_s, weight, length_s, patience_s, part.allowed)
-    yield [(0, float(part.arrival_s[0]) + span_s)]
+    yield whole
+
+
+def _whole(part: Part) -> list[tuple[int, float]]:
+    due_s = np.where(np.isfinite(part.answer_due_s), part.answer_due_s, part.prompt_due_s)
+    return [(0, float(due_s.max()))]
 
 
 def _row(part: Part, cost: _Cost, first: int, end_s: float, family: int, allowed: float) -> Row:

@@ -7,6 +7,7 @@ are a linear programme in four unknowns: the dual of choosing the mix of steps.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,25 @@ Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Worth = tuple[float, float, float]  # prefill tokens, decode steps, KV tokens read
 
+
 EXACT_UP_TO = 16
-GRID_RATIO = 1.2
 FINE_RATIO = 1.01
-INFEASIBLE = 2  # scipy's status
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How many steps prices of tokens are found with: one by one up to a count, then in a ratio; and are held against.
+
+    The ratio of those that they are held against, `held`, is that of cells of steps: prices are valid whatever it is.
+    """
+
+    ratio: float
+    one_by_one: int
+    held: float
+
+
+FINE = Detail(1.2, EXACT_UP_TO, FINE_RATIO)
+COARSE = Detail(1.7, 1, 1.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +67,65 @@ def token_prices(priced: PricedEngine, worth: Worth, tpot_limit_s: float = math.
     The programme sees a grid of steps; its answer is then scaled so that it holds for all. Where a step decodes more
     than one token of a sequence, what is a step's share is shared by those.
     """
-    from scipy.optimize import linprog
+    return token_prices_of([priced], worth, tpot_limit_s)[0]
 
-    growth = growth_of(priced)
-    tpot_limit_s *= growth
-    prefill, decodes = _grid(priced)
+
+def token_prices_of(
+    engines: Sequence[PricedEngine], worth: Worth, tpot_limit_s: float = math.inf, detail: Detail = FINE
+) -> list[TokenPrices]:
+    """Return the token prices of several engines, of one programme in blocks."""
+    from scipy.optimize import linprog
+    from scipy.sparse import block_diag
+
+    blocks = [_block(one, worth, tpot_limit_s, detail) for one in engines]
+    found = linprog(
+        np.concatenate([block.lane_s for block in blocks]),
+        A_ub=block_diag([-block.rates for block in blocks], format="csc"),
+        b_ub=np.concatenate([-block.wanted for block in blocks]),
+        bounds=(0, None),
+        method="highs-ds",
+    )
+    assert found.status == 0, found.message
+    duals = -found.ineqlin.marginals.reshape(len(blocks), -1)
+    return [_valid(*each, detail) for each in zip(engines, blocks, duals, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The mix of steps that does an engine's work soonest: lane time of steps, what they do, and what is wanted.
+
+    Rows are prefill, decodes, KV and patience with TPOT, scaled so that all are of order one: four instead of the
+    thousands that the prices themselves would have. Without a step that is fast enough, TPOT is left out.
+    """
+
+    lane_s: Array
+    rates: Array
+    wanted: Array
+    scale: Array
+    tpot_limit_s: float
+
+
+def _block(priced: PricedEngine, worth: Worth, tpot_limit_s: float, detail: Detail) -> _Block:
+    prefill, decodes = _grid(priced, detail)
     kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
     step_s = _step_s(priced, prefill, decodes)
+    tpot_limit_s *= growth_of(priced)
+    if step_s[decodes > 0].min() > tpot_limit_s:
+        tpot_limit_s = math.inf
     late_s = decodes * (step_s - tpot_limit_s) if math.isfinite(tpot_limit_s) else np.zeros(step_s.size)
-    # Unknowns: prices of prefill, decode and KV, and patience with TPOT; scaled so that all are of order one. Solved as
-    # its dual, the mix of steps that does the work soonest, which has four rows instead of thousands.
     scale = 1.0 / np.array([prefill.max(), decodes.max(), kv_tokens, decodes.max()])
-    rows = np.stack([prefill, decodes, np.where(decodes > 0, kv_tokens, 0), -late_s], 1) * scale
+    rates = np.stack([prefill, decodes, np.where(decodes > 0, kv_tokens, 0), -late_s]) * scale[:, None]
     wanted = np.array([*worth, 0.0]) * scale
-    found = linprog(
-        step_s / priced.lanes, A_ub=-rows.T, b_ub=-wanted / wanted.max(), bounds=(0, None), method="highs-ds"
-    )
-    if (
-        found.status == INFEASIBLE
-    ):  # no step with a decode is fast enough: no price is too high, so ask without the limit
-        return token_prices(priced, worth)
-    assert found.status == 0, found.message
-    prefill_s, decode_s, kv_s, patience = -found.ineqlin.marginals * scale
-    share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, tpot_limit_s)
+    return _Block(step_s / priced.lanes, rates, wanted / wanted.max(), scale, tpot_limit_s)
+
+
+def _valid(priced: PricedEngine, block: _Block, duals: Array, detail: Detail) -> TokenPrices:
+    """Return the prices that a programme found, scaled so that they hold for every step."""
+    prefill_s, decode_s, kv_s, patience = duals * block.scale
+    kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
+    share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, block.tpot_limit_s, detail.held)
     reading_s, pair_s = context_floor_s(priced) / priced.lanes, pair_floor_s(priced) / priced.lanes
+    growth = growth_of(priced)
     context_s = float(share * kv_s + reading_s) / growth
     return TokenPrices(float(share * prefill_s), float(share * decode_s) / growth, context_s, pair_s)
 
@@ -116,28 +167,60 @@ def request_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts, fresh: 
     return prefill_work_s(prices, inputs if fresh is None else fresh) + decode_work_s(prices, inputs, outputs)
 
 
-def alone(priced: PricedEngine, inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Alone:
-    """Return what each request would see with an idle lane to itself; infinite where it can never fit.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What requests ask for: prompt and answer tokens, and the distinct sizes of whole prompts and of what is new."""
 
-    fresh as in worth_of: the rest of the prompt is taken to be cached.
-    """
-    table, limits = priced.table, priced.limits
-    whole = np.maximum(inputs, 1)
-    prompts = whole if fresh is None else np.maximum(fresh, 1)
-    chunk = min(limits.max_batched_tokens, limits.long_prefill_tokens)
-    full, last = (prompts - 1) // chunk, (prompts - 1) % chunk + 1
-    sequence_s = _seconds(table.sequence_ps[0, 1])
-    ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
-    ttft_s = ttft_s + _attention_alone_s(priced, prompts)
-    cell = np.minimum((whole + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
-    tpot_s = (floor_s(table.token_ps[0])[1] + sequence_s + _seconds(table.decode_ps[0, 0, 1, cell])) / growth_of(priced)
-    steps = np.maximum(outputs, 1) - 1
-    fits = whole + np.maximum(outputs, 1) <= limits.max_context_tokens
+    inputs: Counts
+    outputs: Counts
+    wholes: Counts
+    whole_of: Counts  # [request], a place in wholes
+    prompts: Counts
+    prompt_of: Counts
+
+    def sums(self, bucket: Counts, buckets: int) -> Array:
+        """Return, by bucket, new prompt tokens, pairs of a query and a key, decode steps, and KV tokens they read."""
+        prefill = self.prompts[self.prompt_of].astype(np.float64)
+        _, decodes, context = pieces_of(self.inputs, self.outputs)
+        parts = (prefill, prefill * prefill / 2, decodes, context)
+        return np.stack([np.bincount(bucket, part, buckets) for part in parts])
+
+
+def asked_for(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Asked:
+    """Return what requests ask for; of prompts only the fresh tokens are not cached, as in worth_of."""
+    wholes, whole_of = np.unique(np.maximum(inputs, 1), return_inverse=True)
+    prompts, prompt_of = np.unique(np.maximum(inputs if fresh is None else fresh, 1), return_inverse=True)
+    return Asked(inputs, outputs, wholes, whole_of, prompts, prompt_of)
+
+
+def alone(priced: PricedEngine, asked: Asked) -> Alone:
+    """Return what each request would see with an idle lane to itself; infinite where it can never fit."""
+    ttft_s = _first_token_s(priced, asked.prompts)[asked.prompt_of]
+    tpot_s = _decode_step_s(priced, asked.wholes)[asked.whole_of]
+    steps = np.maximum(asked.outputs, 1) - 1
+    fits = asked.inputs + np.maximum(asked.outputs, 1) <= priced.limits.max_context_tokens
     return Alone(
         np.where(fits, ttft_s, np.inf),
         np.where(fits, np.where(steps > 0, tpot_s, np.nan), np.inf),
         np.where(fits, ttft_s + steps * tpot_s, np.inf),
     )
+
+
+def _first_token_s(priced: PricedEngine, prompts: Counts) -> Array:
+    table, limits = priced.table, priced.limits
+    chunk = min(limits.max_batched_tokens, limits.long_prefill_tokens)
+    full, last = (prompts - 1) // chunk, (prompts - 1) % chunk + 1
+    sequence_s = _seconds(table.sequence_ps[0, 1])
+    ttft_s = full * (_seconds(table.token_ps[0, chunk]) + sequence_s) + _seconds(table.token_ps[0, last]) + sequence_s
+    return ttft_s + _attention_alone_s(priced, prompts)
+
+
+def _decode_step_s(priced: PricedEngine, wholes: Counts) -> Array:
+    table = priced.table
+    cell = np.minimum((wholes + 1) >> table.cell_shift[0], table.decode_ps.shape[3] - 1)
+    fixed_s = floor_s(table.token_ps[0])[1] + _seconds(table.sequence_ps[0, 1])
+    step_s: Array = (fixed_s + _seconds(table.decode_ps[0, 0, 1, cell])) / growth_of(priced)
+    return step_s
 
 
 def growth_of(priced: PricedEngine) -> float:
@@ -153,13 +236,19 @@ def pieces_of(inputs: Counts, outputs: Counts) -> tuple[Array, Array, Array]:
 
 
 def _valid_share(
-    priced: PricedEngine, prefill_s: float, decode_s: float, kv_full_s: float, patience: float, tpot_limit_s: float
+    priced: PricedEngine,
+    prefill_s: float,
+    decode_s: float,
+    kv_full_s: float,
+    patience: float,
+    tpot_limit_s: float,
+    ratio: float,
 ) -> float:
     """Return the largest factor on all prices at which no step whatever earns more than it takes."""
     limits = priced.limits
     most_decodes = min(limits.max_sequences, limits.max_batched_tokens)
     tokens_s, sequences_s = floor_s(priced.table.token_ps[0]), floor_s(priced.table.sequence_ps[0])
-    edges = spread(limits.max_batched_tokens, FINE_RATIO)
+    edges = spread(limits.max_batched_tokens, ratio)
     low, high = edges[:, None], np.append(edges[1:] - 1, edges[-1])[:, None]  # cells of prefill tokens
     decodes = np.arange(most_decodes + 1)[None, :]
     high = np.minimum(high, limits.max_batched_tokens - decodes)
@@ -173,18 +262,19 @@ def _valid_share(
     return float(1 / max(1.0, ratios.max()))
 
 
-def _grid(priced: PricedEngine) -> tuple[Counts, Counts]:
+def _grid(priced: PricedEngine, detail: Detail) -> tuple[Counts, Counts]:
     """Return (prefill tokens, decodes) of a grid of legal steps."""
     limits = priced.limits
     most_decodes = min(limits.max_sequences, limits.max_batched_tokens)
-    prefill, decodes = np.meshgrid(spread(limits.max_batched_tokens), spread(most_decodes), indexing="ij")
+    counts = [spread(most, detail.ratio, detail.one_by_one) for most in (limits.max_batched_tokens, most_decodes)]
+    prefill, decodes = np.meshgrid(*counts, indexing="ij")
     legal = (prefill + decodes <= limits.max_batched_tokens) & (prefill + decodes > 0)
     return prefill[legal], decodes[legal]
 
 
-def spread(most: int, ratio: float = GRID_RATIO) -> Counts:
+def spread(most: int, ratio: float, one_by_one: int = EXACT_UP_TO) -> Counts:
     """Return counts from 0 to `most`: one by one at first, then in a constant ratio."""
-    counts = list(range(min(EXACT_UP_TO, most) + 1))
+    counts = list(range(min(one_by_one, most) + 1))
     while counts[-1] < most:
         counts.append(min(most, max(counts[-1] + 1, int(counts[-1] * ratio))))
     return np.array(counts, np.int64)

@@ -22,7 +22,7 @@ PLAN_FILE = "plan.json"
 
 @click.command()
 @study_options
-@click.option("--analytic", is_flag=True, help="Stop at the first estimate, before the rehearsal.")
+@click.option("--analytic", is_flag=True, help="Answer at once from the mean load, without a rehearsal.")
 @click.option("--split", is_flag=True, help="Also try pools that only prefill beside pools that only decode.")
 @click.option("--scale", metavar="X", help="Scale the rate, as 5x; the structure of its bursts stays.")
 @click.option("--explain", "is_explained", is_flag=True, help="Also print the reasons for the plan.")

@@ -12,7 +12,7 @@ from models.engine import Engine, Settings
 from models.llm import Llm
 from models.price import Price
 from models.speculation import Speculation
-from models.step import PICOSECONDS_PER_SECOND
+from models.step import PICOSECONDS_PER_SECOND, StepTable, first_tokens
 from planners.offers.dominance import undominated
 from planners.offers.tariffs import LISTED, ON_DEMAND, Tariff
 from simulator.fleet import PricedEngine
@@ -132,20 +132,24 @@ def offers_for(
     tpot_limit_s: float = math.inf,
     tariff: Tariff = LISTED,
     variants: Variants = AS_USUAL,
+    is_rough: bool = False,
 ) -> tuple[Offer, ...]:
     """Return every legal engine at its prices, and a cautious twin where its largest steps are over the limit.
 
     A cautious engine takes the largest power of two of tokens a step that alone stays within the limit. Of several
-    variants of a cut, those that another is no slower than in any step, and holds no less than, are left out.
+    variants of a cut, those that another is no slower than in any step, and holds no less than, are left out. Rough
+    ones have step times priced at few points, soon; a cautious twin then shares them.
     """
     made: list[Offer] = []
     for engine in legal_engines(llm, devices, context_tokens=context_tokens, variants=variants):
-        bold = _unpriced(engine)
+        table = _rough_table(engine) if is_rough else None
+        bold = _unpriced(engine, table)
         made.append(bold)
         cautious = _cautious_tokens(bold, tpot_limit_s)
         if cautious is not None and _fit_in_a_step(replace(engine.settings, max_num_batched_tokens=cautious)):
             settings = replace(engine.settings, max_num_batched_tokens=cautious)
-            made.append(replace(_unpriced(replace(engine, settings=settings)), is_cautious=True))
+            own = table and first_tokens(table, cautious)
+            made.append(replace(_unpriced(replace(engine, settings=settings), own), is_cautious=True))
     kept = made if variants == AS_USUAL else undominated(made)
     prices = {one: tariff.prices(one) for one in devices}
     return tuple(priced for one in kept for priced in _at_prices(one, prices, tariff))
@@ -159,14 +163,20 @@ def offer(engine: Engine) -> Offer:
     return replace(_unpriced(engine), usd_per_hour=listed.usd_per_hour * engine.devices, price=listed)
 
 
-def _unpriced(engine: Engine) -> Offer:
-    """Return an engine with its step table, for nothing as yet."""
+def _rough_table(engine: Engine) -> StepTable:
+    from models.tables import COARSE, step_table
+
+    return step_table(engine, grid=COARSE)
+
+
+def _unpriced(engine: Engine, table: StepTable | None = None) -> Offer:
+    """Return an engine with its step table, by default its own, for nothing as yet."""
     from simulator.fleet import priced
 
     default = Settings().max_num_batched_tokens
     tokens = engine.settings.max_num_batched_tokens
     name = name_of(engine) if tokens == default else f"{name_of(engine)}/{tokens}"
-    return Offer(replace(priced(engine), name=name), 0.0)
+    return Offer(replace(priced(engine, table), name=name), 0.0)
 
 
 def name_of(engine: Engine) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from models.llm import Llm
 from planners.answer import plain
+from planners.bounds import work
 from planners.bounds.bound import Windows, rigorous_usd_per_hour, windows_of
 from planners.classes import classified
 from planners.demand import Market, survey
@@ -38,6 +39,10 @@ from traces import Trace
 __all__ = ["Infeasible", "Progress", "find_plan"]
 
 
+ROUGH = (
+    "analytic: step times are straight lines between few points, and the bound is that of the mean load;"
+    " bursts, siblings and replays are left out"
+)
 TRAINING = 6  # siblings that the search sees
 NO_CLASSES: Mapping[str, str] = MappingProxyType({})
 EFFORT_MIXED = 40  # fleets of such pools beside ordinary ones
@@ -78,14 +83,14 @@ def find_plan(
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
     devices are catalogue names, by default ten; `offers` replaces them and the model by priced engines of one's own.
-    analytic=True stops before the rehearsal. With siblings, the plan also survives TRAINING resampled siblings of the
-    trace, and is then tried on so many others that the search never saw. limits are on the whole fleet; tariff has the
-    kinds of price to choose from. With split, pools that only prefill beside pools that only decode are
-    tried too; the bound then holds for those as well. variants are those of engines to choose from; of many the search
-    looks at those that no other is as good as for this trace, and the bound holds for all. classes name requests by
-    rules, for promises to them. keep is a fleet that is there; the cost then holds what changing it costs. notes are
-    what else to be wary of, and go into the plan. Raises Infeasible with the reasons that bind, ValueError for bad
-    input.
+    analytic=True answers soon from few step times and the mean load, without a rehearsal. With siblings, the plan also
+    survives TRAINING resampled siblings of the trace, and is then tried on so many others that the search never saw.
+    limits are on the whole fleet; tariff has the kinds of price to choose from. With split, pools that only prefill
+    beside pools that only decode are tried too; the bound then holds for those as well. variants are those of engines
+    to choose from; of many the search looks at those that no other is as good as for this trace, and the bound holds
+    for all. classes name requests by rules, for promises to them. keep is a fleet that is there; the cost then holds
+    what changing it costs. notes are what else to be wary of, and go into the plan. Raises Infeasible with the reasons
+    that bind, ValueError for bad input.
     """
     if len(trace) == 0:
         raise ValueError(f"trace {trace.name!r} holds no requests; there is nothing to plan for")
@@ -94,18 +99,17 @@ def find_plan(
     if offers is None:
         if llm is None:
             raise ValueError("find_plan needs a model, or offers of one's own")
-        offers, more = _offers(llm, devices, slos, tariff, variants)
+        offers, more = _offers(llm, devices, slos, tariff, variants, analytic)
         notes = (*notes, *more)
     tell(Progress("engines", f"{len(offers)} engines fit"))
     if split:
         offers = (*offers, *role_offers(trace, offers, tightest_s(slos, "tpot"), tightest_s(slos, "ttft")))
-    if siblings:
+    if siblings and not analytic:
         notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
     if keep is not None:
         offers, limits = keep.offers(offers), limits or Limits()
     sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell)
-    market, windows, sketch = sought.sketched()
-    plan = sketch if analytic else find(sought, market, windows).plan
+    plan = sought.sketched(is_rough=True)[2] if analytic else find(sought, *sought.sketched()[:2]).plan
     return plan if keep is None else keep.settled(plan)
 
 
@@ -127,15 +131,19 @@ class Sought:
         """Return the siblings that a fleet has to survive, too."""
         return siblings_of(self.trace, range(1, TRAINING + 1), self.seed) if self.siblings else ()
 
-    def sketched(self) -> tuple[Market, Windows, Plan]:
-        """Return the market, the windows that every fleet is held against, and a plan that nobody has rehearsed."""
-        market = survey(self.trace, self.slos, self.offers)
+    def sketched(self, is_rough: bool = False) -> tuple[Market, Windows, Plan]:
+        """Return the market, the windows that every fleet is held against, and a plan that nobody has rehearsed.
+
+        Rough ones come soon: of all windows only the whole trace, and prices of tokens from few steps.
+        """
+        market = survey(self.trace, self.slos, self.offers, work.COARSE if is_rough else work.FINE)
         fluid = fluid_mix(market, (self.limits or Limits()).rows(market)) or fluid_mix(market)
         if fluid is None:
             raise why(market, lambda some: fluid_mix(some) is not None)
-        windows = windows_of(market, self.training())
+        windows = windows_of(market, only_whole=True) if is_rough else windows_of(market, self.training())
         bound_usd = rigorous_usd_per_hour(market, windows)
-        sketch = _sketch(market, fluid, bound_usd, self.notes)
+        notes = (*self.notes, ROUGH) if is_rough else self.notes
+        sketch = _sketch(market, fluid, bound_usd, notes)
         self.tell(Progress("analytic", f"before rehearsal: at least ${bound_usd:.2f}/h, whatever the fleet", sketch))
         return market, windows, sketch
 
@@ -251,10 +259,11 @@ def fluid_mix(market: Market, limits: Sequence[Limit] = ()) -> mix.Mix | None:
 
 
 def _offers(
-    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], tariff: Tariff, variants: Variants
+    llm: Llm, devices: Sequence[str] | None, slos: Sequence[Slo], tariff: Tariff, variants: Variants, is_rough: bool
 ) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     chosen, notes = devices_named(devices, tariff)
-    offers = offers_for(llm, chosen, tpot_limit_s=tightest_s(slos, "tpot"), tariff=tariff, variants=variants)
+    tpot_limit_s = tightest_s(slos, "tpot")
+    offers = offers_for(llm, chosen, tpot_limit_s=tpot_limit_s, tariff=tariff, variants=variants, is_rough=is_rough)
     if not offers:
         raise nothing_fits(llm, chosen)
     return offers, notes

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planners.bounds.bound import rigorous_usd_per_hour
-from planners.bounds.work import alone
+from planners.bounds.work import alone, asked_for
 from planners.classes import COLUMN, members
 from planners.demand import Market, sizes, survey
 from planners.offers.engines import Offer
@@ -319,7 +319,7 @@ class Atlas:
             places = [place for place, slo in enumerate(market.slos) if slo.slo_class == origin.name]
             for engine, offer in enumerate(market.offers):
                 trip_s = origin.round_trip_s.get(offer.name.partition(":")[0], math.inf)
-                seen = alone(offer.priced, inputs[rows], outputs[rows], market.fresh[rows])
+                seen = alone(offer.priced, asked_for(inputs[rows], outputs[rows], market.fresh[rows]))
                 for place in places:
                     slo = market.slos[place]
                     waited_s = trip_s if slo.metric in WAITED_FOR or math.isinf(trip_s) else 0.0
