@@ -197,6 +197,15 @@ def test_links_of_a_kin_are_scaled_to_the_device():
     assert scaled.parameters[0] == borrowed.parameters[0]
 
 
+def test_a_cpu_reads_a_matrix_once_for_one_token_and_has_no_tiles_to_fill():
+    device_ = device.load("xeon-8592")
+    found = Calibration(device_, "llama.cpp").find("gemm", "bf16")
+    one, eight = (gemm_seconds(found, 4096.0, m, device_name="xeon-8592") for m in (1.0, 8.0))
+    assert found.provenance == "assumed"
+    assert one == pytest.approx(2.0 * 4096 * 4096 / (0.8 * device_.bandwidth_bytes_per_s), rel=0.1)
+    assert eight < 1.1 * one
+
+
 @pytest.mark.parametrize("octaves", [3, 6, 12, 24])
 def test_the_correction_fades_outside_the_range_of_the_fit(octaves):
     found = load("h100-sxm").find("gemm", "bf16")

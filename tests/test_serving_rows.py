@@ -98,6 +98,21 @@ def test_nine_in_ten_rows_of_every_kind_are_predicted(shared):
     assert (found.reason == "").mean() >= 0.85
 
 
+def test_threads_of_a_cpu_are_what_multiplies(costs):
+    looked_up = {"device": "cpu:Raspberry Pi 5", "engine": "t-mac", "model": "Llama-2-7B", "weight_dtype": "w4"}
+    at = looked_up | {"mode": "single_stream", "isl": 0.0, "osl": 128.0, "batch": 1.0}
+    one, two = (told(costs, **at, parallel_note=f"threads={threads}")["tpot"] for threads in (1, 2))
+    assert 1.5 < one / two < 2.0
+
+
+def test_looked_up_products_of_other_cpus_follow_their_cores_and_bandwidth(shared):
+    frame = pandas.read_parquet(shared / "data" / "end_to_end.parquet")
+    frame = frame[(frame["source"] == "t_mac") & frame["engine"].str.startswith("t-mac") & frame["tpot_ms"].notna()]
+    ratio = end_to_end.predict(frame).value["tpot"] * 1e3 / frame["tpot_ms"].to_numpy()
+    assert np.isfinite(ratio).sum() >= 17
+    assert np.nanmedian(np.abs(ratio - 1.0)) < 0.25
+
+
 def test_power_of_steady_states_is_told_within_a_quarter(shared):
     frame = pandas.read_parquet(shared / "data" / "end_to_end.parquet")
     steady = frame[(frame["source"] == "ml_energy")].iloc[::4]

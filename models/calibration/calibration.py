@@ -8,7 +8,7 @@ from math import log, log2
 from models import device as devices
 from models.calibration import store
 from models.calibration.forms import FORMS
-from models.calibration.shapes import COLLECTIVES
+from models.calibration.shapes import COLLECTIVES, PLAIN_GEMM
 from models.calibration.store import Error, OperatorFit
 from models.device import Device
 from models.versions import distance
@@ -24,6 +24,10 @@ BORROWED_DEVICE = 1.3
 LAUNCH_BOUND_S = 3e-5  # a kernel of these kinds that takes this long whatever its size was waiting for its host
 KERNEL_LIBRARIES = ("flashinfer_trtllm", "marlin", "deepgemm")  # by what engines' names of their kernels hold
 FAR_OCTAVES = 1.0
+# A matrix product on a CPU that was not measured, whose libraries keep most of its peak and bandwidth: what the
+# roofline takes, in its order.
+CPU_GEMM = (1e-6, 0.7, 0.8, 0.0, 0.0, 0.0, 1.0, 2.0)
+CPU_INTERVAL = (0.5, 2.0)
 QUICK_OPS = ("gemm", "attn_decode", "mla_decode")
 ENGINES = (
     *("vllm", "trtllm", "sglang", "nccl", "oneccl", "nccl-tests"),
@@ -89,6 +93,8 @@ def _find(
     near: Place,
     version: str,
 ) -> OperatorFit:
+    if op == "gemm" and device.kind == "cpu" and device.calibration not in {label for label, _ in store.places_of(op)}:
+        return _cpu_gemm(device, dtype)
     for label, other, widened in _candidates(device, engine, op):
         fits = [fit for fit in store.read(label, other) if fit.op == op]
         if in_graph and op in QUICK_OPS:
@@ -108,6 +114,20 @@ def _find(
         physical_only = widened > 1.0 or not _runs_the_same(lender, device)
         return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only)
     raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
+
+
+def _cpu_gemm(device: Device, dtype: str) -> OperatorFit:
+    """Return the plain roofline of a matrix product, assumed, since GPUs' tiles are nothing to a CPU."""
+    return scaled(
+        OperatorFit(
+            *(PLAIN_GEMM, dtype, "", "", "", "roofline", CPU_GEMM, "assumed", 0, {}, CPU_INTERVAL, {}),
+            source="assumed shares of peak and bandwidth",
+            version="",
+            packed={},
+        ),
+        device,
+        device,
+    )
 
 
 def _waited_s(fit: OperatorFit) -> float:

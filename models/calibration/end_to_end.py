@@ -151,7 +151,7 @@ READ = (
 )
 READ_OTHERS = (
     *("source", "device", "n_devices", "engine", "model", "mode", "weight_dtype", "tp", "dp", "workload"),
-    *("isl", "osl", "concurrency", "batch", "request_rate"),
+    *("isl", "osl", "concurrency", "batch", "request_rate", "parallel_note"),
     *(f"{pool}_{name}" for pool in "pd" for name in ("workers", "tp", "attn_dp")),
 )
 

@@ -7,7 +7,7 @@ serving.toml, or as the narrowest cut that fits.
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, exp, isfinite
 from pathlib import Path
@@ -23,6 +23,7 @@ from models.llm import Llm
 from models.power import device_w, multiplying
 
 QUANTISED = re.compile(r"-(FP8|NVFP4|FP4|MXFP4|INT4|W4A16|AWQ)$")  # what a checkpoint's name adds to its model's
+THREADS = re.compile(r"threads=([0-9]+)")
 FACTS = Path(__file__).with_name("serving.toml")
 Row = Mapping[str, Any]
 
@@ -188,7 +189,7 @@ def _told(asked: Asked, costs: StepCosts, ttft_s: float, tpot_s: float, batch: f
 def read(row: Row) -> Asked:
     """Return what a row asks of which engine; ValueError names what is not known."""
     facts = _facts()
-    device = device_of(str(row["device"]))
+    device = _with_threads(device_of(str(row["device"])), str(row.get("parallel_note", "")))
     llm = model_of(str(row["model"]))
     dtype = _dtype(row, llm)
     framework = next(
@@ -221,6 +222,18 @@ def _engine(llm: Llm, device: devices.Device, tp: int, ep: int, dtype: str, fram
 def device_of(label: str) -> devices.Device:
     """Return the device that tables call so, or that stands for it."""
     return devices.find(_facts()["devices"].get(label, label))
+
+
+def _with_threads(device: devices.Device, note: str) -> devices.Device:
+    """Return a CPU with the cores that a row's threads kept busy, and their share of the peak."""
+    told = THREADS.search(note)
+    if told is None or not device.processors or device.kind != "cpu":
+        return device
+    threads = min(int(told[1]), device.processors)
+    share = threads / device.processors
+    return replace(
+        device, processors=threads, flops_per_s={name: share * of for name, of in device.flops_per_s.items()}
+    )
 
 
 @cache

@@ -87,6 +87,7 @@ FORM_OF_OP: dict[str, str] = {
     "p2p_send_recv": "collective",
 }
 FORM_OF_OP |= dict.fromkeys(EXCHANGES, "exchange")
+PLAIN_GEMM = "plain_gemm"  # on what has no tiles to fill: a processor multiplies one token as well as many
 RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0, "p2p_send_recv": 1.0}
 COLLECTIVES = (*RINGS, *EXCHANGES)
 
@@ -190,6 +191,9 @@ def _work(op: str, shape: Shape, weight_bytes: float, kv_bytes: float) -> tuple[
         width = shape["n"] if "n" in shape else shape["k"]
         values = shape["m"] * width
         return values * 0.0, values * _ELEMENTWISE_PASSES[op], shape["m"]
+    if op == PLAIN_GEMM:
+        m, n, k = (shape[name] for name in SHAPE_COLUMNS["gemm"])
+        return FLOPS_PER_MAC * m * n * k, n * k * weight_bytes + m * (k + n) * BYTES_PER_ACTIVATION, m
     if op == "mla_bmm":
         facts = modules()["mla"]
         weights = shape["heads"] * facts["latent"] * facts["key"]
