@@ -1,11 +1,14 @@
 """Serving results of other kinds than closed loops: static batches, rates, split pools, power."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
 
 from models import device, llm
 from models.calibration import end_to_end, serving
+from models.calibration.validation import none_yet, summary
 from models.engine import Engine
 from models.estimate import StepCosts
 from models.power import BUSY_SHARE, MULTIPLYING_SHARE, device_w, multiplying
@@ -75,6 +78,15 @@ def test_rows_that_cannot_be_told_say_why():
     assert found.reason[0] == ""
     assert "not described; known: disagg" in found.reason[1]
     assert "abacus" in found.reason[2]
+
+
+def test_rows_that_lack_the_same_are_counted_together():
+    reasons = np.array(
+        ["", "x: a request of 497 tokens does not fit; use more tp", "x: a request of 9 tokens does not fit"]
+    )
+    predictions = replace(none_yet(3, ()), reason=reasons.astype(object))
+    told = summary(pandas.DataFrame(index=range(3)), {}, predictions)
+    assert told["unpredicted"] == {"x: a request does not fit": 2}
 
 
 def test_a_device_draws_its_idle_watts_its_busy_ones_and_those_of_multiplying():

@@ -1,5 +1,7 @@
 """Compare predictions with the rows of a measurement table, per group and over all; times are not read to predict."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 
 GROUP_KEYS = ("device", "engine", "op", "dtype")
 MICROSECONDS_PER_SECOND = 1e6
+
+OWN_TOKENS = re.compile(r" of [0-9]+ tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +143,19 @@ def summary(keys: Any, measured_values: Mapping[str, Floats], predictions: Predi
             named = dict(zip(keys.columns, key, strict=True))
             rows = part["_row"].to_numpy()
             groups.append({**named, "metric": metric, "n": len(rows), **_errors(rows, truth, predictions, metric)})
-    texts, counts = np.unique(predictions.reason[~predicted].astype(str), return_counts=True)
+    reasons = Counter(_lacking(str(reason)) for reason in predictions.reason[~predicted])
     return {
         "n": len(keys),
         "predicted": int(predicted.sum()),
         "overall": overall,
         "groups": groups,
-        "unpredicted": dict(zip(texts.tolist(), counts.tolist(), strict=True)),
+        "unpredicted": dict(sorted(reasons.items())),
     }
+
+
+def _lacking(reason: str) -> str:
+    """Return what a row lacks, without its own token counts and what would do, so that like reasons are counted."""
+    return OWN_TOKENS.sub("", reason.partition("; ")[0])
 
 
 def _errors(rows: npt.NDArray[np.int64], truth: Floats, predictions: Predictions, metric: str) -> dict[str, float]:
