@@ -1,6 +1,6 @@
 """Device: what one accelerator, CPU or processor of an SoC can do, from its data sheet."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class Device:
     calibration names the device in measurement tables; kin names the catalogue device, itself measured, whose
     efficiencies stand in where this one was not. labels are other names in measurement tables.
     assumed lists the TOML keys whose value is an assumption, explained in note. serving holds a user's own scalars of
-    serving frameworks on it, which stand before those of models/catalogue/frameworks; file is where a device that is
-    not the catalogue's was read from.
+    serving frameworks on it, which stand before those of models/catalogue/frameworks, operators those of kernels, which
+    stand before calibrated ones; file is where a device that is not the catalogue's was read from.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Device:
     source: str
     note: str
     serving: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    operators: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     file: str = ""
 
     def peak_flops_per_s(self, dtype: str) -> float:
@@ -121,8 +122,10 @@ _REQUIRED = (
 _OPTIONAL = (
     *("memory_mib", "bandwidth_alone_gb_per_s", "bandwidth_shared_gb_per_s", "link_gb_per_s_per_direction"),
     *("link_kind", "tdp_w", "idle_w", "processors", "cache_mib", "shape_quantum_tokens", "soc", "capex_usd"),
-    *("silicon", "calibration", "kin", "labels", "assumed", "note", "name", "serving"),
+    *("silicon", "calibration", "kin", "labels", "assumed", "note", "name", "serving", "operator"),
 )
+# What a few measured calls tell of a kernel: how fast a device launches, multiplies and reads.
+OPERATOR_SCALARS = ("fixed_s", "host_s", "compute_efficiency", "power_efficiency", "memory_efficiency")
 SERVING_SCALARS = ("layer_s", "decode_factor", "prefill_factor", "first_token_s")
 
 
@@ -158,6 +161,7 @@ def _read(path: Path) -> Device:
         source=table["source"],
         note=table.get("note", ""),
         serving=tuple(table.get("serving", ())),
+        operators=tuple(table.get("operator", ())),
         file="" if path.parent == FOLDER else str(path),
     )
 
@@ -173,9 +177,10 @@ def _check(path: Path, table: dict[str, Any]) -> None:
     quantities = {**table, **table["dense_tflops"]}
     for row in table.get("serving", ()):
         toml_file.check_keys(f"{path}: [[serving]]", row, ("framework", *SERVING_SCALARS), ("versions", "source"))
-        wrong = [key for key in SERVING_SCALARS if not (isinstance(row[key], float | int) and row[key] > 0)]
-        if wrong:
-            raise ValueError(f"{path}: [[serving]]: {wrong[0]} must be a positive number, not {row[wrong[0]]!r}")
+        _check_positive(f"{path}: [[serving]]", row, SERVING_SCALARS)
+    for row in table.get("operator", ()):
+        toml_file.check_keys(f"{path}: [[operator]]", row, ("op", "dtype"), (*OPERATOR_SCALARS, "kv_dtype", "source"))
+        _check_positive(f"{path}: [[operator]]", row, [name for name in OPERATOR_SCALARS if name in row])
     for key, value in quantities.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         expects_number = key in DTYPES or key.endswith(_NUMBER_ENDINGS)
@@ -183,6 +188,12 @@ def _check(path: Path, table: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {key} must be a number, not {value!r}")
         if is_number and value <= 0:
             raise ValueError(f"{path}: {key} must be positive, not {value}")
+
+
+def _check_positive(place: str, row: Mapping[str, Any], keys: Iterable[str]) -> None:
+    wrong = [key for key in keys if not (isinstance(row[key], float | int) and row[key] > 0)]
+    if wrong:
+        raise ValueError(f"{place}: {wrong[0]} must be a positive number, not {row[wrong[0]]!r}")
 
 
 _NUMBER_ENDINGS = ("_gb", "_mib", "_per_s", "_per_direction", "_w", "_size", "_usd", "_tokens", "processors")

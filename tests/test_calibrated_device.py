@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from models import device, framework, llm, price
-from models.calibration import observed
+from models.calibration import device_file
 from models.engine import Engine
 from planners.cli import main
 
@@ -37,7 +37,7 @@ def replayed_s():
 def mine(tmp_path):
     """Write the file of an L40S under which a layer takes its host 40 us more."""
     path = tmp_path / "mine.toml"
-    path.write_text(observed.device_text(device.load("l40s"), "vllm", "", SCALARS, "three runs"))
+    path.write_text(device_file.with_scalars(device.load("l40s"), "vllm", "", SCALARS, "three runs"))
     return path
 
 
@@ -52,7 +52,7 @@ def test_the_file_is_the_catalogues_device_but_for_its_scalars(mine):
 
 
 def test_scalars_of_another_release_stand_beside_earlier_ones(mine):
-    text = observed.device_text(device.load(str(mine)), "vllm", "0.12.0", {**SCALARS, "layer_s": 9e-5}, "one run")
+    text = device_file.with_scalars(device.load(str(mine)), "vllm", "0.12.0", {**SCALARS, "layer_s": 9e-5}, "one run")
     mine.write_text(text)
     own = device.load(str(mine))
     layers_s = [

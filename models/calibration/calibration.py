@@ -93,6 +93,32 @@ def _find(
     near: Place,
     version: str,
 ) -> OperatorFit:
+    found = _found(device, engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, version)
+    return _remeasured(found, device, op, dtype, kv_dtype)
+
+
+def _remeasured(fit: OperatorFit, device: Device, op: str, dtype: str, kv_dtype: str) -> OperatorFit:
+    """Return a fit with the scalars that a device file gives for the operator, the last that it gives."""
+    for row in reversed(device.operators):
+        if (row["op"], _width(row["dtype"])) == (op, _width(dtype)) and row.get("kv_dtype", kv_dtype) == kv_dtype:
+            named = zip(FORMS[fit.form].parameters, fit.parameters, strict=True)
+            parameters = tuple(row.get(name, value) for name, value in named)
+            return replace(fit, parameters=parameters, provenance="calibrated", source=row.get("source", ""))
+    return fit
+
+
+def _found(
+    device: Device,
+    engine: str,
+    op: str,
+    dtype: str,
+    kv_dtype: str,
+    kernel: tuple[str, ...],
+    sub_op: str | None,
+    in_graph: bool,
+    near: Place,
+    version: str,
+) -> OperatorFit:
     if op == "gemm" and device.kind == "cpu" and device.calibration not in {label for label, _ in store.places_of(op)}:
         return _cpu_gemm(device, dtype)
     for label, other, widened in _candidates(device, engine, op):

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration.forms import Form
+from models.device import OPERATOR_SCALARS
 from models.operators import Formats, Machine
 
 Floats = npt.NDArray[np.float64]
@@ -30,8 +31,7 @@ SPREADS = {
 SPREAD = 1.0
 QUICKEST_SHARE = {"fixed_s": 0.5, "host_s": 0.8}  # of the quickest rows' time, where a fit of these starts
 TIMER_S = 5e-6  # rows not much longer than this tell little: their log error is scaled down
-FEW_SHOT_SCALARS = ("fixed_s", "host_s", "compute_efficiency", "power_efficiency", "memory_efficiency")
-FEW_SHOT_PRIOR = 0.1  # pull of a kin's scalars against a few rows of the device itself
+FEW_SHOT_PRIOR = 1.5  # pull of a kin's scalars against a few rows of the device itself
 WIDEST = 60.0  # how far from its guess a parameter may move, as a factor
 WAITS = (1e-8, 1e-2)  # what every call waits, in seconds
 LIMITS = {
@@ -79,15 +79,23 @@ def refit_physics(
 
 
 def fit_few(
-    form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, kin: Floats, rounds: int = 12
+    form: Form,
+    columns: Floats,
+    seconds: Floats,
+    formats: Formats,
+    machine: Machine,
+    kin: Floats,
+    corrected: Floats | float = 1.0,
+    rounds: int = 12,
 ) -> Floats:
     """Return a kin's parameters with only its scalars fitted to a few rows: efficiencies and fixed time.
 
     Thirty rows tell how fast a device multiplies, reads and launches; how its kernels are cut they cannot tell.
+    corrected is the factor by which the kin's correction lengthens each row.
     """
     from scipy.optimize import least_squares
 
-    free = [at for at, name in enumerate(form.guesses) if name in FEW_SHOT_SCALARS]
+    free = [at for at, name in enumerate(form.guesses) if name in OPERATOR_SCALARS]
     lowest, highest = limits(form)
     weight = 1.0 / (1.0 + TIMER_S / seconds)
 
@@ -97,7 +105,7 @@ def fit_few(
         return fit
 
     def errors(logs: Floats) -> Floats:
-        predicted = form.evaluate(columns, formats, machine, with_scalars(logs))[:, 0]
+        predicted = corrected * form.evaluate(columns, formats, machine, with_scalars(logs))[:, 0]
         pull = FEW_SHOT_PRIOR * SOFT_SCALE * np.sqrt(len(seconds)) * (logs - np.log(kin[free]))
         return np.append(weight * np.log(predicted / seconds), pull)
 

@@ -1,19 +1,15 @@
 """Fit one Engine's scalars to runs that its user measured."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models import device as devices
 from models import framework
 from models.calibration import profiles
 from models.calibration.benchmarks import Run
 from models.closed_loop import Answered, Load
-from models.device import Device
 from models.engine import Engine
 from models.estimate import StepCosts, answer, check_fits
 from models.framework import SCALARS
@@ -44,24 +40,6 @@ def fit(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
         "median_error_after": _median_error(runs, after),
         "runs": [_told(run, b, a) for run, b, a in zip(runs, before, after, strict=True)],
     }
-
-
-def device_text(device: Device, framework_name: str, version: str, scalars: Mapping[str, float], source: str) -> str:
-    """Return the text of a device file that stands for a device, with its framework's scalars beside earlier ones."""
-    path = Path(device.file) if device.file else devices.FOLDER / f"{device.name}.toml"
-    head = path.read_text().split("\n[[serving]]")[0].rstrip()
-    if not head.startswith("name = "):
-        head = f'name = "{device.name}"\n{head}'
-    kept = [row for row in device.serving if (row["framework"], row.get("versions", "")) != (framework_name, version)]
-    tables = [*kept, {"framework": framework_name, "versions": version, **scalars, "source": source}]
-    lines = [head]
-    for table in tables:
-        lines += ["", "[[serving]]", *(f"{key} = {_written(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else f"{value:.4g}"
 
 
 def _row(engine: Engine, run: Run, seen: Answered) -> profiles.Measured:

@@ -1,7 +1,8 @@
 """`plan calibrate`: fits the cost model to the user's own benchmark files or request log, or to this machine."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +11,16 @@ from planners.commands.envelope import give, note
 from planners.commands.options import Name, engine_options, json_flag
 from planners.commands.tables import seconds, table
 
+if TYPE_CHECKING:
+    from models.calibration.remeasured import Remeasured
+    from models.device import Device
+
 SPLITS = ((128, 0), (64, 512), (1, 256), (1, 1536))
 
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--this-machine", is_flag=True, help="Measure this CPU instead of reading files (about a minute).")
+@click.option("--this-machine", is_flag=True, help="Measure this CPU, or this CUDA --device.")
 @click.option("--model", type=Name("model"), metavar="NAME", help="Model that the files' engine served.")
 @click.option("--device", type=Name("device"), metavar="NAME", help="Device that it ran on.")
 @engine_options
@@ -45,13 +50,21 @@ def calibrate(
 
     FILES are what vllm bench serve, SGLang's bench_serving, GuideLLM, AIPerf, inference-perf, llm-d and llama-bench
     write, a query_range of Prometheus, or scrapes of an engine's metrics: of two, what was between them. One FILE may
-    be a request log instead, Parquet or CSV, a row a request, which names its model and engine. The errors before and
-    after the fit are told, of a log those of requests that were not fitted, too. FILE of -o is a device file: name it
-    wherever a device is named, as --device FILE, --devices FILE,l4 or in fleet.yaml, and it stands for the catalogue's
-    device, price included.
+    be a request log instead, Parquet or CSV, a row a request, which names its model and engine; or a table of kernels'
+    times, a row a call with op, dtype, shape and time_us: some thirty of an operator do. The errors before and after
+    the fit are told, of a log or a table those of rows that were not fitted, too. With --this-machine, --device is its
+    CUDA device, whose matrix products torch is asked to time. FILE of -o is a device file: name it wherever a device
+    is named, as --device FILE, --devices FILE,l4 or in fleet.yaml, and it stands for the catalogue's device, price
+    included.
     """
-    if this_machine:
+    if this_machine and device is not None:
+        result, lines, words = _this_device(device, engine)
+    elif this_machine:
         result, lines, words = _this_machine()
+    elif len(files) == 1 and _is_table(files[0]):
+        if device is None:
+            raise ValueError("rows of operators need --device, the one that they were measured on")
+        result, lines, words = _operators(files[0], device, engine)
     elif len(files) == 1 and _is_log(files[0]):
         result, lines, words = _log(files[0], device, share)
     elif not files or model is None or device is None:
@@ -70,7 +83,7 @@ def _files(
 ) -> tuple[dict[str, Any], str, str]:
     from models import device as devices
     from models import llm as llms
-    from models.calibration import benchmarks, observed
+    from models.calibration import benchmarks, device_file, observed
     from models.engine import Engine
 
     runs = benchmarks.read_all(files)
@@ -87,9 +100,47 @@ def _files(
     source = f"plan calibrate: {len(runs)} run{'s' if len(runs) > 1 else ''} of {model}"
     return (
         fitted,
-        observed.device_text(measured, engine, cut["framework_version"] or "", fitted["scalars"], source),
+        device_file.with_scalars(measured, engine, cut["framework_version"] or "", fitted["scalars"], source),
         words,
     )
+
+
+def _is_table(file: Path) -> bool:
+    from models.calibration.remeasured import is_table
+
+    return is_table(file)
+
+
+def _operators(file: Path, device: str, engine: str) -> tuple[dict[str, Any], str, str]:
+    from models import device as devices
+    from models.calibration import remeasured
+
+    on = devices.load(device)
+    return _remeasured(on, remeasured.fit(on, engine, remeasured.read(file)), file.name)
+
+
+def _this_device(device: str, engine: str) -> tuple[dict[str, Any], str, str]:
+    import pandas
+
+    from models import device as devices
+    from models.calibration import remeasured, this_device
+
+    torch = this_device.loaded()
+    note("measuring matrix products of this CUDA device ...")
+    on = devices.load(device)
+    return _remeasured(on, remeasured.fit(on, engine, pandas.DataFrame(this_device.measure(torch))), "this machine")
+
+
+def _remeasured(device: "Device", found: "list[Remeasured]", source: str) -> tuple[dict[str, Any], str, str]:
+    from models.calibration import device_file
+
+    rows = [["operator", "format", "fitted", "judged", "error before", "after", "refused"]]
+    for one in found:
+        errors = ["" if error is None else f"{error:.1%}" for error in (one.error_before, one.error_after)]
+        format_ = " ".join(filter(None, (one.dtype, one.kv_dtype)))
+        rows.append([one.op, format_, str(one.fitted), str(one.judged), *errors, str(one.refused)])
+    text = device_file.with_operators(device, [one.table(f"plan calibrate: {source}") for one in found])
+    return {"operators": [asdict(one) for one in found]}, text, table(rows, right=[2, 3, 4, 5, 6])
 
 
 def _is_log(file: Path) -> bool:
@@ -100,7 +151,7 @@ def _is_log(file: Path) -> bool:
 
 def _log(file: Path, device: str | None, share: float) -> tuple[dict[str, Any], str, str]:
     from models import device as devices
-    from models.calibration import observed
+    from models.calibration import device_file
     from simulator import log_fit
     from simulator.request_log import METRICS
 
@@ -122,7 +173,7 @@ def _log(file: Path, device: str | None, share: float) -> tuple[dict[str, Any], 
         "scalars": dict(fitted.scalars),
         "errors": {part: {when: dict(by) for when, by in errors.items()} for part, errors in fitted.errors.items()},
     }
-    text = observed.device_text(fitted.device, fitted.framework, fitted.version, fitted.scalars, source)
+    text = device_file.with_scalars(fitted.device, fitted.framework, fitted.version, fitted.scalars, source)
     return result, text, words
 
 
