@@ -40,6 +40,7 @@ class Device:
     vendor: str
     kind: str
     memory_bytes: float
+    memory_kind: str
     bandwidth_bytes_per_s: float
     bandwidth_alone_bytes_per_s: float | None
     bandwidth_shared_bytes_per_s: float | None
@@ -120,7 +121,13 @@ _REQUIRED = (
     *("host_link_gb_per_s", "node_size", "source"),
 )
 _OPTIONAL = (
-    *("memory_mib", "bandwidth_alone_gb_per_s", "bandwidth_shared_gb_per_s", "link_gb_per_s_per_direction"),
+    *(
+        "memory_mib",
+        "memory_kind",
+        "bandwidth_alone_gb_per_s",
+        "bandwidth_shared_gb_per_s",
+        "link_gb_per_s_per_direction",
+    ),
     *("link_kind", "tdp_w", "idle_w", "processors", "cache_mib", "shape_quantum_tokens", "soc", "capex_usd"),
     *("silicon", "calibration", "kin", "labels", "assumed", "note", "name", "serving", "operator"),
 )
@@ -138,6 +145,7 @@ def _read(path: Path) -> Device:
         vendor=table["vendor"],
         kind=table["kind"],
         memory_bytes=_scaled(table, "memory_mib", BYTES_PER_MIB) or table["memory_gb"] * BYTES_PER_GB,
+        memory_kind=table.get("memory_kind", ""),
         bandwidth_bytes_per_s=table["bandwidth_gb_per_s"] * BYTES_PER_GB,
         bandwidth_alone_bytes_per_s=_scaled(table, "bandwidth_alone_gb_per_s", BYTES_PER_GB),
         bandwidth_shared_bytes_per_s=_scaled(table, "bandwidth_shared_gb_per_s", BYTES_PER_GB),

@@ -146,6 +146,7 @@ def test_devices_of_one_silicon_share_the_correction_and_the_energy_of_an_operat
     heir, stranger = load("l4").find("gemm", "bf16"), load("t4").find("gemm", "fp16")
     assert heir.packed is kin.packed
     assert not stranger.packed
+    assert not load("rtx-4090").find("attn_decode", "bf16", "bf16").packed  # GDDR6X, not GDDR6
     power = FORMS["gemm"].parameters.index("power_efficiency")
     watts_per_flop = [device.load(name).tdp_w / device.load(name).flops_per_s["bf16"] for name in ("l4", "l40s")]
     assert heir.parameters[power] == pytest.approx(kin.parameters[power] * watts_per_flop[0] / watts_per_flop[1])

@@ -137,7 +137,7 @@ def _found(
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
             return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
         lender = measured_devices()[label]
-        physical_only = widened > 1.0 or not _runs_the_same(lender, device)
+        physical_only = widened > 1.0 or not _runs_the_same(lender, device) or _memory(lender) != _memory(device)
         return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only)
     raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
 
@@ -290,6 +290,11 @@ def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
 def _runs_the_same(lender: Device, device: Device) -> bool:
     """Say whether two devices are of one silicon, so that kernels are cut and chosen alike."""
     return lender.silicon is not None and lender.silicon == device.silicon
+
+
+def _memory(device: Device) -> str:
+    """Return the kind of a device's memory, all stacks alike: a correction has also learnt how memory answers."""
+    return "HBM" if device.memory_kind.startswith("HBM") else device.memory_kind
 
 
 def _watts_per_flop(device: Device) -> float:
