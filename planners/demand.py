@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from planners.bounds.work import FINE, Alone, Detail, TokenPrices, alone, asked_for, token_prices_of, worth_of
 from planners.classes import codes_of, members, named
+from planners.facts import Facts
 from planners.offers.engines import Offer
 from planners.search.mix import Demand
 from planners.slo import Slo, limit_s
@@ -38,7 +39,8 @@ class Market:
     prices[engine] are lower bounds on replica time per token; horizon_s is the time there is to do all work;
     alone_s[promise, engine] is the promised percentile where every request has an idle replica to itself, and
     late[promise, engine, request] says which miss the promise even so; fresh are the prompt tokens of each request that
-    no cache can hold. classes are those that promises name, views what each of them is by itself.
+    no cache can hold. classes are those that promises name, views what each of them is by itself. facts are what
+    earlier runs found out.
     """
 
     trace: Trace
@@ -54,6 +56,7 @@ class Market:
     fresh: Counts
     classes: tuple[str, ...] = ()
     views: "tuple[View, ...]" = ()
+    facts: Facts = field(default_factory=Facts, repr=False, compare=False)
 
     @property
     def buckets(self) -> int:
@@ -94,7 +97,13 @@ class Market:
         return load
 
 
-def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer], detail: Detail = FINE) -> Market:
+def survey(
+    trace: Trace,
+    slos: Sequence[Slo],
+    offers: Sequence[Offer],
+    detail: Detail = FINE,
+    facts: Facts | None = None,
+) -> Market:
     """Return the market for a trace of at least one request; offers are taken in the order of their names.
 
     Where promises are made to classes, each class has its own buckets, one class after the other, and those of no class
@@ -104,7 +113,7 @@ def survey(trace: Trace, slos: Sequence[Slo], offers: Sequence[Offer], detail: D
     fresh, edges, names = fresh_tokens(trace), input_edges(sizes(trace)[0]), named(slos)
     allowed = tuple(misses_allowed(slo, trace) for slo in slos)
     horizon_s = max(_horizon_s(trace, _promised(slos, name)) for name in ("", *names))
-    whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s, detail)
+    whole = Scope(np.arange(len(trace)), fresh, edges, allowed, horizon_s, detail, facts or Facts())
     if not names:
         return _surveyed(trace, slos, offers, whole)
     codes = codes_of(trace, names)
@@ -128,6 +137,7 @@ class Scope:
     allowed: tuple[float, ...]
     horizon_s: float
     detail: Detail
+    facts: Facts
 
 
 def _surveyed(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scope: Scope) -> Market:
@@ -163,6 +173,7 @@ def _surveyed(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], scop
         alone_s=np.array(alone_s).reshape(len(offers), len(slos)).T,
         late=late,
         fresh=fresh,
+        facts=scope.facts,
     )
 
 
@@ -181,6 +192,7 @@ def _of_nobody(trace: Trace, slos: Sequence[Slo], offers: tuple[Offer, ...], sco
         alone_s=np.zeros(shape[:2]),
         late=np.zeros((*shape[:2], 0), bool),
         fresh=scope.fresh,
+        facts=scope.facts,
     )
 
 
@@ -212,6 +224,7 @@ def _joined(trace: Trace, slos: Sequence[Slo], names: tuple[str, ...], whole: Sc
         late=late,
         fresh=whole.fresh,
         classes=names,
+        facts=whole.facts,
     )
     return replace(market, views=(*(part for part in parts if part.market.slos and part.rows.size), *_pooled(market)))
 

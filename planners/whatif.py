@@ -13,6 +13,7 @@ from models.engine import Engine
 from models.llm import Llm
 from models.toml_file import unknown_name
 from planners.classes import classified
+from planners.facts import Facts, of_earlier_runs
 from planners.offers.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.offers.keeping import keep_of
 from planners.offers.limits import Limits
@@ -51,6 +52,7 @@ class Question:
     usd_per_device_hour: Mapping[str, float] = field(default_factory=dict)
     speed_factors: Mapping[str, float] = field(default_factory=dict)
     calibration_ends: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts, compare=False, repr=False)
     known: dict[tuple[float, bool], tuple[Offer, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def offers(self, is_rough: bool = False) -> tuple[Offer, ...]:
@@ -80,6 +82,7 @@ class Question:
             "limits": self.limits,
             "notes": notes,
             "variants": self.variants,
+            "facts": self.facts,
         }
         if self.there is not None:
             options["keep"] = keep_of(self.there, offers, self.usd_per_hour_per_change)
@@ -90,7 +93,9 @@ class Question:
         offers, (named, notes) = self.offers(), devices_named(self.devices, self.tariff)
         if not offers:
             raise nothing_fits(self.llm, named)
-        sought = Sought(self.trace, self.slos, offers, self.limits, self.variants, self.seed, notes=notes)
+        sought = Sought(
+            self.trace, self.slos, offers, self.limits, self.variants, self.seed, notes=notes, facts=self.facts
+        )
         market, windows, _ = sought.sketched()
         return find(sought, market, windows)
 
@@ -129,6 +134,7 @@ def question_of(study: "Study", trace: Trace | None = None, model: Llm | None = 
         there=None if study.keep.plan is None else plan_file.read(study.keep.plan).plan,
         usd_per_hour_per_change=study.keep.usd_per_change / study.keep.hours,
         usd_per_device_hour=study.usd_per_device_hour,
+        facts=of_earlier_runs(),
     )
 
 

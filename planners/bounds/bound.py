@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from planners.bounds.joint import joint_rows
 from planners.bounds.queue import least_speed
+from planners.bounds.told import row_told, row_values
 from planners.bounds.windows import Relief, Row, densest, lengths_s, relief_of
 from planners.bounds.work import TokenPrices, decode_work_s, prefill_work_s, prompt_prices
 from planners.classes import members
@@ -98,6 +99,24 @@ def windows_of(market: Market, siblings: Sequence[Trace] = (), *, only_whole: bo
     With siblings of the trace, also what they ask for; where there are classes, what those do that have all their
     promises to themselves: what is promised to all may be missed by any class.
     """
+    about = ("windows", *_asked(market), siblings, only_whole)
+    is_hopeless, *rows = market.facts.known(about, lambda: _told(_windows(market, siblings, only_whole)))
+    return Windows(tuple(map(row_told, rows)), is_hopeless)
+
+
+def _asked(market: Market) -> tuple[Any, ...]:
+    """Return all of a market that its windows depend on."""
+    engines = [(one.role, replace(one.priced, name="", engine=None)) for one in market.offers]
+    own = [(view.rows, view.promises, _asked(view.market)) for view in market.views]
+    asked = (market.trace, market.slos, market.usd_per_hour, market.demand.allowed, market.late, market.fresh)
+    return (*asked, market.prices, engines, own)
+
+
+def _told(windows: Windows) -> list[Any]:
+    return [windows.is_hopeless, *map(row_values, windows.rows)]
+
+
+def _windows(market: Market, siblings: Sequence[Trace], only_whole: bool) -> Windows:
     rows: list[Row] = []
     for view in market.views:
         seen, families = windows_of(view.market, _of_class(view, siblings), only_whole=only_whole), len(rows)
@@ -140,7 +159,8 @@ def rigorous_usd_per_hour(
     if windows.is_hopeless:
         return math.inf
     fails = np.zeros(market.usd_per_hour.size, bool) if fails_alone is None else fails_alone
-    return _cheapest_usd(market.usd_per_hour, windows.rows, fails)
+    about = ("cheapest", market.usd_per_hour, windows.rows, fails)
+    return float(market.facts.known(about, lambda: _cheapest_usd(market.usd_per_hour, windows.rows, fails)))
 
 
 def _queue_rows(part: Part, cost: "_Cost", family: int, traces: Sequence[Trace]) -> list[Row]:

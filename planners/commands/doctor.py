@@ -21,6 +21,8 @@ LIBRARIES = ("numpy", "scipy", "pandas", "pyarrow", "numba", "ortools", "simpy",
 @json_flag
 def doctor(warm: bool, as_json: bool) -> None:
     """Check versions, solver, kernel cache and known conflicts; exit code 1 where something is wrong."""
+    from planners.facts import described
+
     checks: dict[str, Callable[[], str]] = {
         "python": _python,
         "libraries": _libraries,
@@ -28,6 +30,7 @@ def doctor(warm: bool, as_json: bool) -> None:
         "no highspy": _no_highspy,
         "solver": _solver,
         "kernel cache": _kernel_cache,
+        "facts of earlier runs": described,
     }
     if warm:
         checks["kernels"] = _kernels

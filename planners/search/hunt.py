@@ -19,8 +19,7 @@ from planners.offers.limits import Limits, keeps
 from planners.search import mix, rehearsal
 from planners.search.fluid import Limit
 from planners.search.mix import Demand
-from planners.search.rehearsal import ROUTERS, Candidate, Verdict
-from simulator.run import Run
+from planners.search.rehearsal import ROUTERS, Candidate, Rehearsed, Verdict
 from traces import Trace
 
 Array = npt.NDArray[np.float64]
@@ -63,7 +62,7 @@ class Hunt:
         self.carries: dict[tuple[int, int], float] = {}
         self.reaches: dict[int, float] = {}
         self.best: Verdict | None = None
-        self.best_run: Run | None = None
+        self.best_rehearsed: Rehearsed | None = None
         self.best_single: Verdict | None = None
         self.rounds = 0
         self.conditional_usd = 0.0
@@ -88,9 +87,9 @@ class Hunt:
                 return
             self.rounds += 1
             chosen = rehearsal.candidate(*proposal)
-            verdict, run = self.attempt(chosen)
+            verdict, rehearsed = self.attempt(chosen)
             if not verdict.survives:
-                self._learn(chosen, run)
+                self._learn(chosen, rehearsed)
 
     def refine(self) -> None:
         """Replay the neighbours of the best fleet, and all cheaper fleets where they are few, until none survives."""
@@ -124,32 +123,32 @@ class Hunt:
             )
         return self.tried[replicas]
 
-    def attempt(self, chosen: Candidate) -> tuple[Verdict, Run]:
+    def attempt(self, chosen: Candidate) -> tuple[Verdict, Rehearsed]:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
-        verdict, run = self._judge(chosen)
+        verdict, rehearsed = self._judge(chosen)
         self.verdicts[chosen] = verdict
         self.hardest = self.hardest if verdict.survives else verdict.broke_on
         if verdict.survives and keeps(self.rows, self._replicas(chosen)):
             if _is_cheaper(verdict, self.best):
-                self.best, self.best_run = verdict, run
+                self.best, self.best_rehearsed = verdict, rehearsed
                 self.tell(f"{describe(self.market, chosen)} survives at ${verdict.usd_per_hour:.2f}/h")
             if self._is_single_device(chosen) and _is_cheaper(verdict, self.best_single):
                 self.best_single = verdict
-        return verdict, run
+        return verdict, rehearsed
 
-    def _judge(self, chosen: Candidate) -> tuple[Verdict, Run]:
+    def _judge(self, chosen: Candidate) -> tuple[Verdict, Rehearsed]:
         """Rehearse a candidate, and what is left of it after every failure that it has to survive."""
-        is_split = not self._is_alike(chosen)  # nothing more is learned from how such a fleet's run goes on
-        verdict, run = rehearsal.judge(self.market, chosen, self.siblings, self.hardest, to_the_end=not is_split)
+        to_the_end = self._is_alike(chosen)  # nothing more is learned from how another fleet's run goes on
+        verdict, seen = rehearsal.judge(self.market, chosen, self.siblings, self.hardest, to_the_end=to_the_end)
         if verdict.survives:
             for left in self.limits.degraded(self.market, chosen):
                 if not left.pools or len(self._roles(left) & {"prefill", "decode"}) == 1:
-                    return replace(verdict, strain=NOTHING_LEFT, fails="nothing is left when replicas fail"), run
-                worse, its_run = rehearsal.judge(self.market, left, self.siblings, self.hardest)
+                    return replace(verdict, strain=NOTHING_LEFT, fails="nothing is left when replicas fail"), seen
+                worse, its_own = rehearsal.judge(self.market, left, self.siblings, self.hardest)
                 if not worse.survives:
                     words = f"{WHEN_LEFT} {describe(self.market, left)} are left, {worse.fails}"
-                    return replace(verdict, strain=worse.strain, fails=words), its_run
-        return verdict, run
+                    return replace(verdict, strain=worse.strain, fails=words), its_own
+        return verdict, seen
 
     def learned_usd(self) -> float:
         """Return what, by all that was learned, no fleet that is routed like the best one costs less than."""
@@ -325,21 +324,16 @@ class Hunt:
             saved, room = saved + part * float(worth[bucket]), room - part * float(load[bucket])
         return float(worth.sum()) - saved + float(usd[engine])
 
-    def _learn(self, chosen: Candidate, run: Run) -> None:
+    def _learn(self, chosen: Candidate, rehearsed: Rehearsed) -> None:
         """Find what each pool that broke would have carried of its own requests, and cut off more than that."""
-        if len(run.fleet.pools) != len(chosen.pools):  # it broke when a whole pool failed: no pool of it is to blame
-            return
-        strains = [rehearsal.pool_strain(run, pool, self.market.slos) for pool in range(len(chosen.pools))]
-        worst = max(strains)
-        for pool, (engine, count) in enumerate(chosen.pools):
-            if strains[pool] > 1 or strains[pool] == worst:
-                shares = np.array([row[pool] for row in chosen.shares])
-                load = self.market.demand.load[engine]
-                carried = float((shares[shares > 0] * load[shares > 0]).sum())
-                fraction = rehearsal.largest_fraction(
-                    self.market, engine, count, run.trace, rehearsal.pool_rows(run, pool)
-                )
-                self._cut(engine, count, min(fraction, 1 - CAUTION) * carried)
+        if len(rehearsed.candidate.pools) != len(chosen.pools):
+            return  # it broke when a whole pool failed: no pool of it is to blame
+        for pool, fraction in rehearsed.overfull():
+            engine, count = chosen.pools[pool]
+            shares = np.array([row[pool] for row in chosen.shares])
+            load = self.market.demand.load[engine]
+            carried = float((shares[shares > 0] * load[shares > 0]).sum())
+            self._cut(engine, count, min(fraction, 1 - CAUTION) * carried)
 
     def _cut(self, engine: int, count: int, carried: float) -> None:
         self.carries[engine, count] = min(carried, self.carries.get((engine, count), math.inf))

@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from planners.demand import Market
 from planners.plan import NaiveRouting
-from planners.search import rehearsal
-from planners.search.rehearsal import ROUTERS, Candidate
-from planners.slo import holds
+from planners.search.rehearsal import ROUTERS, Candidate, Rehearsed
 
 ORDINARY = ROUTERS[1]
 MOST_ADDED = 8  # replicas
@@ -20,11 +18,11 @@ def naive_routing(market: Market, chosen: Candidate) -> NaiveRouting | None:
     fleet = replace(chosen, router=ORDINARY)
     if chosen.router == ORDINARY or sum(count for _, count in chosen.pools) == 1:
         return None
-    fails = rehearsal.failure(rehearsal.rehearse(market, fleet), market.slos)
+    fails = Rehearsed(market, fleet, market.trace).told()[1]
     cheapest = min(range(len(chosen.pools)), key=lambda pool: float(market.usd_per_hour[chosen.pools[pool][0]]))
     for added in range(MOST_ADDED + 1):
         pools = tuple((engine, count + added * (pool == cheapest)) for pool, (engine, count) in enumerate(fleet.pools))
-        if holds(rehearsal.rehearse(market, replace(fleet, pools=pools)), market.slos):
+        if not Rehearsed(market, replace(fleet, pools=pools), market.trace).told()[1]:
             usd = sum(float(market.usd_per_hour[engine]) * count for engine, count in pools)
             return NaiveRouting(ORDINARY, fails, added, usd)
     return NaiveRouting(ORDINARY, fails, MOST_ADDED, None)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,26 +96,77 @@ def rehearse(
     return replay(market.trace if trace is None else trace, fleet_of(market, chosen), is_lost=is_lost)
 
 
+@dataclass(slots=True)
+class Rehearsed:
+    """A trace rehearsed on a candidate: what that told, known from earlier runs or found now, and the run on demand."""
+
+    market: Market
+    candidate: Candidate
+    trace: Trace
+    _run: Run | None = None
+
+    def run(self) -> Run:
+        """Return the replay to its end."""
+        self._run = self._run or rehearse(self.market, self.candidate, self.trace)
+        return self._run
+
+    def told(self, *, to_the_end: bool = True) -> tuple[float, str, frozenset[str]]:
+        """Return the strain, in words what broke, and the metrics that did.
+
+        A replay that need not go to the end is over once a promise is broken whatever comes; its strain is then what
+        is known so far.
+        """
+        about = (*self._about(), to_the_end)
+        strained, words, broke = self.market.facts.known(("told", *about), lambda: self._tell(to_the_end))
+        return strained, words, frozenset(broke)
+
+    def _tell(self, to_the_end: bool) -> tuple[float, str, list[str]]:
+        slos, tally = self.market.slos, Tally(self.trace, self.market.slos)
+        run = rehearse(self.market, self.candidate, self.trace, None if to_the_end else tally.is_lost)
+        if tally.words:
+            return tally.strain, tally.words, sorted(tally.broken)
+        self._run = run
+        return strain(run, slos), failure(run, slos), sorted(slo.metric for slo in broken(run, slos))
+
+    def overfull(self) -> list[tuple[int, float]]:
+        """Return the pools whose own requests break a promise, or most nearly do, and what fraction they carry."""
+        found = self.market.facts.known(("overfull", *self._about()), self._overfull)
+        return [(pool, fraction) for pool, fraction in found]
+
+    def _overfull(self) -> list[tuple[int, float]]:
+        run, market, pools = self.run(), self.market, self.candidate.pools
+        strains = [pool_strain(run, pool, market.slos) for pool in range(len(pools))]
+        full = [pool for pool, own in enumerate(strains) if own > 1 or own == max(strains)]
+        return [(pool, largest_fraction(market, *pools[pool], run.trace, pool_rows(run, pool))) for pool in full]
+
+    def _about(self) -> tuple[Any, ...]:
+        return self.market.slos, self.trace, _nameless(fleet_of(self.market, self.candidate))
+
+
+def _nameless(fleet: Fleet) -> Fleet:
+    """Return a fleet without names and prices: nothing else of it is told by a replay."""
+    pools = [replace(pool, usd_per_hour=0.0, engine=replace(pool.engine, name="", engine=None)) for pool in fleet.pools]
+    return replace(fleet, pools=tuple(pools))
+
+
 def judge(
     market: Market, chosen: Candidate, siblings: Sequence[Trace] = (), hardest: int = 0, *, to_the_end: bool = True
-) -> tuple[Verdict, Run]:
-    """Return what replays of the trace and its siblings, until one fails, say of the candidate, and the last run.
+) -> tuple[Verdict, Rehearsed]:
+    """Return what replays of the trace and its siblings, until one fails, say of the candidate, and the last one.
 
-    The hardest, by its number, is replayed first; the trace is number 0. Of a candidate that survives all, the run
-    returned is that of the trace itself. A replay that need not go to the end is over once a promise is broken whatever
-    comes; its strain is then what is known so far.
+    The hardest, by its number, is replayed first; the trace is number 0. Of a candidate that survives all, what is
+    returned is the trace itself. to_the_end is as Rehearsed takes it.
     """
     cost = sum(float(market.usd_per_hour[engine]) * count for engine, count in chosen.pools)
-    traces, runs, worst = (market.trace, *siblings), {}, 0.0
-    for number in dict.fromkeys([hardest, *range(len(traces))]):
-        tally = Tally(traces[number], market.slos)
-        run = runs[number] = rehearse(market, chosen, traces[number], None if to_the_end else tally.is_lost)
-        worst, words = max(worst, tally.strain or strain(run, market.slos)), tally.words or failure(run, market.slos)
+    all_of_them = [Rehearsed(market, chosen, trace) for trace in (market.trace, *siblings)]
+    worst = 0.0
+    for number in dict.fromkeys([hardest, *range(len(all_of_them))]):
+        strained, words, broke = all_of_them[number].told(to_the_end=to_the_end)
+        worst = max(worst, strained)
         if words:
             where = f"on resampled sibling {number}, " if number else ""
-            metrics = tally.broken or frozenset(slo.metric for slo in broken(run, market.slos))
-            return Verdict(chosen, cost, worst, where + words, number, metrics), run
-    return Verdict(chosen, cost, worst, ""), runs[0]
+            return Verdict(chosen, cost, worst, where + words, number, broke), all_of_them[number]
+    return Verdict(chosen, cost, worst, ""), all_of_them[0]
 
 
 class Tally:
@@ -169,11 +221,15 @@ def largest_fraction(market: Market, engine: int, count: int, trace: Trace, rows
 
     Found by halving, PROBES times; every thinning takes requests evenly in time within each size bucket.
     """
+    fleet = Fleet((Pool(market.offers[engine].priced, count),))
+    about = ("fraction", market.slos, market.input_edges, market.classes, trace, rows, _nameless(fleet))
+    return float(market.facts.known(about, lambda: _largest_fraction(market, fleet, trace, rows)))
+
+
+def _largest_fraction(market: Market, fleet: Fleet, trace: Trace, rows: npt.NDArray[np.int64]) -> float:
     from simulator.replay import replay
     from traces.trace import take
 
-    offer = market.offers[engine]
-    fleet = Fleet((Pool(offer.priced, count, 1.0, offer.usd_per_hour),))
     low, high = 0.0, 1.0
     for _ in range(PROBES):
         middle = (low + high) / 2

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from planners.bounds import work
 from planners.bounds.bound import Windows, rigorous_usd_per_hour, windows_of
 from planners.classes import classified
 from planners.demand import Market, survey
+from planners.facts import Facts
 from planners.offers.dominance import shortlist
 from planners.offers.engines import AS_USUAL, Offer, Variants, devices_named, offers_for
 from planners.offers.keeping import Keep
@@ -30,9 +31,9 @@ from planners.search.hunt import Hunt, describe, undominated
 from planners.search.infeasible import Infeasible, fewest_broken, nothing_fits, nothing_survived, why
 from planners.search.mix import Demand
 from planners.search.naive_routing import naive_routing
-from planners.search.rehearsal import Candidate, Verdict
+from planners.search.rehearsal import Candidate, Rehearsed, Verdict
 from planners.siblings import siblings_of
-from planners.slo import Slo, holds, kept, latency_of_class_s, limit_s, tightest_s, value_s
+from planners.slo import Slo, kept, latency_of_class_s, limit_s, tightest_s, value_s
 from simulator.run import Run
 from traces import Trace
 
@@ -79,6 +80,7 @@ def find_plan(
     variants: Variants = AS_USUAL,
     classes: Mapping[str, str] = NO_CLASSES,
     keep: Keep | None = None,
+    facts: Facts | None = None,
 ) -> Plan:
     """Return the cheapest Plan found that keeps every promise in a replay of the whole trace.
 
@@ -108,7 +110,7 @@ def find_plan(
         notes = (*notes, f"the lower bound is that of fleets which survive {TRAINING} siblings of the trace, too")
     if keep is not None:
         offers, limits = keep.offers(offers), limits or Limits()
-    sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell)
+    sought = Sought(trace, tuple(slos), tuple(offers), limits, variants, seed, siblings, notes, tell, facts or Facts())
     plan = sought.sketched(is_rough=True)[2] if analytic else find(sought, *sought.sketched()[:2]).plan
     return plan if keep is None else keep.settled(plan)
 
@@ -126,6 +128,7 @@ class Sought:
     siblings: int = 0
     notes: tuple[str, ...] = ()
     tell: Listener = lambda progress: None
+    facts: Facts = field(default_factory=Facts)
 
     def training(self) -> tuple[Trace, ...]:
         """Return the siblings that a fleet has to survive, too."""
@@ -136,7 +139,7 @@ class Sought:
 
         Rough ones come soon: of all windows only the whole trace, and prices of tokens from few steps.
         """
-        market = survey(self.trace, self.slos, self.offers, work.COARSE if is_rough else work.FINE)
+        market = survey(self.trace, self.slos, self.offers, work.COARSE if is_rough else work.FINE, self.facts)
         fluid = fluid_mix(market, (self.limits or Limits()).rows(market)) or fluid_mix(market)
         if fluid is None:
             raise why(market, lambda some: fluid_mix(some) is not None)
@@ -172,7 +175,8 @@ class Found:
         assert hunt.best is not None, "something survived"
         if hunt.is_exhausted:
             hunt.conditional_usd, hunt.is_exhausted = hunt.best.usd_per_hour, False
-        hunt.best, hunt.best_run = verdict, rehearsal.rehearse(hunt.market, verdict.candidate)
+        hunt.best = verdict
+        hunt.best_rehearsed = Rehearsed(hunt.market, verdict.candidate, hunt.market.trace)
         return replace(self, hunt=hunt).plan
 
 
@@ -290,9 +294,10 @@ def _sketch(market: Market, fluid: mix.Mix, bound_usd: float, notes: tuple[str, 
 
 
 def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[Trace]) -> Plan:
-    market, best, run = hunt.market, hunt.best, hunt.best_run
+    market, best, rehearsed = hunt.market, hunt.best, hunt.best_rehearsed
     assert best is not None, "something survived"
-    assert run is not None, "what survived was rehearsed"
+    assert rehearsed is not None, "what survived was rehearsed"
+    run = rehearsed.run()
     ttft_limit_s = limit_s(market.slos, "ttft")
     failed = hunt.cheaper_failure()
     return Plan(
@@ -322,7 +327,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
 
 
 def _out_of_sample(market: Market, chosen: Candidate, fresh: Sequence[Trace]) -> OutOfSample:
-    passed = [holds(rehearsal.rehearse(market, chosen, sibling), market.slos) for sibling in fresh]
+    passed = [not Rehearsed(market, chosen, sibling).told()[1] for sibling in fresh]
     return OutOfSample(len(passed), sum(passed))
 
 
