@@ -69,7 +69,7 @@ def test_the_flags_of_plan_fleet_are_the_keywords_of_find_plan():
     from planners.commands.fleet import fleet
     from planners.search.search import find_plan
 
-    keywords = set(inspect.signature(find_plan).parameters) - {"progress", "offers", "notes"}
+    keywords = set(inspect.signature(find_plan).parameters) - {"progress", "offers", "notes", "facts"}
     renamed = {"llm": "model", "slos": "slo", "tariff": "kinds"}
     of_the_command = {"folder", "as_json", "file", "settings", "scale", "is_explained"}
     flags = {parameter.name for parameter in fleet.params} - of_the_command
