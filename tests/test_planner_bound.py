@@ -62,6 +62,32 @@ def test_no_schedule_takes_less_than_the_work(seed):
         assert least_s <= busy_s * (1 + 1e-9)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**9))
+def test_no_cut_of_a_prompt_into_chunks_takes_less_attention_than_its_floor(seed):
+    _, fleet = random_case(seed)
+    engine, most = fleet.pools[0].engine, 100
+    first_s, slope_s = (
+        getattr(engine.table, name)[0] / PICOSECONDS_PER_SECOND for name in ("prefill_ps", "prefill_slope_ps")
+    )
+    least_s = np.zeros(most + 1)  # of the first so many tokens of a prompt
+    for tokens in range(1, most + 1):
+        chunk = np.arange(1, min(tokens, first_s.size - 1) + 1)
+        least_s[tokens] = (least_s[tokens - chunk] + first_s[chunk] + slope_s[chunk] * (tokens - chunk)).min()
+    chunk_s = tuple(work.chunk_floor_s(engine).tolist())
+    floor_s = work.attention_of(np.arange(1, most + 1), work.pair_floor_s(engine), chunk_s)
+    assert (floor_s <= least_s[1:] * (1 + 1e-9)).all()
+
+
+def test_a_short_prompt_pays_for_its_short_chunk():
+    # A chunk takes 1 ms whatever its length: a prompt of 4 tokens 1 ms, 0.25 ms a token; one of 64 in a chunk as well.
+    table = planner_toys.offer("toy", 1.0).priced.table
+    first_ps = np.full_like(table.prefill_ps, PICOSECONDS_PER_SECOND // 1000)
+    engine = replace(planner_toys.offer("toy", 1.0).priced, table=table._replace(prefill_ps=first_ps))
+    chunk_s = tuple(work.chunk_floor_s(engine).tolist())
+    assert work.attention_of(np.array([4, 64]), 0.0, chunk_s) == pytest.approx([1e-3, 1e-3], rel=0.05)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**9))
 def test_no_replica_earns_faster_than_its_earnings(seed):
@@ -74,7 +100,8 @@ def test_no_replica_earns_faster_than_its_earnings(seed):
         return
     slow = np.nan_to_num(run.metric_s("tpot"))
     limit_s = float(rng.choice([np.inf, np.quantile(slow, rng.uniform())]))
-    worth = Values(*rng.uniform(0, 1, 3) * [1, rng.choice([1, 10]), 0.1], 1e-3)
+    chunk = tuple(rng.uniform(0, rng.choice([0.0, 1.0]), work.chunk_edges().size).tolist())
+    worth = Values(*rng.uniform(0, 1, 3) * [1, rng.choice([1, 10]), 0.1], 1e-3, chunk)
     earned = worth.of_prompts(fresh_tokens(trace)[served]).sum()
     earned += worth.of_answers(inputs, outputs)[slow <= limit_s].sum()
     busy_s = run.lanes["busy_ps"].sum() / PICOSECONDS_PER_SECOND / engine.lanes

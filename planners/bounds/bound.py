@@ -238,7 +238,7 @@ def _stand_ins(usd: Array, part: Part) -> Counts:
 
     Whatever an engine's replica has of power, its stand-in's has, so that few engines need to be looked at.
     """
-    prices = np.array([(p.prefill_s, p.decode_s, p.context_s, p.pair_s) for p in part.prices])
+    prices = np.array([(p.prefill_s, p.decode_s, p.context_s, p.pair_s, *p.chunk_s) for p in part.prices])
     traits = np.concatenate([usd[:, None], prices], axis=1)
     stand_in = np.arange(usd.size)
     for engine in np.argsort(usd, kind="stable"):

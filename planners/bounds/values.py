@@ -14,7 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from planners.bounds.work import FINE_RATIO, Worth, context_floor_s, floor_s, growth_of, pair_floor_s, pieces_of, spread
+from planners.bounds.work import (
+    FINE_RATIO,
+    Worth,
+    attention_of,
+    chunk_floor_s,
+    context_floor_s,
+    floor_s,
+    growth_of,
+    pair_floor_s,
+    pieces_of,
+    spread,
+)
 from simulator.fleet import PricedEngine
 
 Array = npt.NDArray[np.float64]
@@ -30,17 +41,20 @@ INFEASIBLE = 2  # scipy's status
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What a prefill token, a decode step, a KV token it reads, and a pair of query and key are worth [USD/h * s]."""
+    """What a prefill token, a decode step, a KV token it reads, and a pair of query and key are worth [USD/h * s].
+
+    chunk is what a token of a prompt is worth besides, by the longest chunk that it may be in, as in TokenPrices.
+    """
 
     prefill: float
     decode: float
     context: float
-    pair: float
+    pair: float = 0.0
+    chunk: tuple[float, ...] = ()
 
     def of_prompts(self, fresh: Counts) -> Array:
         """Return what each prompt of so many uncached tokens is worth."""
-        prefill = np.maximum(fresh, 1).astype(np.float64)
-        worth: Array = prefill * self.prefill + prefill * prefill / 2 * self.pair
+        worth: Array = np.maximum(fresh, 1) * self.prefill + attention_of(fresh, self.pair, self.chunk)
         return worth
 
     def of_answers(self, inputs: Counts, outputs: Counts) -> Array:
@@ -72,18 +86,18 @@ def values_of(engines: Sequence[PricedEngine], usd_per_hour: Array, worth: Worth
     The programme sees the engines that are best at one of these, a grid of their steps, and then those that earn more
     than they should.
     """
-    pair = float(min(usd * pair_floor_s(one) / one.lanes for one, usd in zip(engines, usd_per_hour, strict=True)))
+    attention = _cheapest_attention(engines, usd_per_hour)
     looked_at = _best_at_one(engines, usd_per_hour, tpot_limit_s)
     chosen, usd = [engines[place] for place in looked_at], usd_per_hour[looked_at]
     steps = [_steps(one, _coarse(one), tpot_limit_s) for one in chosen]
     fine = [_fine_steps(one, tpot_limit_s) for one in chosen]
     coarse = list(steps)
-    values = Values(0.0, 0.0, 0.0, pair)
+    values = Values(0.0, 0.0, 0.0, *attention)
     for _ in range(ROUNDS):
         found = _prices(chosen, usd, steps, worth)
         if found is None:  # no step with a decode is fast enough
             return values_of(engines, usd_per_hour, worth, math.inf)
-        values = Values(*found, pair)
+        values = Values(*found, *attention)
         most = [_best(*grids, values, tpot_limit_s) for grids in zip(fine, coarse, strict=True)]
         over = [one.lanes * most[i][0] > usd[i] * (1 + CLOSENESS) for i, one in enumerate(chosen)]
         if not any(over):
@@ -92,10 +106,17 @@ def values_of(engines: Sequence[PricedEngine], usd_per_hour: Array, worth: Worth
     return values
 
 
+def _cheapest_attention(engines: Sequence[PricedEngine], usd_per_hour: Array) -> tuple[float, tuple[float, ...]]:
+    """Return what a pair, and what a token by its chunk, is worth where attention is cheapest."""
+    usd = usd_per_hour / [one.lanes for one in engines]
+    pairs, chunks = (np.array([floor_s_of(one) for one in engines]) for floor_s_of in (pair_floor_s, chunk_floor_s))
+    return float((usd * pairs).min()), tuple((usd[:, None] * chunks).min(axis=0).tolist())
+
+
 def _best_at_one(engines: Sequence[PricedEngine], usd_per_hour: Array, tpot_limit_s: float) -> list[int]:
     """Return the engines that do most for their price of prefill, of decodes, or of reading KV, each by itself."""
     chosen: set[int] = set()
-    for single in (Values(1.0, 0.0, 0.0, 0.0), Values(0.0, 1.0, 0.0, 0.0), Values(0.0, 0.0, 1.0, 0.0)):
+    for single in (Values(1.0, 0.0, 0.0), Values(0.0, 1.0, 0.0), Values(0.0, 0.0, 1.0)):
         earned = []
         for one in engines:
             steps = _steps(one, _coarse(one), tpot_limit_s)
@@ -137,8 +158,14 @@ def earnings(one: PricedEngine, values: Values, tpot_limit_s: float) -> float:
     one is taken. Prefill tokens come in cells: those of the most of a cell are earned in the time of the fewest.
     """
     most, _ = _best(_fine_steps(one, tpot_limit_s), _steps(one, _coarse(one), tpot_limit_s), values, tpot_limit_s)
-    attention = values.pair / pair_floor_s(one) if values.pair > 0 else 0.0
-    return one.lanes * max(most, attention)
+    return one.lanes * max(most, _attention_earnings(one, values))
+
+
+def _attention_earnings(one: PricedEngine, values: Values) -> float:
+    """Return what a lane earns at most while it does attention: what is worth nothing anywhere takes it no time."""
+    worth = np.array([values.pair, *values.chunk])
+    takes_s = np.array([pair_floor_s(one), *chunk_floor_s(one)])[: worth.size]
+    return float((worth[worth > 0] / takes_s[worth > 0]).max(initial=0.0))
 
 
 def _best(fine: _Steps, coarse: _Steps, values: Values, tpot_limit_s: float) -> tuple[float, _Steps]:

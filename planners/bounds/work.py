@@ -23,6 +23,8 @@ Worth = tuple[float, float, float]  # prefill tokens, decode steps, KV tokens re
 
 EXACT_UP_TO = 16
 FINE_RATIO = 1.01
+CHUNK_RATIO = 1.05
+MOST_CHUNK = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,16 @@ COARSE = Detail(1.7, 1, 1.1)
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """Replica time per prefill token, decode step, KV token that a decode holds, and pair of query and key [s each]."""
+    """Replica time per prefill token, decode step, KV token that a decode holds, and pair of query and key [s each].
+
+    chunk_s is what attention takes besides per token of a prompt of at most so many tokens (chunk_edges).
+    """
 
     prefill_s: float
     decode_s: float
     context_s: float
     pair_s: float
+    chunk_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +130,9 @@ def _valid(priced: PricedEngine, block: _Block, duals: Array, detail: Detail) ->
     prefill_s, decode_s, kv_s, patience = duals * block.scale
     kv_tokens = priced.limits.total_blocks * priced.limits.block_tokens
     share = _valid_share(priced, prefill_s, decode_s, kv_s * kv_tokens, patience, block.tpot_limit_s, detail.held)
-    reading_s, pair_s = context_floor_s(priced) / priced.lanes, pair_floor_s(priced) / priced.lanes
     growth = growth_of(priced)
-    context_s = float(share * kv_s + reading_s) / growth
-    return TokenPrices(float(share * prefill_s), float(share * decode_s) / growth, context_s, pair_s)
+    context_s = float(share * kv_s + context_floor_s(priced) / priced.lanes) / growth
+    return TokenPrices(float(share * prefill_s), float(share * decode_s) / growth, context_s, *_attention_s(priced))
 
 
 def prompt_prices(priced: PricedEngine) -> TokenPrices:
@@ -135,7 +140,7 @@ def prompt_prices(priced: PricedEngine) -> TokenPrices:
     tokens_s, sequences_s = floor_s(priced.table.token_ps[0]), floor_s(priced.table.sequence_ps[0])
     tokens = np.arange(1, priced.limits.max_batched_tokens + 1)
     least_s = ((tokens_s[tokens] + sequences_s[1]) / tokens).min() / priced.lanes
-    return TokenPrices(float(least_s), 0.0, 0.0, pair_floor_s(priced) / priced.lanes)
+    return TokenPrices(float(least_s), 0.0, 0.0, *_attention_s(priced))
 
 
 def worth_of(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Worth:
@@ -150,9 +155,19 @@ def worth_of(inputs: Counts, outputs: Counts, fresh: Counts | None = None) -> Wo
 
 def prefill_work_s(prices: TokenPrices, fresh: Counts) -> Array:
     """Return the replica time that each prompt of so many uncached tokens takes at least."""
-    prefill = np.maximum(fresh, 1).astype(np.float64)
-    work_s: Array = prefill * prices.prefill_s + prefill * prefill / 2 * prices.pair_s
+    work_s: Array = np.maximum(fresh, 1) * prices.prefill_s + attention_of(fresh, prices.pair_s, prices.chunk_s)
     return work_s
+
+
+def attention_of(fresh: Counts, pair: float, chunk: tuple[float, ...]) -> Array:
+    """Return what the attention of each prompt of so many uncached tokens takes at a price of pairs and of chunks.
+
+    A prompt of n tokens has n**2 / 2 pairs; none of its chunks is longer than itself (chunk_edges), or cheaper besides.
+    """
+    prefill, besides = np.maximum(fresh, 1), np.array(chunk or (0.0,))
+    cell = np.minimum(np.searchsorted(chunk_edges(), prefill), besides.size - 1)
+    attention: Array = prefill.astype(np.float64) ** 2 / 2 * pair + prefill * besides[cell]
+    return attention
 
 
 def decode_work_s(prices: TokenPrices, inputs: Counts, outputs: Counts) -> Array:
@@ -312,6 +327,30 @@ def pair_floor_s(priced: PricedEngine) -> float:
     chunk = np.arange(1, table.prefill_ps.shape[1])
     ratios = np.minimum(2 * table.prefill_ps[0, 1:] / chunk, table.prefill_slope_ps[0, 1:]) / chunk
     return float(ratios.min()) / PICOSECONDS_PER_SECOND
+
+
+def chunk_edges() -> Counts:
+    """Return lengths of chunks, in a constant ratio: what a prompt's chunks take holds for all up to the next."""
+    return spread(MOST_CHUNK, CHUNK_RATIO)[1:]
+
+
+def chunk_floor_s(priced: PricedEngine) -> Array:
+    """Return the least time per token that chunks of up to each of chunk_edges take beside their pairs' floor.
+
+    A chunk of c tokens takes at least pair_floor_s for each of its pairs and besides what it takes as the first of a
+    prompt, less that floor of c**2 / 2 pairs. Longer prompts may have chunks of any length.
+    """
+    chunk = np.arange(1, priced.table.prefill_ps.shape[1])
+    first_s = priced.table.prefill_ps[0, 1:] / PICOSECONDS_PER_SECOND
+    besides_s = np.minimum.accumulate(np.maximum(first_s / chunk - pair_floor_s(priced) * chunk / 2, 0.0))
+    least_s: Array = besides_s[np.minimum(chunk_edges(), chunk.size) - 1]
+    least_s[-1] = besides_s[-1]
+    return least_s
+
+
+def _attention_s(priced: PricedEngine) -> tuple[float, tuple[float, ...]]:
+    """Return the replica time per pair, and per token of each length of chunks."""
+    return pair_floor_s(priced) / priced.lanes, tuple((chunk_floor_s(priced) / priced.lanes).tolist())
 
 
 def _attention_alone_s(priced: PricedEngine, prompts: Counts) -> Array:
