@@ -17,7 +17,7 @@ from planners.answer import plain
 from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.demand import survey
 from planners.offers.limits import Limits
-from planners.search import disaggregated
+from planners.search import disaggregated, roles
 from planners.search.hunt import Hunt
 from planners.search.rehearsal import judge, split_candidate
 from planners.search.search import find_plan
@@ -108,6 +108,33 @@ def test_closing_in_finds_as_cheap_a_split_fleet_as_brute_force(seed):
             "decode",
         } and cost < hunt.split_usd - 1e-6:
             assert not hunt.attempt(split_candidate(market, pools))[0].survives, pools
+
+
+def test_the_conditional_bound_is_as_wrong_as_the_lessons_it_is_drawn_from():
+    # Told that each engine alone in its role takes fifty replicas, it holds a dear fleet for the cheapest.
+    promises = planner_toys.promises(*PROMISES)
+    market = survey(planner_toys.bursty_trace(0, 400), promises, list(in_roles(planner_toys.two_offers())))
+    taught, misled = (Hunt(market, windows_of(market), lambda words: None) for _ in range(2))
+    disaggregated.search(taught, 60)
+    assert taught.best is not None
+    dear = [(engine, count + 3) for engine, count in taught.best.candidate.pools]
+    assert misled.attempt(split_candidate(market, dear))[0].survives
+    found_usd = roles.close_in(misled, dict.fromkeys(range(len(market.offers)), 50.0), 60)
+    assert found_usd > taught.best.usd_per_hour
+
+
+def test_pools_are_to_blame_that_break_a_promise_beside_those_of_the_best_fleet():
+    promises = planner_toys.promises(*PROMISES)
+    market = survey(planner_toys.bursty_trace(0, 400), promises, list(in_roles(planner_toys.two_offers())))
+    hunt = Hunt(market, windows_of(market), lambda words: None)
+    disaggregated.search(hunt, 60)
+    assert hunt.best is not None
+    for engine, count in hunt.best.candidate.pools:
+        fewer = [(place, many - (place == engine)) for place, many in hunt.best.candidate.pools]
+        if count > 1:
+            chosen = split_candidate(market, fewer)
+            assert not hunt.attempt(chosen)[0].survives
+            assert roles.to_blame(hunt, chosen) == [[market.offers[engine].role]]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -17,20 +17,20 @@ from planners.bounds.windows import Row
 from planners.bounds.work import decode_work_s, prompt_prices, token_prices, worth_of
 from planners.demand import Market, sizes
 from planners.offers.engines import Offer, name_of, offer, suffix_of
-from planners.offers.roles import close_in
 from planners.offers.tariffs import ON_DEMAND
 from planners.search.hunt import CHEAPER_BY, Hunt
 from planners.search.rehearsal import Candidate, split_candidate
+from planners.search.roles import close_in
 from traces import Trace
 
-STEP_TOKENS = 1024  # what prefill steps are whole multiples of
-STEP_SHARE = 0.35  # of the time to first token that a prefill step takes at most
+STEP_TOKENS = 128  # what prefill steps are whole multiples of
+STEP_SHARE = 0.25  # of the time to first token that a prefill step takes at most
 DECODE_TOKENS = 1024
 DECODE_SEQUENCES = 512
 MOST_OFFERS = 5  # of each role
 MOST_PAIRS = 4  # to rehearse
-EFFORT_REQUESTS = 3_000_000  # to replay in closing in on the cheapest
-MOST_REHEARSED = 100  # fleets, however few those are
+EFFORT_REQUESTS = 24_000_000  # to replay in closing in on the cheapest, were replays not over once a promise breaks
+MOST_REHEARSED = 250  # fleets, however few those are
 HEADROOM = 2.0  # decode replicas, in their mean load, that are certainly enough
 
 # A step that is formed while the one before runs leaves out what comes meanwhile: prompts would wait a step longer.
@@ -67,7 +67,7 @@ def search(hunt: Hunt, effort: int) -> None:
     """Rehearse pairs of a prefill and a decode engine, the most promising first, and keep the cheapest survivor.
 
     For each pair the fewest prefill replicas beside ample decode replicas are found, then the fewest decode replicas
-    beside those; then the search closes in on the cheapest fleet of any engines (planners/offers/roles.py).
+    beside those; then the search closes in on the cheapest fleet of any engines (planners/search/roles.py).
     """
     spent = len(hunt.verdicts)
     for prefill, decode in _pairs(hunt):
