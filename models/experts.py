@@ -12,12 +12,12 @@ MOE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "tile_exponent", "memory_efficiency", "processor_share", "cache_speedup"),
     *("local_traffic", "routed_traffic", "expert_s", "prologue_k", "sharpness", "skew_balanced", "skew_uneven"),
     *("distinct_uneven", "unaligned_slowdown", "remote_block_s", "block_s", "reread_traffic", "cache_copies"),
-    "tile_code",
+    *("width_exponent", "flight_exponent", "width_traffic", "cache_footprint", "tile_code"),
 )
 QUANTILES = 12.0  # of the power law of tokens over experts
 HEIGHTS = (8.0, 16.0, 32.0, 64.0, 128.0)  # tokens of a tile
-WIDTH = 128.0  # columns of a tile
-DEPTH = 64.0  # of the inner dimension that a tile takes at a time
+WIDTH = 128.0  # columns of a tile, where none is told
+DEPTH = 64.0  # of the inner dimension that a tile takes at a time, where none is told
 ALIGNMENT = 16.0  # values; rows that are no multiple of it are not read in vectors
 # How a kernel chooses the height of its tiles: the best, one height (its place in HEIGHTS), or by the tokens of the
 # step, of an expert, or of one of the rank's experts if all tokens came to it, up to the last height or the one before.
@@ -70,9 +70,38 @@ def spread_over_tiles(copies, local, ratio, exponent):
     return reached, low, small, middle, tall, tallest
 
 
+@kernel
+def tokens_of_rank(m, experts, topk, ep, exponent):
+    """Return how many of m tokens have an expert on the rank priced: the busiest under a power law."""
+    local = max(1.0, experts / ep)
+    if exponent <= 0.0:
+        return min(m, max(1.0, np.ceil(m * local / np.ceil(experts / topk))))
+    ratio = spread_of_loads(m, experts, topk)
+    copies = max(1.0, min(m * topk / ep * hottest_share(local, ep, ratio, exponent), m * min(local, topk)))
+    if topk <= 1.0:
+        return min(copies, m)
+    kinds = np.floor(min(local, QUANTILES))
+    power = 1.0 - exponent if abs(1.0 - exponent) > 1e-6 else 1e-6
+    stretch, total, missed = ratio**power - 1.0, 0.0, 1.0
+    for kind in range(int(kinds)):
+        total += (stretch * (kind + 0.5) / kinds + 1.0) ** (1.0 / power)
+    for kind in range(int(kinds)):
+        load = copies / local * (stretch * (kind + 0.5) / kinds + 1.0) ** (1.0 / power) * kinds / total
+        missed *= max(0.0, 1.0 - load / m) ** (local / kinds)
+    return max(1.0, m * (1.0 - missed))
+
+
+@kernel
+def spread_of_loads(m, experts, topk):
+    """Return the largest load of an expert over the least that a power law allows."""
+    return max(1.5, 0.8 * m) if m * topk > experts else 200.0
+
+
 @inner_kernel
-def is_height_of(code, choice, tokens, expert_load, rank_load):
-    """Return whether a kernel that chooses by `code` may take the height at place `choice`."""
+def is_height_of(code, told, choice, tokens, expert_load, rank_load):
+    """Return whether a kernel that is told a height, or else chooses by `code`, may take that at place `choice`."""
+    if told > 0.0:
+        return HEIGHTS[choice] == min(told, HEIGHTS[4])
     if code == BEST:
         return True
     if code == BY_TOKENS:
@@ -86,32 +115,39 @@ def is_height_of(code, choice, tokens, expert_load, rank_load):
 
 
 @inner_kernel
-def grouped_product(tiles, height, reached, copies, n, k, formats, machine, fit):
+def grouped_product(told, tiles, height, breadth, depth, reached, copies, near, n, k, formats, machine, fit):
     """Return the seconds in which processors multiply, and read, a product [k, n] of each expert, and its rounds.
 
     Each tile of an expert reads the weights again, from memory where they are larger than the cache.
     """
-    blocks = tiles * pieces(n, WIDTH)
+    blocks = tiles * pieces(n, breadth)
     rounds = 0.5 * (pieces(blocks, machine.processors) + blocks / machine.processors)
     rate = machine.flops_per_s / machine.processors * fit[1] * (height / 128.0) ** fit[2]
-    busy_s = rounds * FLOPS_PER_MAC * height * WIDTH * (pieces(k, DEPTH) * DEPTH + fit[9]) / rate
+    rate *= (breadth / WIDTH) ** fit[19]
+    busy_s = rounds * FLOPS_PER_MAC * height * breadth * (pieces(k, depth) * depth + fit[9]) / rate
     expert_bytes = n * k * formats.weight_bytes
     again = (tiles / reached - 1.0) * fit[17] * (1.0 - residency(fit[18] * expert_bytes, machine.cache_bytes))
-    resident = residency(reached * expert_bytes, machine.cache_bytes)
-    weights = reached * expert_bytes * (1.0 - resident + resident / fit[5] + max(again, 0.0))
-    moved = fit[6] * copies * (k * formats.activation_bytes + n * formats.output_bytes)
-    active = min(1.0, blocks / machine.processors)
+    weights = reached * expert_bytes * (near + max(again, 0.0))
+    moved = fit[6] * copies * (k * formats.activation_bytes + n * formats.output_bytes) * near
+    together = min(8.0, 65536.0 / ((height + breadth) * depth)) if told > 0.0 else 1.0
+    active = min(together, blocks / machine.processors)
+    if told > 0.0:
+        active *= (breadth * depth * formats.weight_bytes / (2.0 * WIDTH * DEPTH)) ** fit[20]
     read_s = (weights + moved) / machine.bandwidth_bytes_per_s / min(fit[3], fit[4] * active)
     return busy_s, read_s, rounds
 
 
 @kernel
-def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
+def moe_traits(
+    m, hidden, inter, experts, topk, tp, ep, uneven, matrices, tall, wide, deep, strays, formats, machine, fit
+):
     """Return the seconds of one fused expert layer for m tokens entering the rank, then traits.
 
     `inter` and `experts` are global; the rank holds experts / ep of them and inter / tp of each. `uneven` is 0 for a
     balanced router, else the exponent of the power law of tokens over experts. `matrices` is 3 for a gated
-    activation, 2 for a plain one.
+    activation, 2 for a plain one. `tall` x `wide` x `deep` is the tile, zeros where the kernel does not tell. Where it
+    `strays`, its rank is sent the tokens with an expert there only, and takes their copies for other ranks as its
+    first expert's.
 
     Distinct experts read their weights once; tokens of an expert are padded to the tile height; activations move for
     the local copies and, in kernels that permute globally, for all m topk routed copies, whose remote tiles start only
@@ -124,7 +160,7 @@ def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, format
     copies = m * topk / ep
     ratio = 1.0
     if uneven > 0.0:
-        ratio = max(1.5, 0.8 * m) if m * topk > experts else 200.0
+        ratio = spread_of_loads(m, experts, topk)
         hottest = 1.0 + fit[12] * (hottest_share(local, ep, ratio, uneven) - 1.0)
         copies = max(1.0, min(copies * hottest, m * min(local, topk)))
     tiles = spread_over_tiles(copies, local, ratio, uneven)
@@ -134,25 +170,32 @@ def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, format
         reached = min(local, max(1.0, copies))
         copies = max(1.0, copies * (1.0 + fit[11] * (1.0 - 1.0 / ep)))
         tiles = spread_over_tiles(copies, local, ratio, uneven)
+    seen = m
+    if strays > 0.0 and ep > 1.0:
+        seen = tokens_of_rank(m, experts, topk, ep, uneven)
+    stray = max(0.0, seen * topk - copies) if strays > 0.0 else 0.0
+    breadth, depth = wide if wide > 0.0 else WIDTH, deep if deep > 0.0 else DEPTH
+    routed = seen * topk * (hidden + fit[21] * width) * formats.output_bytes
+    held = reached * (columns + width) * hidden * formats.weight_bytes + routed
+    near = residency(fit[22] * held * held / machine.cache_bytes, machine.cache_bytes)
+    near = 1.0 - near + near / fit[5]
     slowdown = fit[14] if width % ALIGNMENT > 0.0 else 1.0
     best, compute_s, memory_s, height, tall_tiles, rounds, second_rounds = 1e30, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0
     for choice in range(len(HEIGHTS)):
-        if not is_height_of(int(fit[19]), choice, m, m * topk / experts, m * topk / local):
+        if not is_height_of(int(fit[23]), tall, choice, m, m * topk / experts, m * topk / local):
             continue
-        up = grouped_product(
-            tiles[choice + 1], HEIGHTS[choice], reached, copies, columns, hidden, formats, machine, fit
-        )
-        down = grouped_product(
-            tiles[choice + 1], HEIGHTS[choice], reached, copies, hidden, width, formats, machine, fit
-        )
+        stacked = tiles[choice + 1] + stray / HEIGHTS[choice]
+        of_rank = (tall, stacked, HEIGHTS[choice], breadth, depth, reached, copies + stray, near)
+        up = grouped_product(*of_rank, columns, hidden, formats, machine, fit)
+        down = grouped_product(*of_rank, hidden, width, formats, machine, fit)
         total = smooth_max(up[0], up[1], fit[10]) + slowdown * smooth_max(down[0], down[1], fit[10])
         total += (up[2] + down[2]) * fit[16]
         if total < best:
-            best, height, tall_tiles, rounds, second_rounds = total, HEIGHTS[choice], tiles[choice + 1], up[2], down[2]
+            best, height, tall_tiles, rounds, second_rounds = total, HEIGHTS[choice], stacked, up[2], down[2]
             compute_s, memory_s = up[0] + down[0], up[1] + down[1]
-    remote = min(m * topk * (1.0 - 1.0 / ep), experts - local) * (pieces(columns, WIDTH) + pieces(hidden, WIDTH))
+    remote = 0.0 if strays > 0.0 else min(m * topk * (1.0 - 1.0 / ep), experts - local) * (pieces(columns, breadth) + pieces(hidden, breadth))
     remote_s = fit[15] * remote / machine.processors
-    routed_s = fit[7] * m * topk * (hidden + width) * formats.output_bytes / machine.bandwidth_bytes_per_s
+    routed_s = fit[7] * routed * near / machine.bandwidth_bytes_per_s
     seconds = fit[0] + fit[8] * reached + best + remote_s + routed_s
     per_expert = copies / reached
     return (
@@ -168,8 +211,11 @@ def moe_traits(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, format
         reached * (columns + width) * hidden * formats.weight_bytes / machine.cache_bytes,
         routed_s / seconds,
         second_rounds,
-        columns / (WIDTH * pieces(columns, WIDTH)),
+        columns / (breadth * pieces(columns, breadth)),
         width,
         remote_s / seconds,
         tall_tiles / reached,
+        breadth,
+        depth,
+        seen * topk / local,
     )

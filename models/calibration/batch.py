@@ -29,10 +29,11 @@ def gemm_rows(columns, formats, machine, fit, out):
 
 @kernel
 def moe_rows(columns, formats, machine, fit, out):
-    """Fill out[i] for columns (m, hidden, inter, experts, topk, tp, ep, uneven, matrices)."""
+    """Fill out[i] for columns (m, hidden, inter, experts, topk, tp, ep, uneven, matrices, tall, wide, deep, strays)."""
     for i in range(columns.shape[0]):
         c = columns[i]
-        row = moe_traits(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], formats, machine, fit)
+        shape = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8])
+        row = moe_traits(*shape, c[9], c[10], c[11], c[12], formats, machine, fit)
         for j in range(len(row)):
             out[i, j] = row[j]
 

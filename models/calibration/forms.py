@@ -60,9 +60,12 @@ _add(
 _add(
     "moe",
     experts.MOE_PARAMETERS,
-    (1.5e-5, 0.5, 0.3, 0.7, 2.0, 2.0, 1.0, 0.3, 1e-7, 200.0, 3.0, 0.1, 1.0, 1.0, 1.2, 1e-8, 1e-8, 0.3, 1.0),
+    (
+        *(1.5e-5, 0.6, 0.4, 0.85, 2.0, 2.5, 1.0, 1.0, 5e-8, 200.0, 3.0, 0.1, 1.5, 1.0, 1.5, 4e-8, 1e-8, 0.3, 1.1),
+        *(0.3, 0.7, 2.0, 2.0),
+    ),
     tuple((float(code),) for code in range(experts.BEST, experts.BY_RANK_LOW + 1) if code != 0),
-    16,
+    19,
     batch.moe_rows,
 )
 _add(

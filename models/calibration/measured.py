@@ -11,6 +11,7 @@ import numpy.typing as npt
 from models import device as devices
 from models import dtype as dtypes
 from models.calibration.shapes import COLLECTIVES, EXCHANGES, SHAPE_COLUMNS, kernel_columns, matrices_of
+from models.calibration.tiles import tiles_of
 from models.operators import Formats, Machine
 from models.versions import parsed
 
@@ -200,12 +201,13 @@ def group_of(key: tuple[str, ...], part: Any) -> Group:
     device, engine, op, dtype, kv_dtype, kernel, sub_op = key
     shape = shape_of(op, part)
     formats = formats_of(op, dtype, kv_dtype)
+    tiles = tiles_of(kernel, dtype, devices.find(device).name, shape) if op == "moe" else None
     return Group(
         *(device, engine, op, dtype, kv_dtype, kernel, sub_op),
         ", ".join(sorted(part["source"].unique())),
         ", ".join(sorted(part["engine_version"].fillna("").astype(str).unique())),
         shape,
-        kernel_columns(op, shape, formats.weight_bytes, formats.kv_bytes),
+        kernel_columns(op, shape, formats.weight_bytes, formats.kv_bytes, tiles),
         part["time_us"].to_numpy(np.float64) * 1e-6,
     )
 

@@ -18,6 +18,7 @@ from models.calibration.forms import FORMS
 from models.calibration.measured import fastest_machine_of, formats_of, machine_of
 from models.calibration.plausible import PEAK_SHARES, least_s
 from models.calibration.shapes import RINGS, SHAPE_COLUMNS, feature_columns, kernel_columns
+from models.calibration.tiles import tiles_of
 from models.device import Device
 from models.engine import Engine
 from models.forward import WIDE, Call
@@ -51,7 +52,8 @@ def seconds_of(
     dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
     formats = formats_of(fit.op, dtype, kv_dtype)
     form = FORMS[fit.form]
-    columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes)
+    tiles = tiles_of(fit.kernel, fit.dtype, device.name, shape) if fit.op == "moe" else None
+    columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes, tiles)
     outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
     seconds = outputs[:, 0]
     if fit.packed:
