@@ -193,7 +193,11 @@ def moe_traits(
         if total < best:
             best, height, tall_tiles, rounds, second_rounds = total, HEIGHTS[choice], stacked, up[2], down[2]
             compute_s, memory_s = up[0] + down[0], up[1] + down[1]
-    remote = 0.0 if strays > 0.0 else min(m * topk * (1.0 - 1.0 / ep), experts - local) * (pieces(columns, breadth) + pieces(hidden, breadth))
+    remote = (
+        0.0
+        if strays > 0.0
+        else min(m * topk * (1.0 - 1.0 / ep), experts - local) * (pieces(columns, breadth) + pieces(hidden, breadth))
+    )
     remote_s = fit[15] * remote / machine.processors
     routed_s = fit[7] * routed * near / machine.bandwidth_bytes_per_s
     seconds = fit[0] + fit[8] * reached + best + remote_s + routed_s

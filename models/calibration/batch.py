@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from models.attention import attention_decode_traits, attention_mixed_traits, attention_prefill_traits
 from models.compiled import kernel
-from models.experts import moe_traits
+from models.experts import moe_traits, tokens_of_rank
 from models.operators import (
     LOOKUP_GROUP,
     collective,
@@ -36,6 +36,13 @@ def moe_rows(columns, formats, machine, fit, out):
         row = moe_traits(*shape, c[9], c[10], c[11], c[12], formats, machine, fit)
         for j in range(len(row)):
             out[i, j] = row[j]
+
+
+@kernel
+def tokens_of_rank_rows(columns, out):
+    """Fill out[i] for columns (m, experts, topk, ep, uneven)."""
+    for i in range(columns.shape[0]):
+        out[i] = tokens_of_rank(columns[i, 0], columns[i, 1], columns[i, 2], columns[i, 3], columns[i, 4])
 
 
 @kernel

@@ -201,11 +201,12 @@ def group_of(key: tuple[str, ...], part: Any) -> Group:
     device, engine, op, dtype, kv_dtype, kernel, sub_op = key
     shape = shape_of(op, part)
     formats = formats_of(op, dtype, kv_dtype)
-    tiles = tiles_of(kernel, dtype, devices.find(device).name, shape) if op == "moe" else None
+    version = ", ".join(sorted(part["engine_version"].fillna("").astype(str).unique()))
+    tiles = tiles_of(kernel, dtype, version, devices.find(device).name, shape) if op == "moe" else None
     return Group(
         *(device, engine, op, dtype, kv_dtype, kernel, sub_op),
         ", ".join(sorted(part["source"].unique())),
-        ", ".join(sorted(part["engine_version"].fillna("").astype(str).unique())),
+        version,
         shape,
         kernel_columns(op, shape, formats.weight_bytes, formats.kv_bytes, tiles),
         part["time_us"].to_numpy(np.float64) * 1e-6,

@@ -40,7 +40,7 @@ WORTHWHILE = 0.975  # twice the trees must bring the error down to this share
 P90_WEIGHT = 0.3  # what is minimised is the median plus this share of the 90th percentile
 # Rows so much slower than the physical form, on the log, that a tuner's accident explains them: they are judged, but
 # teach nothing, since they befall one architecture and spare its sibling.
-ODD = {"moe": 0.5}
+ODD = {"moe": 0.35}
 ALIKE_ON_KIN = ("moe",)
 LIKE_KIN = 0.1  # median difference of log time up to which a collective takes the time of a sibling's
 FEWEST_HELD_BACK = 7

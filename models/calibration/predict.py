@@ -52,7 +52,7 @@ def seconds_of(
     dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
     formats = formats_of(fit.op, dtype, kv_dtype)
     form = FORMS[fit.form]
-    tiles = tiles_of(fit.kernel, fit.dtype, device.name, shape) if fit.op == "moe" else None
+    tiles = tiles_of(fit.kernel, fit.dtype, fit.version, device.name, shape) if fit.op == "moe" else None
     columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes, tiles)
     outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
     seconds = outputs[:, 0]

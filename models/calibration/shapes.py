@@ -20,7 +20,7 @@ BYTES_PER_LOGIT = 4.0
 BYTES_PER_QUANTISED = 1.0
 FLOPS_PER_MAC = 2.0
 FEW_FOR_TREES = 60  # with fewer shapes the physical form stands alone
-TILE_SIZES = 4  # rows, columns, depth, and whether copies stray
+TOLD_OF_TILES = 4  # rows, columns, depth, and whether copies stray: tiles.py
 GATED_MATRICES = 3.0
 PLAIN_MATRICES = 2.0
 
@@ -148,13 +148,11 @@ def matrices_of(hidden: Floats, inter: Floats, experts: Floats, versions: npt.ND
     return np.where(plain, PLAIN_MATRICES, GATED_MATRICES)
 
 
-def kernel_columns(
-    op: str, shape: Shape, weight_bytes: float, kv_bytes: float, tiles: Floats | None = None
-) -> Floats:
+def kernel_columns(op: str, shape: Shape, weight_bytes: float, kv_bytes: float, tiles: Floats | None = None) -> Floats:
     """Return the (rows, columns) that the operator's form reads; shapes as in SHAPE_COLUMNS, tiles of experts."""
     form = form_of(op)
     if form == "moe":
-        told = np.zeros((len(shape["m"]), TILE_SIZES)) if tiles is None else tiles
+        told = np.zeros((len(shape["m"]), TOLD_OF_TILES)) if tiles is None else tiles
         return _stack(*(shape[name] for name in SHAPE_COLUMNS[op]), *told.T)
     if form == "decode":
         return _stack(*_decode_columns(op, shape))

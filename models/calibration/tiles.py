@@ -1,107 +1,108 @@
 """Which tiles Triton's kernels for experts take: what a framework tuned for a layer on a device, or its default.
 
-tiles.csv holds the tables that vLLM 0.24 and SGLang 0.5.14 ship (Apache-2.0): for `experts` of a rank, `width` columns
-of each, up to so many tokens rows x columns x depth x warps x stages. A device or layer that none names takes the
-default.
+tiles.csv holds the tables that vLLM 0.24.0 and SGLang 0.5.14 ship (Apache-2.0), by the experts that a rank holds and the
+columns of each: up to so many tokens, rows x columns x depth. Layers that no table names take the framework's default.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models.experts import tokens_of_rank
+from models.calibration.batch import tokens_of_rank_rows
+from models.calibration.shapes import TOLD_OF_TILES, modules
 
 Floats = npt.NDArray[np.float64]
-Tile = tuple[float, ...]
+Steps = tuple[tuple[float, tuple[float, float, float]], ...]  # up to so many tokens, a tile: rows, columns, depth
 
 FACTS = Path(__file__).with_name("tiles.csv")
-SIZES = 3  # of a tile: rows, columns, depth
-# Kernels that go by such tables, and whose.
-KERNELS = {
-    "sglang_fused_moe_triton": "sglang",
-    "vllm_fused_moe": "vllm",
-    "vllm_unquantizedfusedmoe_triton_tritonexperts": "vllm",
-    "vllm_modeloptfp8moe_triton_tritonexperts": "vllm",
-    "vllm_fp8moe_triton_tritonexperts": "vllm",
-}
 
 
-def tiles_of(kernel: str, dtype: str, device: str, shape: Mapping[str, Floats]) -> Floats:
-    """Return the (rows, 3) tile of each row of experts: rows, columns and depth, zeros where a kernel has no table."""
-    found = np.zeros((len(shape["m"]), SIZES + 1))
-    engine = KERNELS.get(kernel)
-    if engine is None or (engine, dtype) not in DEFAULTS:
+class Rule(NamedTuple):
+    """Whose tables a kernel goes by, and for each format what it takes without: a function of a rank's experts."""
+
+    engine: str
+    defaults: Mapping[str, Callable[[float], Steps]]
+
+
+def tiles_of(kernel: str, dtype: str, version: str, device: str, shape: Mapping[str, Floats]) -> Floats:
+    """Return (rows, 4) for rows of experts: rows, columns and depth of the tile, and whether copies stray.
+
+    A tile is zero where a kernel does not go by tables. Copies for other ranks stray where a table timed them on the rank
+    as its first expert's: modules.toml names such layers and versions.
+    """
+    found = np.zeros((len(shape["m"]), TOLD_OF_TILES))
+    rule = RULES.get(kernel)
+    if rule is None:
         return found
-    tokens = shape["m"]
-    if engine == "sglang":
-        plain = np.zeros(len(tokens), bool)
-        for k, inter, experts in ((4096, 14336, 8), (6144, 16384, 8), (2816, 704, 128)):
-            plain |= (shape["k"] == k) & (shape["inter"] == inter) & (shape["experts"] == experts)
-        if device.startswith("a100"):
-            plain[:] = True
-        found[:, SIZES] = plain
-        tokens = np.where((shape["ep"] > 1.0) & plain, tokens_of_rank_rows(shape), tokens)
+    strays = _strays(rule.engine, version, shape)
+    found[:, -1] = strays
+    if dtype not in rule.defaults:
+        return found
+    tokens = shape["m"].copy()
+    columns = np.stack([shape[name][strays] for name in ("m", "experts", "topk", "ep", "uneven")], axis=-1)
+    tokens_of_rank_rows(columns, seen := np.empty(len(columns)))
+    tokens[strays] = seen
     local, width = np.floor(shape["experts"] / shape["ep"]), np.floor(shape["inter"] / shape["tp"])
     layers, which = np.unique(np.stack([local, width], axis=1), axis=0, return_inverse=True)
-    for at, (experts, columns) in enumerate(layers):
+    for at, (experts, columns_of_expert) in enumerate(layers):
+        layer = (rule.engine, device, dtype, int(experts), int(columns_of_expert))
+        steps = _tables().get(layer) or rule.defaults[dtype](float(experts))
         rows = np.flatnonzero(which.ravel() == at)
-        form = dtype
-        if (engine, dtype) == ("sglang", "fp8_block") and (columns % 128 or shape["k"][rows[0]] % 128):
-            form = "fp8"
-        steps = _tables().get((engine, device, form, int(experts), int(columns))) or DEFAULTS[engine, form](experts)
-        bounds = np.array([upto for upto, _ in steps[:-1]])
-        sizes = np.array([tile[:SIZES] for _, tile in steps])
-        found[rows, :SIZES] = sizes[np.searchsorted(bounds, tokens[rows], side="left")]
+        bounds, tiles = np.array([upto for upto, _ in steps]), np.array([tile for _, tile in steps])
+        found[rows, :-1] = tiles[np.searchsorted(bounds, tokens[rows])]
     return found
 
 
-def tokens_of_rank_rows(shape):
-    c = [shape[n] for n in ("m", "experts", "topk", "ep", "uneven")]
-    return np.array([tokens_of_rank(*one) for one in zip(*c)])
+def _strays(engine: str, version: str, shape: Mapping[str, Floats]) -> npt.NDArray[np.bool_]:
+    """Return the rows whose copies for other ranks stay on the rank."""
+    facts = modules()["strays"]
+    if engine != facts["engine"]:
+        return np.zeros(len(shape["m"]), bool)
+    strays = np.full(len(shape["m"]), version in facts["versions"])
+    for layer in facts["layers"]:
+        strays |= (shape["k"] == layer["hidden"]) & (shape["inter"] == layer["inter"])
+    return np.asarray(strays & (shape["ep"] > 1.0))
 
 
-Steps = tuple[tuple[float, Tile], ...]
-
-
-def _sglang_wide(experts: float) -> Steps:
+def _by_experts(experts: float) -> Steps:
+    """Small tiles for fewer tokens than experts: SGLang, and vLLM of old."""
     return (experts, (16.0, 32.0, 64.0)), (np.inf, (64.0, 64.0, 32.0))
 
 
-def _sglang_scaled(experts: float) -> Steps:
+def _scaled(experts: float) -> Steps:
+    """SGLang's, of weights with a scale for 128 x 128 values."""
     return ((np.inf, (64.0, 128.0, 128.0)),)
 
 
-def _sglang_narrow(experts: float) -> Steps:
-    return (experts, (64.0, 128.0, 128.0)), (np.inf, (128.0, 256.0, 128.0))
+def _by_tokens(depth: float) -> Callable[[float], Steps]:
+    """vLLM's, by tokens; of many, tiles of so many values' depth."""
+
+    def steps(experts: float) -> Steps:
+        return (
+            *((32.0, (16.0, 64.0, 128.0)), (64.0, (32.0, 64.0, 128.0)), (96.0, (32.0, 128.0, depth))),
+            *((512.0, (64.0, 128.0, depth)), (np.inf, (128.0, 128.0, depth))),
+        )
+
+    return steps
 
 
-def _vllm_wide(experts: float) -> Steps:
-    return (
-        *((32.0, (16.0, 64.0, 128.0)), (64.0, (32.0, 64.0, 128.0)), (96.0, (32.0, 128.0, 64.0))),
-        *((512.0, (64.0, 128.0, 64.0)), (np.inf, (128.0, 128.0, 64.0))),
-    )
-
-
-def _vllm_narrow(experts: float) -> Steps:
-    return tuple((upto, (*tile[:2], 128.0)) for upto, tile in _vllm_wide(experts))
-
-
-def _vllm_scaled(experts: float) -> Steps:
+def _scaled_by_tokens(experts: float) -> Steps:
+    """vLLM's, of weights with a scale for 128 x 128 values."""
     return (64.0, (16.0, 128.0, 128.0)), (np.inf, (64.0, 128.0, 128.0))
 
 
-# What frameworks take where nothing is tuned.
-DEFAULTS = {
-    ("sglang", "bf16"): _sglang_wide,
-    ("sglang", "fp8"): _sglang_narrow,
-    ("sglang", "fp8_block"): _sglang_scaled,
-    ("vllm", "bf16"): _vllm_wide,
-    ("vllm", "fp8"): _vllm_narrow,
-    ("vllm", "fp8_block"): _vllm_scaled,
+RULES = {
+    "sglang_marlin_moe": Rule("sglang", {}),
+    "sglang_fused_moe_triton": Rule("sglang", {"bf16": _by_experts, "fp8_block": _scaled}),
+    "vllm_fused_moe": Rule("vllm", {"bf16": _by_experts}),
+    "vllm_unquantizedfusedmoe_triton_tritonexperts": Rule("vllm", {"bf16": _by_tokens(64.0)}),
+    "vllm_modeloptfp8moe_triton_tritonexperts": Rule("vllm", {"fp8": _by_tokens(128.0)}),
+    "vllm_fp8moe_triton_tritonexperts": Rule("vllm", {"fp8_block": _scaled_by_tokens}),
 }
 
 
@@ -115,5 +116,9 @@ def _tables() -> dict[tuple[str, str, str, int, int], Steps]:
 
 
 def _steps(text: str) -> Steps:
-    pairs = (step.split(":") for step in text.split())
-    return tuple((float(upto or np.inf), tuple(map(float, tile.split("x")))) for upto, tile in pairs)
+    return tuple(_step(*step.split(":")) for step in text.split())
+
+
+def _step(upto: str, tile: str) -> tuple[float, tuple[float, float, float]]:
+    rows, columns, depth = map(float, tile.split("x"))
+    return float(upto or np.inf), (rows, columns, depth)
