@@ -18,6 +18,7 @@ QUANTILES = 12.0  # of the power law of tokens over experts
 HEIGHTS = (8.0, 16.0, 32.0, 64.0, 128.0)  # tokens of a tile
 WIDTH = 128.0  # columns of a tile, where none is told
 DEPTH = 64.0  # of the inner dimension that a tile takes at a time, where none is told
+MOST_BLOCKS, VALUES_HELD = 8.0, 65_536.0  # of a processor at once, and the values of their tiles together
 ALIGNMENT = 16.0  # values; rows that are no multiple of it are not read in vectors
 # How a kernel chooses the height of its tiles: the best, one height (its place in HEIGHTS), or by the tokens of the
 # step, of an expert, or of one of the rank's experts if all tokens came to it, up to the last height or the one before.
@@ -118,18 +119,20 @@ def is_height_of(code, told, choice, tokens, expert_load, rank_load):
 def grouped_product(told, tiles, height, breadth, depth, reached, copies, near, n, k, formats, machine, fit):
     """Return the seconds in which processors multiply, and read, a product [k, n] of each expert, and its rounds.
 
-    Each tile of an expert reads the weights again, from memory where they are larger than the cache.
+    Each tile of an expert reads the weights again, from memory where they are larger than the cache. Where the tile is
+    told, what blocks read at a time, some on a processor, bounds the bandwidth. `near` is the time of memory that is
+    left where all is in the cache.
     """
     blocks = tiles * pieces(n, breadth)
     rounds = 0.5 * (pieces(blocks, machine.processors) + blocks / machine.processors)
-    rate = machine.flops_per_s / machine.processors * fit[1] * (height / 128.0) ** fit[2]
+    rate = machine.flops_per_s / machine.processors * fit[1] * (max(height, told) / 128.0) ** fit[2]
     rate *= (breadth / WIDTH) ** fit[19]
     busy_s = rounds * FLOPS_PER_MAC * height * breadth * (pieces(k, depth) * depth + fit[9]) / rate
     expert_bytes = n * k * formats.weight_bytes
     again = (tiles / reached - 1.0) * fit[17] * (1.0 - residency(fit[18] * expert_bytes, machine.cache_bytes))
     weights = reached * expert_bytes * (near + max(again, 0.0))
     moved = fit[6] * copies * (k * formats.activation_bytes + n * formats.output_bytes) * near
-    together = min(8.0, 65536.0 / ((height + breadth) * depth)) if told > 0.0 else 1.0
+    together = min(MOST_BLOCKS, VALUES_HELD / ((height + breadth) * depth)) if told > 0.0 else 1.0
     active = min(together, blocks / machine.processors)
     if told > 0.0:
         active *= (breadth * depth * formats.weight_bytes / (2.0 * WIDTH * DEPTH)) ** fit[20]
@@ -151,8 +154,9 @@ def moe_traits(
 
     Distinct experts read their weights once; tokens of an expert are padded to the tile height; activations move for
     the local copies and, in kernels that permute globally, for all m topk routed copies, whose remote tiles start only
-    to end at once. Where inter / tp is not aligned, the second product is slower. Under a power law the rank priced is
-    the busiest, and its experts' loads are taken at evenly spaced quantiles of the law.
+    to end at once. Weights and copies share the cache: benchmarks read them over and over. Where inter / tp is not
+    aligned, the second product is slower. Under a power law the rank priced is the busiest, and its experts' loads are
+    taken at evenly spaced quantiles of the law.
     """
     local = max(1.0, experts / ep)
     width = inter / tp
@@ -193,12 +197,8 @@ def moe_traits(
         if total < best:
             best, height, tall_tiles, rounds, second_rounds = total, HEIGHTS[choice], stacked, up[2], down[2]
             compute_s, memory_s = up[0] + down[0], up[1] + down[1]
-    remote = (
-        0.0
-        if strays > 0.0
-        else min(m * topk * (1.0 - 1.0 / ep), experts - local) * (pieces(columns, breadth) + pieces(hidden, breadth))
-    )
-    remote_s = fit[15] * remote / machine.processors
+    remote = 0.0 if strays > 0.0 else min(m * topk * (1.0 - 1.0 / ep), experts - local)
+    remote_s = fit[15] * remote * (pieces(columns, breadth) + pieces(hidden, breadth)) / machine.processors
     routed_s = fit[7] * routed * near / machine.bandwidth_bytes_per_s
     seconds = fit[0] + fit[8] * reached + best + remote_s + routed_s
     per_expert = copies / reached

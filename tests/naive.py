@@ -1,6 +1,6 @@
 """The operators' kernels again, as a student would write them from their docstrings: plain, one value at a time."""
 
-from math import ceil, inf, log, log2, sqrt
+from math import ceil, inf, log, log2, prod, sqrt
 
 TILES = [
     *[(128, 256), (256, 128), (128, 128), (64, 256), (128, 64), (64, 128)],
@@ -85,11 +85,32 @@ def heights(code, tokens, load, rank_load):
     return [min(max(8, 2 ** ceil(log2(max(load, 1)))), most)]
 
 
-def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, machine, fit):
+def tokens_of_rank(m, experts, topk, ep, uneven):
+    """Return how many of m tokens have an expert on the busiest rank: 1 - the chance to miss each of its experts."""
+    local = max(1, experts / ep)
+    if not uneven:
+        return min(m, max(1, ceil(m * local / ceil(experts / topk))))
+    ratio = max(1.5, 0.8 * m) if m * topk > experts else 200
+    copies = max(1, min(m * topk / ep * hottest_share(local, ep, ratio, uneven), m * min(local, topk)))
+    if topk == 1:
+        return min(copies, m)
+    loads = power_law_loads(copies, local, ratio, uneven)
+    missed = [max(0, 1 - load / m) ** (local / len(loads)) for load in loads]
+    return max(1, m * (1 - prod(missed)))
+
+
+def power_law_loads(copies, local, ratio, uneven):
+    """Return the loads of a dozen of a rank's experts, evenly spaced in their law."""
+    kinds = int(min(local, 12))
+    shares = [power_law((i + 0.5) / kinds, ratio, uneven) for i in range(kinds)]
+    return [copies / local * one * kinds / sum(shares) for one in shares]
+
+
+def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, rows, wide, deep, strays, formats, machine, fit):
     """Return the time of one expert layer, its experts' loads written out as a list, its products one by one."""
     (fixed, compute_eff, exponent, memory_eff, share, speedup, local_traffic, routed_traffic) = fit[:8]
     (expert_s, prologue, sharpness, skew_balanced, skew_uneven, distinct_uneven, slowdown) = fit[8:15]
-    (remote_block_s, block_s, reread, cache_copies, code) = fit[15:]
+    (remote_block_s, block_s, reread, cache_copies, width_exponent, flight, width_traffic, footprint, code) = fit[15:]
     local, width = max(1, experts / ep), inter / tp
     columns = (matrices - 1) * width
     copies = m * topk / ep
@@ -97,36 +118,48 @@ def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, formats, mach
         ratio = max(1.5, 0.8 * m) if m * topk > experts else 200
         copies *= 1 + skew_uneven * (hottest_share(local, ep, ratio, uneven) - 1)
         copies = max(1, min(copies, m * min(local, topk)))
-        kinds = int(min(local, 12))
-        shares = [power_law((i + 0.5) / kinds, ratio, uneven) for i in range(kinds)]
-        loads = [copies / local * one * kinds / sum(shares) for one in shares]
+        loads = power_law_loads(copies, local, ratio, uneven)
+        kinds = len(loads)
         reached = max(1, distinct_uneven * sum(local / kinds * min(1, load) for load in loads))
     else:
         reached = min(local, max(1, copies))
         copies = max(1, copies * (1 + skew_balanced * (1 - 1 / ep)))
         loads, kinds = [copies / local], 1
+    seen = tokens_of_rank(m, experts, topk, ep, uneven) if strays and ep > 1 else m
+    stray = max(0, seen * topk - copies) if strays else 0
+    routed = seen * topk * (hidden + width_traffic * width) * formats.output_bytes
+    held = reached * (columns + width) * hidden * formats.weight_bytes + routed
+    cached = residency(footprint * held**2 / machine.cache_bytes, machine.cache_bytes)
+    memory = 1 - cached + cached / speedup
     candidates = []
-    for tall in heights(code, m, m * topk / experts, m * topk / local):
-        tiles = sum(local / kinds * min(1, load) * ceil(max(load, 1) / tall) for load in loads)
+    for tall in [min(rows, 128)] if rows else heights(code, m, m * topk / experts, m * topk / local):
+        tiles = sum(local / kinds * min(1, load) * ceil(max(load, 1) / tall) for load in loads) + stray / tall
         total = 0
         for n, k, slower in ((columns, hidden, 1), (hidden, width, 1 if width % 16 == 0 else slowdown)):
             expert = n * k * formats.weight_bytes
             passes = 1 + max(0, tiles / reached - 1) * reread * (
                 1 - residency(cache_copies * expert, machine.cache_bytes)
             )
-            resident = residency(reached * expert, machine.cache_bytes)
-            moved = reached * expert * (passes - resident + resident / speedup)
-            moved += local_traffic * copies * (k * formats.activation_bytes + n * formats.output_bytes)
-            waves = tiles * ceil(n / 128) / machine.processors
-            read = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, waves))
-            rate = machine.flops_per_s / machine.processors * compute_eff * (tall / 128) ** exponent
+            moved = reached * expert * (passes - 1 + memory)
+            copied = k * formats.activation_bytes + n * formats.output_bytes
+            moved += local_traffic * (copies + stray) * copied * memory
+            breadth, depth = wide or 128, deep or 64
+            waves = tiles * ceil(n / breadth) / machine.processors
+            active = min(1, waves)
+            if rows:
+                held_at_once = breadth * depth * formats.weight_bytes / 2 / 128 / 64
+                active = min(8, 65536 / (tall + breadth) / depth, waves) * held_at_once**flight
+            read = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * active)
+            rate = machine.flops_per_s / machine.processors * compute_eff * (max(tall, rows) / 128) ** exponent
+            rate *= (breadth / 128) ** width_exponent
             rounds = (waves + ceil(waves)) / 2
-            busy = rounds * 2 * tall * 128 * (64 * ceil(k / 64) + prologue) / rate
+            busy = rounds * 2 * tall * breadth * (depth * ceil(k / depth) + prologue) / rate
             total += slower * smooth_max(busy, read, sharpness) + rounds * block_s
         candidates.append(total)
-    remote = min(m * topk * (1 - 1 / ep), experts - local) * (ceil(columns / 128) + ceil(hidden / 128))
-    routed = routed_traffic * m * topk * (hidden + width) * formats.output_bytes / machine.bandwidth_bytes_per_s
-    return fixed + expert_s * reached + min(candidates) + remote_block_s * remote / machine.processors + routed
+    remote = 0 if strays else min(m * topk * (1 - 1 / ep), experts - local)
+    remote *= ceil(columns / (wide or 128)) + ceil(hidden / (wide or 128))
+    routed_s = routed_traffic * routed * memory / machine.bandwidth_bytes_per_s
+    return fixed + expert_s * reached + min(candidates) + remote_block_s * remote / machine.processors + routed_s
 
 
 def is_packed(code, window, group):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import attention, operators
 from models.calibration import boosting, load, residual
 from models.calibration.forms import FORMS
-from models.experts import MOE_PARAMETERS, hottest_share, moe_traits
+from models.experts import MOE_PARAMETERS, hottest_share, moe_traits, tokens_of_rank
 from models.operators import GEMM_PARAMETERS, Formats, Machine
 
 TOY = Machine(flops_per_s=1e15, bandwidth_bytes_per_s=1e12, processors=100.0, cache_bytes=1e6)
@@ -23,6 +23,9 @@ widths = st.sampled_from([64.0, 512.0, 1000.0, 4096.0, 28672.0])
 heads = st.sampled_from([(1.0, 1.0), (8.0, 1.0), (32.0, 8.0), (64.0, 1.0), (16.0, 16.0)])
 windows = st.sampled_from([0.0, 128.0, 4096.0])
 formats = st.sampled_from([BF16, FP8])
+
+
+NO_TILE = (0.0, 0.0, 0.0, 0.0)  # of a kernel that does not tell, and whose copies do not stray
 
 
 def guess(name, codes=0):
@@ -43,11 +46,12 @@ def test_gemm_agrees_with_its_twin(m, n, k, formats, menu):
 
 
 @given(tokens, st.sampled_from([(8.0, 2.0), (128.0, 8.0), (512.0, 22.0)]), st.sampled_from([1.0, 4.0, 8.0]),
-       st.sampled_from([1.0, 8.0, 64.0]), st.sampled_from([0.0, 1.01, 1.2, 1.0]), st.integers(0, 9))  # fmt: skip
+       st.sampled_from([1.0, 8.0, 64.0]), st.sampled_from([0.0, 1.01, 1.2, 1.0]), st.integers(0, 9),
+       st.sampled_from([NO_TILE, (16.0, 32.0, 64.0, 1.0), (256.0, 128.0, 64.0, 0.0)]))  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, tile):
-    fit = guess("moe", tile)
-    arguments = (m, 2048.0, 1536.0, *routing, tp, ep, uneven, 3.0, BF16, TOY, fit)
+def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, choice, tile):
+    fit = guess("moe", choice)
+    arguments = (m, 2048.0, 1536.0, *routing, tp, ep, uneven, 3.0, *tile, BF16, TOY, fit)
     assert moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
 
 
@@ -266,19 +270,20 @@ def test_the_busiest_rank_is_as_busy_as_draws_of_the_law_say(experts, ranks, rat
 
 def test_experts_cost_at_least_the_weights_that_tokens_reach():
     few, many = (
-        moe_traits(m, 4096.0, 1536.0, 128.0, 8.0, 1.0, 1.0, 0.0, 3.0, BF16, TOY, guess("moe"))[0] for m in (1.0, 64.0)
+        moe_traits(m, 4096.0, 1536.0, 128.0, 8.0, 1.0, 1.0, 0.0, 3.0, *NO_TILE, BF16, TOY, guess("moe"))[0]
+        for m in (1.0, 64.0)
     )
     expert_s = 3 * 4096 * 1536 * 2 / TOY.bandwidth_bytes_per_s
     assert few > 8 * expert_s
     assert many > 128 * expert_s
 
 
-def moe_s(m=64.0, inter=1536.0, tp=1.0, ep=1.0, **changed):
+def moe_s(m=64.0, inter=1536.0, tp=1.0, ep=1.0, tile=NO_TILE, **changed):
     """Return the seconds of a layer of 128 experts, 8 of them a token, under some parameters of our own."""
     fit = guess("moe")
     for name, value in changed.items():
         fit[MOE_PARAMETERS.index(name)] = value
-    return moe_traits(m, 4096.0, inter, 128.0, 8.0, tp, ep, 0.0, 3.0, BF16, TOY, fit)[0]
+    return moe_traits(m, 4096.0, inter, 128.0, 8.0, tp, ep, 0.0, 3.0, *tile, BF16, TOY, fit)[0]
 
 
 def test_rows_of_experts_that_are_not_aligned_take_longer():
@@ -290,6 +295,30 @@ def test_rows_of_experts_that_are_not_aligned_take_longer():
 def test_remote_experts_cost_the_start_of_their_tiles():
     started = moe_s(ep=8.0, remote_block_s=1e-6) - moe_s(ep=8.0, remote_block_s=1e-9)
     assert started == pytest.approx(112 * (2 * 1536 / 128 + 4096 / 128) * 1e-6 / 100, rel=0.01)
+
+
+def test_experts_are_read_slowly_through_shallow_tiles():
+    shallow, deep = (moe_s(m=1.0, tp=8.0, tile=(16.0, 32.0, depth, 0.0)) for depth in (16.0, 128.0))
+    assert shallow > 1.5 * deep
+
+
+def test_copies_for_other_ranks_that_stray_are_multiplied_too():
+    apart, strayed = (moe_s(m=4096.0, ep=8.0, tile=(64.0, 128.0, 64.0, strays)) for strays in (0.0, 1.0))
+    assert strayed > 4.0 * apart
+
+
+@pytest.mark.parametrize(("experts", "topk", "ep"), [(128, 8, 8), (256, 8, 32), (16, 1, 2)])
+def test_tokens_of_the_busiest_rank_are_those_of_drawn_loads(experts, topk, ep):
+    m, ratio = 4096, 0.8 * 4096
+    rng = np.random.default_rng(0)
+    loads = 1.0 / (1.0 - rng.random((400, experts)) * (1.0 - ratio**-0.01)) ** (1.0 / 0.01)
+    loads *= m * topk / loads.sum(axis=1, keepdims=True)
+    ranks = np.minimum(loads, m).reshape(400, ep, -1)
+    busiest = ranks[np.arange(400), ranks.sum(axis=2).argmax(axis=1)]
+    drawn = busiest.sum(axis=1) if topk == 1 else m * (1.0 - np.prod(1.0 - busiest / m, axis=1))
+    assert tokens_of_rank(float(m), float(experts), float(topk), float(ep), 1.01) == pytest.approx(
+        drawn.mean(), rel=0.15
+    )
 
 
 def test_experts_larger_than_the_cache_are_read_once_a_tile():

@@ -30,6 +30,7 @@ JUDGED_BY_FAMILY = ("moe", "attn_decode", "attn_prefill", "attn_mixed")
 # The rows whose errors are told never choose how much a correction may learn; those that tell how many rows the stated
 # interval holds choose nothing at all.
 ERROR_FOLD, TRIAL_FOLD, COVERAGE_FOLD = 0, 1, 4
+TRIAL_FOLDS = (1, 2, 3)  # where few families leave the first with none
 BUDGET = Budget(300, 63, 4.0)
 # Few architectures teach little: more would be learnt by heart.
 BUDGET_OF = {"moe": Budget(75, 31, 20.0)}
@@ -321,10 +322,8 @@ def _budget(pool: Sequence[Member]) -> Budget:
     op = pool[0].group.op
     most = _affordable(BUDGET_OF.get(op, BUDGET), sum(member.group.rows for member in pool))
     kind = "family" if op in JUDGED_BY_FAMILY else "shape"
-    held = [measured.held_back(op, member.group.shape, kind, TRIAL_FOLD) for member in pool]
-    share = np.concatenate(held)
-    packed: dict[str, Any] = {}
-    if FEWEST_HELD_BACK <= share.sum() <= MOST_HELD_BACK * len(share):
+    held, packed = _trial(pool, kind), dict[str, Any]()
+    if held:
         rest = [one._replace(group=one.group.keep(~rows)) for one, rows in zip(pool, held, strict=True)]
         packed = _boosted([one for one in rest if one.group.rows], most, MAX_TRIAL_ROWS)
     if not packed:
@@ -338,6 +337,16 @@ def _budget(pool: Sequence[Member]) -> Budget:
         if score < WORTHWHILE * least:
             best, least = count, score
     return most._replace(trees=best)
+
+
+def _trial(pool: Sequence[Member], kind: str) -> list[Booleans]:
+    """Return the rows of each member that a trial holds back, of the first fold that holds enough and not too many."""
+    for fold in TRIAL_FOLDS:
+        held = [measured.held_back(member.group.op, member.group.shape, kind, fold) for member in pool]
+        share = np.concatenate(held)
+        if FEWEST_HELD_BACK <= share.sum() <= MOST_HELD_BACK * len(share):
+            return held
+    return []
 
 
 def _affordable(budget: Budget, rows: int) -> Budget:

@@ -1,7 +1,7 @@
 """Which tiles Triton's kernels for experts take: what a framework tuned for a layer on a device, or its default.
 
-tiles.csv holds the tables that vLLM 0.24.0 and SGLang 0.5.14 ship (Apache-2.0), by the experts that a rank holds and the
-columns of each: up to so many tokens, rows x columns x depth. Layers that no table names take the framework's default.
+tiles.csv holds the tables that vLLM 0.24.0 and SGLang 0.5.14 ship (Apache-2.0), by the experts that a rank holds and
+the columns of each: up to so many tokens, rows x columns x depth. Layers that no table names take a default.
 """
 
 import csv
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 def tiles_of(kernel: str, dtype: str, version: str, device: str, shape: Mapping[str, Floats]) -> Floats:
     """Return (rows, 4) for rows of experts: rows, columns and depth of the tile, and whether copies stray.
 
-    A tile is zero where a kernel does not go by tables. Copies for other ranks stray where a table timed them on the rank
+    A tile is zero where a kernel does not go by tables. Copies for other ranks stray where they were timed on the rank
     as its first expert's: modules.toml names such layers and versions.
     """
     found = np.zeros((len(shape["m"]), TOLD_OF_TILES))
