@@ -43,10 +43,11 @@ def tiles_of(kernel: str, dtype: str, version: str, device: str, shape: Mapping[
     found[:, -1] = strays
     if dtype not in rule.defaults:
         return found
-    tokens = shape["m"].copy()
-    columns = np.stack([shape[name][strays] for name in ("m", "experts", "topk", "ep", "uneven")], axis=-1)
-    tokens_of_rank_rows(columns, seen := np.empty(len(columns)))
-    tokens[strays] = seen
+    tokens = shape["m"].astype(float)
+    if strays.any():
+        columns = np.stack([shape[name][strays] for name in ("m", "experts", "topk", "ep", "uneven")], axis=-1)
+        tokens_of_rank_rows(columns, seen := np.empty(len(columns)))
+        tokens[strays] = seen
     local, width = np.floor(shape["experts"] / shape["ep"]), np.floor(shape["inter"] / shape["tp"])
     layers, which = np.unique(np.stack([local, width], axis=1), axis=0, return_inverse=True)
     for at, (experts, columns_of_expert) in enumerate(layers):
