@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from models import device
+from models.calibration import load
+from models.calibration.predict import operator_s
 from models.calibration.tiles import RULES, _tables, tiles_of
 
 TRITON, OF_VLLM = "sglang_fused_moe_triton", "vllm_unquantizedfusedmoe_triton_tritonexperts"
@@ -42,6 +44,16 @@ def test_copies_stray_in_old_tables_and_for_layers_of_plain_routers():
     assert tiles(version="0.5.10", ep=1.0)[0, -1] == 0.0
     assert tiles(k=4096.0, inter=14336.0, experts=8.0, topk=2.0, ep=4.0)[0, -1] == 1.0
     assert tiles(ep=4.0)[0, -1] == 0.0
+
+
+def test_a_server_lets_no_copies_stray():
+    cut = {"experts": 128.0, "topk": 8.0, "tp": 1.0, "ep": 8.0, "uneven": 0.0, "matrices": 3.0}
+    shape = {"m": 4096.0, "k": 2048.0, "inter": 768.0} | cut
+    timed, served = (
+        operator_s(load("a100-sxm-80gb", "sglang"), "moe", "bf16", shape, in_graph=in_graph)
+        for in_graph in (False, True)
+    )
+    assert served < 0.5 * timed
 
 
 def test_strayed_copies_choose_tiles_by_the_tokens_that_came():

@@ -43,16 +43,22 @@ TABLE_DTYPES = {"int8": "int8_wo", "int4": "int4_wo", "mxfp4": "w4a16_mxfp4", "f
 
 
 def seconds_of(
-    fit: OperatorFit, device: Device, shape: Mapping[str, Floats], dtype: str | None = None, kv_dtype: str | None = None
+    fit: OperatorFit,
+    device: Device,
+    shape: Mapping[str, Floats],
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
+    served: bool = False,
 ) -> Floats:
     """Return the seconds of each row of `shape` (columns as in shapes.SHAPE_COLUMNS, equal lengths) under one fit.
 
+    A row is priced as tables timed it or, `served`, as a server runs it, where the two are known to differ.
     Never fewer than the device needs to multiply: some tables hold rows that are faster, and forms extrapolate.
     """
     dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
     formats = formats_of(fit.op, dtype, kv_dtype)
     form = FORMS[fit.form]
-    tiles = tiles_of(fit.kernel, fit.dtype, fit.version, device.name, shape) if fit.op == "moe" else None
+    tiles = tiles_of(fit.kernel, fit.dtype, fit.version, device.name, shape, served) if fit.op == "moe" else None
     columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes, tiles)
     outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
     seconds = outputs[:, 0]
@@ -96,7 +102,7 @@ def operator_s(
     fit = calibration.find(op, dtype, kv_dtype, kernel, sub_op, in_graph, place_of(op, shape))
     arrays = np.broadcast_arrays(*(np.asarray(shape[name], np.float64) for name in SHAPE_COLUMNS[op]))
     flat = {name: np.ravel(array) for name, array in zip(SHAPE_COLUMNS[op], arrays, strict=True)}
-    seconds = seconds_of(fit, calibration.device, flat, dtype, kv_dtype or fit.kv_dtype)
+    seconds = seconds_of(fit, calibration.device, flat, dtype, kv_dtype or fit.kv_dtype, served=in_graph)
     return seconds.reshape(arrays[0].shape)
 
 

@@ -29,17 +29,19 @@ class Rule(NamedTuple):
     defaults: Mapping[str, Callable[[float], Steps]]
 
 
-def tiles_of(kernel: str, dtype: str, version: str, device: str, shape: Mapping[str, Floats]) -> Floats:
+def tiles_of(
+    kernel: str, dtype: str, version: str, device: str, shape: Mapping[str, Floats], served: bool = False
+) -> Floats:
     """Return (rows, 4) for rows of experts: rows, columns and depth of the tile, and whether copies stray.
 
     A tile is zero where a kernel does not go by tables. Copies for other ranks stray where they were timed on the rank
-    as its first expert's: modules.toml names such layers and versions.
+    as its first expert's: modules.toml names such layers and versions. A server (`served`) leaves them out.
     """
     found = np.zeros((len(shape["m"]), TOLD_OF_TILES))
     rule = RULES.get(kernel)
     if rule is None:
         return found
-    strays = _strays(rule.engine, version, shape)
+    strays = np.zeros(len(found), bool) if served else _strays(rule.engine, version, shape)
     found[:, -1] = strays
     if dtype not in rule.defaults:
         return found
