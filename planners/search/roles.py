@@ -66,7 +66,7 @@ def _learn_alone(hunt: Hunt, best: Candidate, lessons: Lessons) -> bool:
         others = [pool for pool in best.pools if market.offers[pool[0]].role != role]
         for engine, one in enumerate(market.offers):
             count = math.ceil((most_usd - _usd(market, dict(others))) / one.usd_per_hour) - 1
-            if one.role == role and count >= lessons.alone[engine]:
+            if one.role == role and count >= LEAST_FRACTION * lessons.alone[engine]:
                 chosen = split_candidate(market, [(engine, count), *others])
                 if _is_best(hunt, chosen):
                     return False
@@ -77,17 +77,17 @@ def _learn_alone(hunt: Hunt, best: Candidate, lessons: Lessons) -> bool:
 
 
 def _least_breaking(hunt: Hunt, chosen: Candidate) -> float:
-    """Return the least fraction of the hardest trace that a fleet was seen to break on, having broken on the whole."""
-    low, high = LEAST_FRACTION, 1.0
+    """Return the least fraction of the trace that broke a fleet on which it was seen to break, too."""
+    broke_on, low, high = hunt.verdicts[chosen].broke_on, LEAST_FRACTION, 1.0
     for _ in range(PROBES):
         middle = (low + high) / 2
-        low, high = (low, middle) if _breaks(hunt, chosen, middle) else (middle, high)
+        low, high = (low, middle) if _breaks(hunt, chosen, broke_on, middle) else (middle, high)
     return high
 
 
-def _breaks(hunt: Hunt, chosen: Candidate, fraction: float = 1.0) -> bool:
-    """Say whether a fleet breaks a promise on the hardest trace, or on an even fraction of it."""
-    market, trace = hunt.market, (hunt.market.trace, *hunt.siblings)[hunt.hardest]
+def _breaks(hunt: Hunt, chosen: Candidate, number: int, fraction: float = 1.0) -> bool:
+    """Say whether a fleet breaks a promise on a sibling, or on the trace, number 0, or on an even fraction of it."""
+    market, trace = hunt.market, (hunt.market.trace, *hunt.siblings)[number]
     if fraction < 1:
         trace = take(trace, np.flatnonzero(thinned(market, trace, np.arange(len(trace)), fraction)))
     return not judge(replace(market, trace=trace), chosen, to_the_end=False)[0].survives
@@ -111,15 +111,15 @@ def _is_best(hunt: Hunt, chosen: Candidate) -> bool:
 
 def to_blame(hunt: Hunt, chosen: Candidate) -> list[list[str]]:
     """Return the roles whose pools are too little: of the promise broken, or beside the best fleet; else together."""
-    broken, best, market = hunt.verdicts[chosen].broken, hunt.best, hunt.market
-    alone = [role for role, metric in ROLES.items() if broken == {metric}]
+    verdict, best, market = hunt.verdicts[chosen], hunt.best, hunt.market
+    alone = [role for role, metric in ROLES.items() if verdict.broken == {metric}]
     if alone or best is None:
         return [alone or list(ROLES)]
     guilty = []
     for role in ROLES:
         own = [pool for pool in chosen.pools if market.offers[pool[0]].role == role]
         others = [pool for pool in best.candidate.pools if market.offers[pool[0]].role != role]
-        if _breaks(hunt, split_candidate(market, [*own, *others])):
+        if _breaks(hunt, split_candidate(market, [*own, *others]), verdict.broke_on):
             guilty.append([role])
     return guilty or [list(ROLES)]
 
