@@ -44,8 +44,8 @@ ROOFLINE_PARAMETERS = (
 COLLECTIVE_PARAMETERS = (
     *("fixed_s", "hop_s", "bandwidth_bytes_per_s"),
     *("eager_s", "eager_hop_s", "eager_bytes_per_s"),
-    *("middle_s", "middle_hop_s", "middle_bytes_per_s", "contention"),
-    *("node_hop_s", "node_bytes_per_s", "rails", "sharpness"),
+    *("middle_s", "middle_hop_s", "middle_bytes_per_s", "crowding"),
+    *("node_hop_s", "node_bytes_per_s", "rails", "sharpness", "shots_code"),
 )
 
 EXCHANGE_PARAMETERS = (
@@ -65,6 +65,8 @@ FULL_MENU, UNSPLIT_MENU, LARGE_MENU = 0, 1, 2
 MENU_TILES = (11, 11, 6)
 MENU_SPLIT = (64, 1, 64)
 FLOPS_PER_MAC = 2.0
+RINGS_ONLY, SHOTS_BY_TIME, SHOTS_BY_SIZE, SHOTS_BY_TOKENS = 0, 1, 2, 3
+MOST_SHOT_BYTES = 8.0 * 1024**2  # larger messages go to the collectives library
 BOUND_SHARPNESS = 6.0  # of the bounds that power and the host set: they overlap with nothing
 SPLIT_BYTES = 8.0  # an fp32 partial sum, written once and read once
 
@@ -186,23 +188,51 @@ def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
 
     `rings` is how many times a ring passes the message (all-reduce 2, else 1); `all_pairs` is 1 where every device
     sends to every other at once. The fastest of three protocols is taken, smoothly: from low latency and little
-    bandwidth to full bandwidth. Where more than two devices share what joins them, each gets less of it; across nodes
-    every protocol adds its hops and the slower link, of which a node with more devices has more rails.
+    bandwidth to full bandwidth. With every doubling of a node's devices beyond two, bytes take `crowding` times as
+    long: more where they share what joins them, less where a switch adds up. Across nodes every protocol adds its hops
+    and the slower link, of which a node with more devices has more rails.
+
+    Where `shots_code` is not RINGS_ONLY an all-reduce has kernels of its own: in one shot each device reads the whole
+    message of every other, in two it reduces its share and gathers the others'. SHOTS_BY_TIME takes what is quickest,
+    SHOTS_BY_SIZE what vLLM and SGLang do, and the library beyond a size; SHOTS_BY_TOKENS one shot as TensorRT-LLM does,
+    then what is quicker (`is_one_shot`).
     """
     if devices <= 1.0:
         return 0.0
     hops = devices - 1.0
-    crowd = 1.0 + fit[9] * (devices - 2.0)
+    crowd = fit[9] ** np.log2(max(1.0, 0.5 * devices / nodes))
     ring_bytes = hops / devices * rings * moved_bytes * crowd
     pair_bytes = ring_bytes if all_pairs <= 0.0 else moved_bytes * crowd
+    shots = int(fit[14])
     bulk_s = fit[0] + fit[1] * hops + ring_bytes / fit[2]
-    eager_s = fit[3] + fit[4] * hops + pair_bytes / fit[5]
+    eager_s = fit[3] + fit[4] * hops + (pair_bytes if shots == RINGS_ONLY else hops * moved_bytes) / fit[5]
     middle_s = fit[6] + fit[7] * hops + pair_bytes / fit[8]
     between_s = 0.0
     if nodes > 1.0:
         node_bytes_per_s = fit[11] * (devices / nodes) ** fit[12]
         between_s = (nodes - 1.0) * fit[10] + hops / devices * rings * moved_bytes / node_bytes_per_s
+    if shots >= SHOTS_BY_SIZE and is_one_shot(shots, moved_bytes, devices):
+        return eager_s + between_s
+    if shots == SHOTS_BY_SIZE:
+        return (middle_s if moved_bytes <= MOST_SHOT_BYTES else bulk_s) + between_s
+    if shots == SHOTS_BY_TOKENS:
+        return smooth_min(middle_s, bulk_s, fit[13]) + between_s
     return smooth_min(smooth_min(eager_s, middle_s, fit[13]), bulk_s, fit[13]) + between_s
+
+
+@kernel
+def is_one_shot(shots, moved_bytes, devices):
+    """Return whether an all-reduce reads all at once.
+
+    vLLM and SGLang do so for two devices up to 8 MiB, for four below 512 KiB, for eight below 256 KiB (vLLM,
+    csrc/custom_all_reduce.cuh); TensorRT-LLM up to 128 tokens, whatever the devices (allReduceFusionKernels.h), which
+    is 1 MiB of the 4,096 values a token that tables of it are thought to hold.
+    """
+    if shots == SHOTS_BY_TOKENS:
+        return moved_bytes <= 1048576.0
+    if devices <= 2.0:
+        return moved_bytes <= MOST_SHOT_BYTES
+    return moved_bytes < (524288.0 if devices <= 4.0 else 262144.0)
 
 
 @kernel

@@ -288,18 +288,31 @@ def roofline(flops, moved_bytes, rows, machine, fit):
 
 
 def collective(moved_bytes, devices, nodes, all_pairs, rings, fit):
-    """Return the fastest of three protocols, each latency + hops + bytes over bandwidth, and the link between nodes."""
-    (crowding, node_hop, node_bandwidth, rails, sharpness) = fit[9:]
+    """Return the fastest of three protocols, each latency + hops + bytes over bandwidth, and the link between nodes.
+
+    With shots, the first sends everything to everyone; by rule, sizes and counts choose the protocol.
+    """
+    (crowding, node_hop, node_bandwidth, rails, sharpness, shots) = fit[9:]
     if devices <= 1:
         return 0.0
     share = (devices - 1) / devices * rings
-    crowded_bytes = moved_bytes * (1 + crowding * (devices - 2))
-    times = []
+    crowd = crowding ** log2(max(1, devices / nodes / 2))
+    times = {}
     for at, part in ((3, 1 if all_pairs else share), (6, 1 if all_pairs else share), (0, share)):
-        times.append(fit[at] + fit[at + 1] * (devices - 1) + part * crowded_bytes / fit[at + 2])
+        sent = moved_bytes * (devices - 1) if at == 3 and shots > 0 else part * moved_bytes * crowd
+        times[at] = fit[at] + fit[at + 1] * (devices - 1) + sent / fit[at + 2]
     node_bytes_per_s = node_bandwidth * (devices / nodes) ** rails
     between = node_hop * (nodes - 1) + share * moved_bytes / node_bytes_per_s if nodes > 1 else 0
-    return smooth_min(smooth_min(times[0], times[1], sharpness), times[2], sharpness) + between
+    kib = moved_bytes / 1024
+    limits = {2: 8192.5, 4: 512, 8: 256}
+    one_shot_below = limits[next(count for count in limits if devices <= count)] if shots == 2 else 1024.5
+    if shots >= 2 and kib < one_shot_below:
+        return times[3] + between
+    if shots == 2:
+        return times[6 if kib <= 8192 else 0] + between
+    if shots == 3:
+        return smooth_min(times[6], times[0], sharpness) + between
+    return smooth_min(smooth_min(times[3], times[6], sharpness), times[0], sharpness) + between
 
 
 def smooth_min(first, second, sharpness):

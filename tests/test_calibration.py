@@ -26,12 +26,13 @@ from models.calibration.calibration import measured_devices
 from models.calibration.forms import FORMS
 from models.engine import Engine
 from models.forward import Call
-from models.operators import COLLECTIVE_PARAMETERS, LOOKUP_PARAMETERS
+from models.operators import COLLECTIVE_PARAMETERS, LOOKUP_PARAMETERS, RINGS_ONLY, SHOTS_BY_SIZE
 
 MEGABYTE = 1e6
 CALIBRATIONS_MEGABYTES = 5.0
 LARGEST_CORRECTION = residual.LARGEST
 LLAMA = llm.load("llama-2-7b")
+PAIRS = ("all_reduce", "a100_pairwise_nvlink")
 
 # (operator, device, dtype, engine): held-out shapes must be predicted this well, median and p90.
 HELD_OUT = [
@@ -186,6 +187,33 @@ def test_a_framework_that_looks_products_up_prices_its_narrow_matrices_so():
     looked_up = predict.operator_s(load("m2-ultra-cpu", "t-mac"), "lut_gemm", "int4_wo", shape)
     assert found["t-mac"] == pytest.approx(float(looked_up[0]))
     assert found["llama.cpp"] != found["t-mac"]
+
+
+def test_only_engines_kernels_take_an_all_reduce_in_shots():
+    shots = COLLECTIVE_PARAMETERS.index("shots_code")
+    every = [one for place in store.places() for one in store.read(*place) if one.op in shapes.RINGS]
+    assert {one.parameters[shots] for one in every if not one.kernel.startswith("custom")} == {RINGS_ONLY}
+    assert SHOTS_BY_SIZE in {one.parameters[shots] for one in every if one.kernel.startswith("custom:vLLM")}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "nccl"])
+@pytest.mark.parametrize("name", ["a100-sxm-80gb", "h100-sxm", "h200-sxm"])
+def test_four_devices_reduce_in_a_time_between_those_of_two_and_eight(name, engine):
+    sizes = 2.0 ** np.arange(21, 29)
+    message = {"bytes": sizes, "n_nodes": np.ones(len(sizes))}
+    two, four, eight = (
+        predict.collective_s(load(name, engine), "all_reduce", message | {"n_devices": np.full(len(sizes), count)})
+        for count in (2.0, 4.0, 8.0)
+    )
+    assert np.all(four > two)
+    assert np.all(four < 1.03 * eight)
+
+
+def test_beyond_a_pair_devices_meet_over_their_hosts_link():
+    (pairs,) = (one for one in store.read("a100_sxm", "nccl") if (one.op, one.sub_op) == PAIRS)
+    named = dict(zip(COLLECTIVE_PARAMETERS, pairs.parameters, strict=True))
+    reached = named["bandwidth_bytes_per_s"] / named["crowding"]
+    assert reached == pytest.approx(pool.HOST_LINK_SHARE * device.load("a100-sxm-80gb").host_link_bytes_per_s, rel=0.01)
 
 
 def test_links_of_a_kin_are_scaled_to_the_device():

@@ -84,10 +84,17 @@ def test_roofline_agrees_with_its_twin(flops, moved, rows):
     assert operators.roofline_traits(*arguments)[0] == pytest.approx(naive.roofline(*arguments))
 
 
-@given(st.floats(1, 1e10), st.integers(1, 16).map(float), st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 1.0]))
-@settings(deadline=None, max_examples=40)
-def test_collectives_agree_with_their_twin(moved, devices, nodes, all_pairs):
-    arguments = (moved, devices, nodes, all_pairs, 2.0, guess("collective"))
+@given(
+    *(st.floats(1, 1e10), st.integers(1, 8).map(float), st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 1.0])),
+    st.sampled_from(
+        [operators.RINGS_ONLY, operators.SHOTS_BY_TIME, operators.SHOTS_BY_SIZE, operators.SHOTS_BY_TOKENS]
+    ),
+)
+@settings(deadline=None, max_examples=60)
+def test_collectives_agree_with_their_twin(moved, devices, nodes, all_pairs, shots):
+    fit = guess("collective", shots)
+    fit[operators.COLLECTIVE_PARAMETERS.index("crowding")] = 1.3
+    arguments = (moved, devices, nodes, all_pairs, 2.0, fit)
     assert operators.collective(*arguments) == pytest.approx(naive.collective(*arguments))
 
 
@@ -333,6 +340,23 @@ def test_a_collective_of_one_device_is_free():
 
 def test_a_large_all_reduce_moves_twice_the_message_over_the_link():
     fit = guess("collective")
-    fit[operators.COLLECTIVE_PARAMETERS.index("contention")] = 0.0
     seconds = operators.collective(1e11, 8.0, 1.0, 0.0, 2.0, fit)
     assert seconds == pytest.approx(2 * 7 / 8 * 1e11 / fit[2], rel=0.02)
+
+
+@pytest.mark.parametrize("size", [2048.0, 131072.0, 1e9])
+@pytest.mark.parametrize(
+    "shots", [operators.RINGS_ONLY, operators.SHOTS_BY_TIME, operators.SHOTS_BY_SIZE, operators.SHOTS_BY_TOKENS]
+)
+@pytest.mark.parametrize("crowding", [0.9, 1.0, 1.5])
+def test_four_devices_take_a_time_between_those_of_two_and_eight(size, shots, crowding):
+    fit = guess("collective", shots)
+    fit[operators.COLLECTIVE_PARAMETERS.index("crowding")] = crowding
+    two, four, eight = (operators.collective(size, devices, 1.0, 0.0, 2.0, fit) for devices in (2.0, 4.0, 8.0))
+    assert two < four < eight
+
+
+def test_one_shot_reads_the_message_of_every_other_device():
+    fit = guess("collective", operators.SHOTS_BY_SIZE)
+    two, eight = (operators.collective(2e5, devices, 1.0, 0.0, 2.0, fit) for devices in (2.0, 8.0))
+    assert eight - two == pytest.approx(6 * (fit[4] + 2e5 / fit[5]))

@@ -100,7 +100,7 @@ def _fit_members(
     measured at more, kin, where it takes the same time at this one.
     """
     started = time.process_time()
-    lenders = kin if is_of_one_count(groups[0]) else {}
+    lenders = kin if is_of_one_count(groups[0]) and pool.PAIRS not in groups[0].sub_op else {}
     lent = {group.device: pool.nearest(group, lenders.get(_name(group), [])) for group in groups}
     starts = [lent[group.device] or known.get((group.device, *_key(group))) for group in groups]
     ready = pool.members_of(groups, [np.array(start.parameters) if start else None for start in starts])

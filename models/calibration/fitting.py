@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration.forms import Form
+from models.calibration.forms import DEVICES, NODES, Form
 from models.device import OPERATOR_SCALARS
 from models.operators import Formats, Machine
 
@@ -27,6 +27,7 @@ SPREADS = {
     "cache_speedup": 0.5,
     "cache_copies": 0.5,
     "sharpness": 0.5,
+    "crowding": 0.3,
 }
 SPREAD = 1.0
 QUICKEST_SHARE = {"fixed_s": 0.5, "host_s": 0.8}  # of the quickest rows' time, where a fit of these starts
@@ -41,13 +42,21 @@ LIMITS = {
     "sharpness": (1.0, 12.0),
     "speedup": (1.0, 12.0),
     "tail": (0.02, 1.0),
+    "crowding": (0.5, 6.0),
 }
 
 
 def fit_physics(
     form: Form, columns: Floats, seconds: Floats, formats: Formats, machine: Machine, rng: np.random.Generator
 ) -> Floats:
-    """Return the parameters, codes last, that explain `seconds` best among the form's discrete choices."""
+    """Return the parameters, codes last, that explain `seconds` best among the form's discrete choices.
+
+    What happens within a node is told by its rows alone, where they are of several counts of devices.
+    """
+    if form.between and _tells_apart(columns):
+        across = columns[:, NODES] > 1.0
+        inner = fit_physics(form, columns[~across], seconds[~across], formats, machine, rng)
+        return fit_few(form, columns[across], seconds[across], formats, machine, inner, free=form.between)
     chosen = rng.permutation(len(seconds))[:MAX_ROWS]
     columns, seconds = columns[chosen], seconds[chosen]
     few = slice(0, TRIAL_ROWS)
@@ -71,11 +80,21 @@ def refit_physics(
     rng: np.random.Generator,
 ) -> Floats:
     """Return the parameters fitted to other rows from a start near by, its discrete choices kept."""
+    if form.between and _tells_apart(columns):
+        across = columns[:, NODES] > 1.0
+        inner = refit_physics(form, columns[~across], seconds[~across], formats, machine, start, rng)
+        return fit_few(form, columns[across], seconds[across], formats, machine, inner, free=form.between)
     chosen = rng.permutation(len(seconds))[:REFIT_ROWS]
     count = len(form.guesses)
     codes = tuple(float(code) for code in start[count:])
     fit, _ = _least_squares(form, columns[chosen], seconds[chosen], formats, machine, start[:count], codes, 8)
     return np.append(fit, codes)
+
+
+def _tells_apart(columns: Floats) -> bool:
+    """Return whether rows of one node are of several counts of devices and there are rows of more nodes."""
+    across = columns[:, NODES] > 1.0
+    return bool(across.any()) and len(np.unique(columns[~across, DEVICES])) > 1
 
 
 def fit_few(
@@ -87,30 +106,31 @@ def fit_few(
     kin: Floats,
     corrected: Floats | float = 1.0,
     rounds: int = 12,
+    free: tuple[str, ...] = OPERATOR_SCALARS,
 ) -> Floats:
-    """Return a kin's parameters with only its scalars fitted to a few rows: efficiencies and fixed time.
+    """Return a kin's parameters with only some fitted to a few rows: by default efficiencies and fixed time.
 
     Thirty rows tell how fast a device multiplies, reads and launches; how its kernels are cut they cannot tell.
     corrected is the factor by which the kin's correction lengthens each row.
     """
     from scipy.optimize import least_squares
 
-    free = [at for at, name in enumerate(form.guesses) if name in OPERATOR_SCALARS]
+    moved = [at for at, name in enumerate(form.guesses) if name in free]
     lowest, highest = limits(form)
     weight = 1.0 / (1.0 + TIMER_S / seconds)
 
     def with_scalars(logs: Floats) -> Floats:
         fit = kin.copy()
-        fit[free] = np.exp(logs)
+        fit[moved] = np.exp(logs)
         return fit
 
     def errors(logs: Floats) -> Floats:
         predicted = corrected * form.evaluate(columns, formats, machine, with_scalars(logs))[:, 0]
-        pull = FEW_SHOT_PRIOR * SOFT_SCALE * np.sqrt(len(seconds)) * (logs - np.log(kin[free]))
+        pull = FEW_SHOT_PRIOR * SOFT_SCALE * np.sqrt(len(seconds)) * (logs - np.log(kin[moved]))
         return np.append(weight * np.log(predicted / seconds), pull)
 
-    start = np.clip(np.log(kin[free]), lowest[free] + 1e-6, highest[free] - 1e-6)
-    bounds = (lowest[free], highest[free])
+    start = np.clip(np.log(kin[moved]), lowest[moved] + 1e-6, highest[moved] - 1e-6)
+    bounds = (lowest[moved], highest[moved])
     found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=SOFT_SCALE, max_nfev=rounds)
     return with_scalars(found.x)
 

@@ -19,7 +19,8 @@ class Form:
     """One kernel form.
 
     guesses are the positive parameters where a fit starts, in the order of the kernel; codes lists the discrete
-    choices to try, one tuple each, appended to the parameters; outputs counts the seconds and the traits.
+    choices to try, one tuple each, appended to the parameters; outputs counts the seconds and the traits; between are
+    the parameters that only rows of several nodes tell, column NODES.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Form:
     code_names: tuple[str, ...]
     outputs: int
     rows: Callable[..., None]
+    between: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -42,11 +44,21 @@ class Form:
 
 
 FORMS: dict[str, Form] = {}
+DEVICES, NODES = 1, 2  # columns of collectives
+OF_ENGINES = "custom"  # how measurement tables begin the names of all-reduce kernels that engines bring themselves
 
 
-def _add(name: str, names: tuple[str, ...], guesses: tuple[float, ...], codes: Any, outputs: int, rows: Any) -> None:
-    positive = names[: len(guesses)]
-    FORMS[name] = Form(name, dict(zip(positive, guesses, strict=True)), codes, names[len(guesses) :], outputs, rows)
+def _add(
+    name: str,
+    names: tuple[str, ...],
+    guesses: tuple[float, ...],
+    codes: Any,
+    outputs: int,
+    rows: Any,
+    between: tuple[str, ...] = (),
+) -> None:
+    positive = dict(zip(names[: len(guesses)], guesses, strict=True))
+    FORMS[name] = Form(name, positive, codes, names[len(guesses) :], outputs, rows, between)
 
 
 _add(
@@ -114,10 +126,11 @@ _add(
 _add(
     "collective",
     operators.COLLECTIVE_PARAMETERS,
-    (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1.2e-5, 1e-6, 7e10, 0.05, 1e-5, 1e10, 0.5, 3.0),
-    ((),),
+    (2e-5, 1e-6, 2e11, 8e-6, 1e-6, 2e10, 1.2e-5, 1e-6, 7e10, 1.0, 1e-5, 1e10, 0.5, 3.0),
+    tuple((float(shots),) for shots in range(operators.RINGS_ONLY, operators.SHOTS_BY_TOKENS + 1)),
     1,
     batch.collective_rows,
+    ("node_hop_s", "node_bytes_per_s", "rails"),
 )
 _add(
     "exchange",

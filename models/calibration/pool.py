@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from models import device as devices
 from models.calibration import fitting, measured, residual, store
 from models.calibration.boosting import Budget
-from models.calibration.forms import FORMS, Form
+from models.calibration.forms import FORMS, OF_ENGINES, Form
 from models.calibration.measured import Group
 from models.calibration.plausible import impossible
 from models.calibration.shapes import FEW_FOR_TREES, RINGS, feature_columns, form_of, octaves_outside
@@ -43,6 +43,8 @@ P90_WEIGHT = 0.3  # what is minimised is the median plus this share of the 90th 
 # teach nothing, since they befall one architecture and spare its sibling.
 ODD = {"moe": 0.35}
 ALIKE_ON_KIN = ("moe",)
+PAIRS = "pairwise"  # in the name of a fabric that joins devices by twos, measured within one pair
+HOST_LINK_SHARE = 0.63  # of a data sheet's PCIe rate, as two L40S reduce 256 MiB (collectives table, NCCL 2.27.3)
 LIKE_KIN = 0.1  # median difference of log time up to which a collective takes the time of a sibling's
 FEWEST_HELD_BACK = 7
 MOST_HELD_BACK = 0.6
@@ -115,13 +117,30 @@ def member_of(group: Group, start: Floats | None = None, kin: Floats | None = No
     if group.rows < FEWEST_ROWS_OF.get(form_of(group.op), FEWEST_ROWS):
         print(*name_of(group), f"not fitted: only {group.rows} possible rows", file=sys.stderr)
         return None
-    form = FORMS[form_of(group.op)]
+    form = form_for(group)
     if start is None or len(start) != len(form.parameters):
         rows = (group.columns, group.seconds, formats, machine)
         rng = np.random.default_rng(SEED)
         start = fitting.fit_physics(form, *rows, rng) if kin is None else fitting.refit_physics(form, *rows, kin, rng)
+    if PAIRS in group.sub_op and group.op in RINGS:
+        start = beyond_pairs(form, start, devices.find(group.device))
     number = store.siblings_of(group.device).index(group.device)
     return Member(group, form, formats, machine, start, (float(number), formats.kv_bytes))
+
+
+def beyond_pairs(form: Form, parameters: Floats, device: devices.Device) -> Floats:
+    """Return a collective's parameters where only pairs share a link: more devices meet over their host's."""
+    reached = HOST_LINK_SHARE * device.host_link_bytes_per_s
+    named = dict(zip(form.parameters, parameters, strict=True))
+    named["crowding"] = max(1.0, named["bandwidth_bytes_per_s"] / reached)
+    return np.array([*named.values()])
+
+
+def form_for(group: Group) -> Form:
+    """Return the form of a group's kernel: a collectives library has none of the engines' shots."""
+    form = FORMS[form_of(group.op)]
+    of_library = group.op in RINGS and not group.kernel.startswith(OF_ENGINES)
+    return replace(form, codes=form.codes[:1]) if of_library else form
 
 
 def nearest(group: Group, fits: Sequence[OperatorFit]) -> OperatorFit | None:

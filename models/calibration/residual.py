@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration.boosting import LEAF, Budget, Forest, grow
+from models.calibration.shapes import COUNT
 from models.compiled import kernel
 
 Floats = npt.NDArray[np.float64]
@@ -21,7 +22,7 @@ LARGEST = 4.0  # natural logs; beyond, a residual is taken for this much
 OFFSET = 1.0 / 64.0  # keeps the log of a fraction that may be zero
 MICROSECONDS_PER_SECOND = 1e6
 OF_A_MEMBER = 2  # features that tell a member of a pool from its siblings
-FADES = (1.0, 2.0, 4.0, 8.0)  # outside the fitted range the correction halves every so many doublings, as a trial tells
+FADES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # octaves outside the fitted range that halve a correction, as a trial tells
 
 
 class Trees(NamedTuple):
@@ -49,9 +50,10 @@ def features_of(
     """Return (rows, features): logs of the physical seconds, of shape columns, of the traits, of products of columns.
 
     names are columns, or products as `batch*heads`. Last come the two features of a member of those that share trees:
-    which of its siblings a device is, and the bytes of a value in the KV cache.
+    which of its siblings a device is, and the bytes of a value in the KV cache. Where devices are counted the seconds
+    are left out: between two counts they would pass for what they are at neither.
     """
-    seconds = outputs[:, 0] * MICROSECONDS_PER_SECOND
+    seconds = outputs[:, 0] * (0.0 if COUNT in names else MICROSECONDS_PER_SECOND)
     parts = {name: [np.broadcast_to(shape[part], seconds.shape) for part in name.split("*")] for name in names}
     plain = [factors[0] for factors in parts.values() if len(factors) == 1]
     products = [np.prod(factors, axis=0) for factors in parts.values() if len(factors) > 1]

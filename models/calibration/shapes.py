@@ -93,14 +93,12 @@ RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall"
 COLLECTIVES = (*RINGS, *EXCHANGES)
 
 
+COUNT = "n_devices"
+
 # Shape columns that the residual correction may see, where not all: it must not learn an architecture by heart.
 _FEATURES: dict[str, tuple[str, ...]] = {
     "moe": ("m", "topk", "tp", "ep", "uneven"),
-    "all_reduce": ("bytes",),
-    "all_gather": ("bytes",),
-    "reduce_scatter": ("bytes",),
-    "alltoall": ("bytes",),
-    "p2p_send_recv": ("bytes",),
+    **dict.fromkeys(RINGS, ("bytes", COUNT, "n_nodes")),
 }
 
 
