@@ -14,7 +14,7 @@ from test_dataplane import random_case
 
 from models.step import PICOSECONDS_PER_SECOND
 from planners.bounds import values, work
-from planners.bounds.bound import rigorous_usd_per_hour
+from planners.bounds.bound import rigorous_usd_per_hour, windows_of
 from planners.bounds.queue import fewest_misses, least_speed
 from planners.bounds.values import Values, earnings, values_of
 from planners.demand import fresh_tokens, sizes, survey
@@ -86,6 +86,18 @@ def test_a_short_prompt_pays_for_its_short_chunk():
     engine = replace(planner_toys.offer("toy", 1.0).priced, table=table._replace(prefill_ps=first_ps))
     chunk_s = tuple(work.chunk_floor_s(engine).tolist())
     assert work.attention_of(np.array([4, 64]), 0.0, chunk_s) == pytest.approx([1e-3, 1e-3], rel=0.05)
+
+
+def test_replicas_that_only_short_prompts_suit_do_not_make_up_what_long_ones_lack():
+    # Engine 0 takes 0.1 ms a token; engine 1, at a tenth of the price, 1 ms, but 50 ms a step less: good at 4 tokens.
+    offers = [planner_toys.offer("long", 10.0, 51.0, 100.0), planner_toys.offer("short", 1.0, 1.0, 1100.0)]
+    trace = toys.trace(np.arange(400) * 1e-3, np.where(np.arange(400) % 20, 60, 4), 1)
+    market = survey(trace, planner_toys.promises("ttft:p99<=500ms"), offers)
+    rows = [row for row in windows_of(market).rows if not row.relief]
+    assert len(rows) == 2
+    (least, most) = sorted(rows, key=lambda row: float(row.power[1] / row.demand))
+    assert float(least.power[1] / least.demand) < float(most.power[1] / most.demand) * 0.999
+    assert least.demand >= most.demand * 0.98
 
 
 @settings(max_examples=100, deadline=None)

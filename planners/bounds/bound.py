@@ -45,6 +45,7 @@ Counts = npt.NDArray[np.int64]
 NODES = 20_000
 TOLERANCE = 1e-6  # the solver's own
 CLOSENESS = 1e-4  # of the speed of a queue
+LEAST_WORK = 0.005  # of prompts, in the shortest of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +167,52 @@ def rigorous_usd_per_hour(
 def _queue_rows(part: Part, cost: "_Cost", family: int, traces: Sequence[Trace]) -> list[Row]:
     """Return rows that say how fast the one queue of all prompts must be; prompts all have the same patience.
 
-    One for the market's trace, the first, and one for each sibling whose queue must be faster than those before.
+    One for the market's trace, the first, and one for each sibling whose queue must be faster than those before. Of the
+    last of these one more, in which the shortest prompts do not count: engines that are good at nothing else then have
+    less power, so that whole replicas fit less well.
     """
     costs = cost.pieces(np.arange(part.arrival_s.size))[0]
     cheapest = costs.min(axis=0)
-    served = np.isfinite(cheapest)
-    patience_s = float((part.prompt_due_s - part.arrival_s).max())
-    power = cost.usd / cost.by_engine((costs[:, served] / cheapest[served]).min(axis=1, initial=np.inf))
     rows: list[Row] = []
-    for trace in traces:
-        origin = origins(traces[0], trace) if rows else np.arange(cheapest.size)
-        if origin is not None:
-            work, kept, arrival_s = cheapest[origin], served[origin], trace.arrival_ns / NS_PER_S
-            allowed = float(sum(misses_allowed(slo, trace) for slo in part.slos)) if rows else part.allowed
-            left = max(allowed - np.count_nonzero(~kept), 0.0)
-            above = max((row.demand for row in rows), default=0.0)
-            speed = least_speed(work[kept], arrival_s[kept], patience_s, left, above, CLOSENESS)
-            rows.append(Row(0, float(arrival_s[-1]), power[cost.stand_in], speed, (), family + len(rows), 0.0))
-    return rows
+    most, at = 0.0, 0
+    for number in range(len(traces)):
+        rows += _queue_row(part, cost, costs, traces, number, np.isfinite(cheapest), most, family + len(rows))
+        if rows and rows[-1].demand > most:
+            most, at = rows[-1].demand, number
+    counted = np.isfinite(cheapest) & ~_shortest(cost.fresh, cheapest)
+    return rows + _queue_row(part, cost, costs, traces, at, counted, 0.0, family + len(rows))
+
+
+def _queue_row(
+    part: Part,
+    cost: "_Cost",
+    costs: Array,
+    traces: Sequence[Trace],
+    number: int,
+    counted: npt.NDArray[np.bool_],
+    above: float,
+    family: int,
+) -> list[Row]:
+    """Return the row of one of the traces in which some prompts are counted; none where it does not tell of what."""
+    trace = traces[number]
+    origin = origins(traces[0], trace) if number else np.arange(counted.size)
+    if origin is None or not counted.any():
+        return []
+    cheapest, kept, arrival_s = costs.min(axis=0), counted[origin], trace.arrival_ns / NS_PER_S
+    allowed = float(sum(misses_allowed(slo, trace) for slo in part.slos)) if number else part.allowed
+    left = max(allowed - np.count_nonzero(np.isinf(cheapest[origin])), 0.0)
+    patience_s = float((part.prompt_due_s - part.arrival_s).max())
+    speed = least_speed(cheapest[origin][kept], arrival_s[kept], patience_s, left, above, CLOSENESS)
+    power = cost.usd / cost.by_engine((costs[:, counted] / cheapest[counted]).min(axis=1, initial=np.inf))
+    return [Row(0, float(arrival_s[-1]), power[cost.stand_in], speed, (), family, 0.0)]
+
+
+def _shortest(fresh: Counts, work: Array) -> npt.NDArray[np.bool_]:
+    """Return which prompts are the shortest, that hold LEAST_WORK of all."""
+    order = np.argsort(fresh, kind="stable")
+    held = np.cumsum(np.where(np.isfinite(work), work, 0.0)[order])
+    is_short: npt.NDArray[np.bool_] = fresh < fresh[order[int(np.searchsorted(held, LEAST_WORK * held[-1]))]]
+    return is_short
 
 
 def _misses(relief: Relief, lacking: float) -> float:
