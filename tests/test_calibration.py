@@ -189,6 +189,22 @@ def test_a_framework_that_looks_products_up_prices_its_narrow_matrices_so():
     assert found["llama.cpp"] != found["t-mac"]
 
 
+@pytest.mark.parametrize(
+    ("name", "engine", "op"), [("a40", "nccl", "p2p_send_recv"), ("arc-pro-b60", "oneccl", "all_reduce")]
+)
+def test_a_device_of_which_only_links_were_measured_is_priced_by_them(name, engine, op):
+    assert load(name, engine).find(op, "").provenance == "calibrated"
+    assert load(name, engine).find("gemm", "bf16").provenance == "modelled"
+
+
+@pytest.mark.parametrize(("op", "told"), [("all_reduce", 1), ("deepep_ll_dispatch", 3), ("gemm", 3)])
+def test_corrections_see_seconds_but_of_messages_between_counts(op, told):
+    names = shapes.feature_columns(op)
+    shape = {part: np.ones(3) for name in names for part in name.split("*")}
+    outputs = np.column_stack([[1e-5, 1e-4, 1e-3], np.ones(3)])
+    assert len(np.unique(residual.features_of(outputs, shape, names, (0.0, 2.0))[:, 0])) == told
+
+
 def test_only_engines_kernels_take_an_all_reduce_in_shots():
     shots = COLLECTIVE_PARAMETERS.index("shots_code")
     every = [one for place in store.places() for one in store.read(*place) if one.op in shapes.RINGS]

@@ -68,7 +68,7 @@ class Calibration:
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
-        return store.read(self.device.calibration, self.engine) if self.device.calibration else ()
+        return tuple(fit for label in _labels(self.device) for fit in store.read(label, self.engine))
 
 
 def load(device: Device | str, engine: str = "vllm", version: str = "") -> Calibration:
@@ -133,7 +133,7 @@ def _found(
         if op in COLLECTIVES:
             best = _of_version(fits, best, version)
         best = _of_its_library(best, label, near)
-        if label == device.calibration:
+        if label in _labels(device):
             factor = widened * (1.0 if other == engine else BORROWED_ENGINE)
             return best if factor == 1.0 else borrowed(best, factor, physical_only=widened > 1.0)
         lender = measured_devices()[label]
@@ -156,6 +156,11 @@ def _cpu_gemm(device: Device, dtype: str) -> OperatorFit:
     )
 
 
+def _labels(device: Device) -> tuple[str, ...]:
+    """Return what measurement tables call a device: of some only what joins them was measured, which lend nothing."""
+    return tuple(dict.fromkeys((device.calibration or device.name, *device.labels)))
+
+
 def _waited_s(fit: OperatorFit) -> float:
     """Return what every call of a fit took at least: its fixed time, or that of the host that launched it."""
     named = zip(FORMS[fit.form].parameters, fit.parameters, strict=True)
@@ -167,7 +172,7 @@ def _candidates(device: Device, engine: str, op: str) -> Iterator[tuple[str, str
     engines = (engine, *(other for other in ENGINES if other != engine))
     places = store.places_of(op)
     labels = tuple(dict.fromkeys(label for label, _ in places if label in measured_devices()))
-    own = [label for label in labels if label == device.calibration]
+    own = [label for label in dict.fromkeys(label for label, _ in places) if label in _labels(device)]
     for kin in ([label] for label in (*own, *_by_kinship(device, labels, op))):
         for widened in (1.0, BORROWED_DTYPE):
             for label in kin:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration.boosting import LEAF, Budget, Forest, grow
-from models.calibration.shapes import COUNT
+from models.calibration.shapes import MESSAGE
 from models.compiled import kernel
 
 Floats = npt.NDArray[np.float64]
@@ -50,10 +50,10 @@ def features_of(
     """Return (rows, features): logs of the physical seconds, of shape columns, of the traits, of products of columns.
 
     names are columns, or products as `batch*heads`. Last come the two features of a member of those that share trees:
-    which of its siblings a device is, and the bytes of a value in the KV cache. Where devices are counted the seconds
-    are left out: between two counts they would pass for what they are at neither.
+    which of its siblings a device is, and the bytes of a value in the KV cache. Of messages the seconds are left out:
+    between two counts of devices they would pass for what they are at neither.
     """
-    seconds = outputs[:, 0] * (0.0 if COUNT in names else MICROSECONDS_PER_SECOND)
+    seconds = outputs[:, 0] * (0.0 if MESSAGE in names else MICROSECONDS_PER_SECOND)
     parts = {name: [np.broadcast_to(shape[part], seconds.shape) for part in name.split("*")] for name in names}
     plain = [factors[0] for factors in parts.values() if len(factors) == 1]
     products = [np.prod(factors, axis=0) for factors in parts.values() if len(factors) > 1]

@@ -93,12 +93,12 @@ RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall"
 COLLECTIVES = (*RINGS, *EXCHANGES)
 
 
-COUNT = "n_devices"
+MESSAGE = "bytes"
 
 # Shape columns that the residual correction may see, where not all: it must not learn an architecture by heart.
 _FEATURES: dict[str, tuple[str, ...]] = {
     "moe": ("m", "topk", "tp", "ep", "uneven"),
-    **dict.fromkeys(RINGS, ("bytes", COUNT, "n_nodes")),
+    **dict.fromkeys(RINGS, (MESSAGE, "n_devices", "n_nodes")),
 }
 
 
