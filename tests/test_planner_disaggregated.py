@@ -57,6 +57,13 @@ def test_more_to_choose_from_is_never_dearer_and_what_is_found_survives(seed):
     assert holds(replay(trace, plan.fleet()), planner_toys.promises(*PROMISES))
 
 
+@pytest.mark.parametrize("with_roles", [False, True])
+def test_a_split_plan_says_what_its_conditional_bound_takes_for_granted(with_roles):
+    _, plan = plan_of(0, with_roles)
+    is_split = all(pool.role != "both" for pool in plan.pools)
+    assert (roles.ASSUMED in plan.notes) == is_split
+
+
 def test_no_split_fleet_that_survives_costs_less_than_the_bound():
     promises, cheaper = planner_toys.promises(*PROMISES), 0
     for seed in range(12):

@@ -22,6 +22,11 @@ ROLES = {"prefill": "ttft", "decode": "tpot"}  # and the promise that each is to
 TOGETHER = 0.98  # of what engines take when alone that may do when they are together: they do not quite add up
 LEAST_FRACTION = 0.75  # of a trace, on which pools that break on all of it are tried
 PROBES = 4
+ASSUMED = (
+    "the conditional bound takes it that pools which broke the promise of their role beside this fleet break it "
+    "beside any, that what breaks on a fraction of the trace takes as much more for all of it, and that engines of a "
+    f"role add up but for {1 - TOGETHER:.0%}"
+)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from planners.search.infeasible import Infeasible, fewest_broken, nothing_fits, 
 from planners.search.mix import Demand
 from planners.search.naive_routing import naive_routing
 from planners.search.rehearsal import Candidate, Rehearsed, Verdict
+from planners.search.roles import ASSUMED
 from planners.siblings import siblings_of
 from planners.slo import Slo, kept, latency_of_class_s, limit_s, tightest_s, value_s
 from simulator.run import Run
@@ -300,6 +301,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
     run = rehearsed.run()
     ttft_limit_s = limit_s(market.slos, "ttft")
     failed = hunt.cheaper_failure()
+    is_split = all(market.offers[engine].role != "both" for engine, _ in best.candidate.pools)
     return Plan(
         pools=_pools(market, best.candidate, run),
         usd_per_hour=best.usd_per_hour,
@@ -317,7 +319,7 @@ def _plan(hunt: Hunt, bound_usd: float, notes: tuple[str, ...], fresh: Sequence[
         single_device=_outcome(market, hunt.best_single),
         cheaper=_outcome(market, failed),
         bottleneck=_bottleneck(market, best.candidate, run),
-        notes=notes,
+        notes=(*notes, ASSUMED) if is_split else notes,
         effort={"engines": len(market.offers), "fleets_rehearsed": len(hunt.verdicts), "mixes_proposed": hunt.rounds},
         conditional_usd_per_hour=min(max(hunt.learned_usd(), bound_usd), best.usd_per_hour),
         out_of_sample=_out_of_sample(market, best.candidate, fresh) if fresh else None,
