@@ -6,12 +6,13 @@ Kernels take floats and return seconds; `fit` is as in models/operators.py. Shap
 import numpy as np
 
 from models.compiled import kernel
-from models.operators import FLOPS_PER_MAC, pieces, residency, smooth_max
+from models.operators import BOUND_SHARPNESS, FLOPS_PER_MAC, SPLIT_BYTES, pieces, residency, smooth_max
 
 DECODE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
     *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness", "lone_cost", "wave_dims"),
-    *("wave_tail", "split_code", "packing_code"),
+    *("wave_tail", "occupancy", "combine_traffic", "append_traffic", "host_s"),
+    *("copy_s", "combine_split_s", "split_code", "packing_code"),
 )
 PREFILL_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
@@ -24,6 +25,7 @@ MIXED_PARAMETERS = (
     "packing_code",
 )
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
+SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_PLANNED_4 = 5, 6, 7, 8
 PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
@@ -59,7 +61,34 @@ def is_busy(blocks, kv_tokens, processors):
 
 
 @kernel
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors):
+def step_of(code, head_dim):
+    """Return how many tokens a block walks at once."""
+    if code != SPLIT_FULLEST:
+        return 64.0
+    return 64.0 if head_dim > 128.0 else 128.0 if head_dim > 64.0 else 256.0
+
+
+@kernel
+def fullest_splits(blocks, steps, slots):
+    """Return the fewest splits of `steps` steps whose blocks fill their waves over `slots` to 85 % of the best."""
+    if blocks >= 0.8 * slots:
+        return 1.0
+    most = int(min(128.0, min(slots, steps)))
+    best = 0.0
+    for splits in range(1, most + 1):
+        if splits == 1 or np.ceil(steps / splits) != np.ceil(steps / (splits - 1)):
+            waves = blocks * splits / slots
+            best = max(best, waves / np.ceil(waves))
+    for splits in range(1, most + 1):
+        if splits == 1 or np.ceil(steps / splits) != np.ceil(steps / (splits - 1)):
+            waves = blocks * splits / slots
+            if waves / np.ceil(waves) >= 0.85 * best:
+                return float(splits)
+    return 1.0
+
+
+@kernel
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window):
     """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
 
     SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
@@ -69,8 +98,16 @@ def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processor
         parts = kv_tokens // PART_TOKENS
         return max(1.0, min(parts, np.ceil(np.sqrt(MOST_WAVES * parts)), MOST_WAVES * processors // blocks))
     if code == SPLIT_FEW:
-        reach = processors * max(1.0, np.log2(kv_tokens / FEWEST_TOKENS))
+        reach = np.floor(processors * max(1.0, np.log2(seen / FEWEST_TOKENS)))
         return min(MOST_SPLITS, np.ceil(reach / blocks))
+    if code == SPLIT_FULLEST:
+        return fullest_splits(blocks, pieces(seen, step_of(code, head_dim)), 2.0 * processors) if group > 1.0 and window <= 0.0 else 1.0
+    if code == SPLIT_PLANNED:
+        return max(1.0, min(2.0 * processors // blocks, pieces(seen, PART_TOKENS)))
+    if code == SPLIT_PLANNED_4:
+        return max(1.0, min(4.0 * processors // blocks, pieces(seen, PART_TOKENS)))
+    if code == SPLIT_SEGMENTS:
+        return min(16.0, pieces(seen, 32.0)) if blocks <= 128.0 else 1.0
     can_split = code == SPLIT_ALWAYS or (code == SPLIT_GROUPED and group > 1.0)
     if can_split and blocks < 0.8 * processors:
         return max(1.0, min(processors // blocks, pieces(seen, split_tokens)))
@@ -87,7 +124,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     """
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
     group = heads / kv_heads
-    split_code, packing_code = int(fit[15]), int(fit[16])
+    split_code, packing_code = int(fit[21]), int(fit[22])
     packed = is_packed(packing_code, window, group)
     if packing_code == PACK_BUSY:
         packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
@@ -99,7 +136,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         elif packing_code == PACK_TILED:
             tile = TILE_ROWS if group < LARGE_GROUP else LARGE_TILE_ROWS
         rows, blocks = min(group, tile), batch * kv_heads * pieces(group, tile)
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors)
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window)
     each, used = seen / splits, splits
     if split_code == SPLIT_WAVES:
         each = min(seen, kv_tokens / splits)
@@ -107,7 +144,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     waves, all_waves = blocks * used / machine.processors, blocks * splits / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
-    resident = residency(fit[5] * (kv_bytes + query_bytes), machine.cache_bytes)
+    resident = residency((fit[5] * (kv_bytes + query_bytes)) ** 2 / machine.cache_bytes, machine.cache_bytes)
     reread = 1.0 if packed else 1.0 + 0.15 * (group - 1.0) * (1.0 - resident)
     io_bytes = (kv_bytes * reread + query_bytes) * (1.0 - resident + resident / fit[4])
     memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * min(1.0, waves))
@@ -116,9 +153,21 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
     is_lone = rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP)
     cost = (fit[12] if is_lone else 1.0) * (head_dim / 128.0) ** fit[13]
-    wave_s = cost * (fit[7] * rounds_of(all_waves, fit[14]) + fit[8] * pieces(each, 64.0) * rounds_of(waves, fit[14]))
-    combine_s = fit[6] if splits > 1.0 else 0.0
-    seconds = fit[0] + combine_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
+    room = fit[15]
+    wave_s = fit[7] * rounds_of(all_waves / room, fit[14]) + fit[8] * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
+    if split_code != SPLIT_FULLEST:
+        wave_s *= cost
+    else:
+        wave_s *= fit[12] if is_lone else 1.0
+    combine_s = 0.0
+    if splits > 1.0 or split_code == SPLIT_FEW:
+        combine_s = fit[6] + fit[20] * splits + fit[16] * SPLIT_BYTES * splits * batch * heads * head_dim / machine.bandwidth_bytes_per_s
+    moved_again = 0.0
+    if packing_code == PACK_UNWINDOWED and packed and batch > 1.0 and kv_heads > 1.0 and group > 1.0:
+        moved_again = 1.0
+    append_s = fit[19] * moved_again + fit[17] * batch * (heads + 2.0 * kv_heads) * head_dim * BYTES_PER_QUERY / machine.bandwidth_bytes_per_s
+    seconds = fit[0] + combine_s + append_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
+    seconds = smooth_max(seconds, fit[18], BOUND_SHARPNESS)
     return (
         seconds,
         compute_s / memory_s,
