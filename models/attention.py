@@ -12,7 +12,7 @@ DECODE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
     *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness", "lone_cost", "wave_dims"),
     *("wave_tail", "occupancy", "combine_traffic", "append_traffic", "host_s"),
-    *("copy_s", "combine_split_s", "split_code", "packing_code"),
+    *("copy_s", "combine_split_s", "odd_dim_s", "split_code", "packing_code"),
 )
 PREFILL_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
@@ -28,6 +28,7 @@ SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
 SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_PLANNED_4 = 5, 6, 7, 8
 PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
+CHUNK = 8192.0  # of attention in chunks, which Triton kernels read as the whole context
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
 PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
 MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
@@ -122,9 +123,11 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     long context is split over idle processors and combined where the kernel can. Blocks run in waves, in which those
     whose split lies before the window leave at once; a block of one query row is another, cheaper kernel.
     """
+    split_code, packing_code = int(fit[22]), int(fit[23])
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
+    if split_code == SPLIT_FEW and window >= CHUNK:
+        seen = kv_tokens
     group = heads / kv_heads
-    split_code, packing_code = int(fit[21]), int(fit[22])
     packed = is_packed(packing_code, window, group)
     if packing_code == PACK_BUSY:
         packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
@@ -142,6 +145,8 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         each = min(seen, kv_tokens / splits)
         used = min(splits, pieces(seen, each))
     waves, all_waves = blocks * used / machine.processors, blocks * splits / machine.processors
+    if split_code == SPLIT_FEW:
+        all_waves = blocks * MOST_SPLITS / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
     resident = residency((fit[5] * (kv_bytes + query_bytes)) ** 2 / machine.cache_bytes, machine.cache_bytes)
@@ -154,6 +159,9 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     is_lone = rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP)
     cost = (fit[12] if is_lone else 1.0) * (head_dim / 128.0) ** fit[13]
     room = fit[15]
+    if split_code != SPLIT_FULLEST:
+        room *= (128.0 / head_dim) ** (1.0 - fit[13])
+    odd_s = 0.0 if head_dim == 64.0 or head_dim % 128.0 == 0.0 else fit[21]
     wave_s = fit[7] * rounds_of(all_waves / room, fit[14]) + fit[8] * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
     if split_code != SPLIT_FULLEST:
         wave_s *= cost
@@ -166,7 +174,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     if packing_code == PACK_UNWINDOWED and packed and batch > 1.0 and kv_heads > 1.0 and group > 1.0:
         moved_again = 1.0
     append_s = fit[19] * moved_again + fit[17] * batch * (heads + 2.0 * kv_heads) * head_dim * BYTES_PER_QUERY / machine.bandwidth_bytes_per_s
-    seconds = fit[0] + combine_s + append_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
+    seconds = fit[0] + odd_s + combine_s + append_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
     seconds = smooth_max(seconds, fit[18], BOUND_SHARPNESS)
     return (
         seconds,
