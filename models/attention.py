@@ -12,7 +12,7 @@ DECODE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
     *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness", "lone_cost", "wave_dims"),
     *("wave_tail", "occupancy", "combine_traffic", "append_traffic", "host_s"),
-    *("copy_s", "combine_split_s", "odd_dim_s", "split_code", "packing_code"),
+    *("copy_s", "combine_split_s", "odd_dim_s", "lone_wave", "split_code", "packing_code"),
 )
 PREFILL_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
@@ -59,6 +59,14 @@ def is_packed(code, window, group):
 def is_busy(blocks, kv_tokens, processors):
     """Return whether the blocks of packed heads, one a part of the context, keep enough processors busy."""
     return blocks * max(1.0, kv_tokens // PART_TOKENS) >= BUSY_SHARE * processors
+
+
+@kernel
+def tensor_tile(group, head_dim):
+    """Return how many query rows a tile of FlashInfer's tensor-core kernel has."""
+    if group <= 16.0:
+        return 16.0
+    return 128.0 if group > 64.0 and head_dim < 256.0 else 64.0
 
 
 @kernel
@@ -123,7 +131,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     long context is split over idle processors and combined where the kernel can. Blocks run in waves, in which those
     whose split lies before the window leave at once; a block of one query row is another, cheaper kernel.
     """
-    split_code, packing_code = int(fit[22]), int(fit[23])
+    split_code, packing_code = int(fit[23]), int(fit[24])
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
     if split_code == SPLIT_FEW and window >= CHUNK:
         seen = kv_tokens
@@ -132,12 +140,16 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     if packing_code == PACK_BUSY:
         packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
     rows, blocks = 1.0, batch * heads
+    padded = 16.0
     if packed:
         tile = group
         if split_code == SPLIT_FEW:
             tile = TILE_ROWS
         elif packing_code == PACK_TILED:
             tile = TILE_ROWS if group < LARGE_GROUP else LARGE_TILE_ROWS
+        elif packing_code == PACK_TENSOR and group >= TENSOR_GROUP:
+            tile = tensor_tile(group, head_dim)
+            padded = tile
         rows, blocks = min(group, tile), batch * kv_heads * pieces(group, tile)
     splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window)
     each, used = seen / splits, splits
@@ -154,19 +166,19 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     io_bytes = (kv_bytes * reread + query_bytes) * (1.0 - resident + resident / fit[4])
     memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * min(1.0, waves))
     efficiency = fit[1] * head_dim / (head_dim + fit[10])
-    per_block = MATMULS * FLOPS_PER_MAC * 16.0 * pieces(rows, 16.0) * each * head_dim
+    per_block = MATMULS * FLOPS_PER_MAC * padded * pieces(rows, padded) * each * head_dim
     compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
     is_lone = rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP)
-    cost = (fit[12] if is_lone else 1.0) * (head_dim / 128.0) ** fit[13]
+    cost = fit[12] if is_lone else 1.0
+    if split_code != SPLIT_FULLEST:
+        cost *= (head_dim / 128.0) ** fit[13]
     room = fit[15]
     if split_code != SPLIT_FULLEST:
         room *= (128.0 / head_dim) ** (1.0 - fit[13])
     odd_s = 0.0 if head_dim == 64.0 or head_dim % 128.0 == 0.0 else fit[21]
-    wave_s = fit[7] * rounds_of(all_waves / room, fit[14]) + fit[8] * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
-    if split_code != SPLIT_FULLEST:
-        wave_s *= cost
-    else:
-        wave_s *= fit[12] if is_lone else 1.0
+    waves_s = fit[7] * (fit[22] if is_lone else 1.0) * rounds_of(all_waves / room, fit[14])
+    steps_s = fit[8] * cost * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
+    wave_s = waves_s + steps_s
     combine_s = 0.0
     if splits > 1.0 or split_code == SPLIT_FEW:
         combine_s = fit[6] + fit[20] * splits + fit[16] * SPLIT_BYTES * splits * batch * heads * head_dim / machine.bandwidth_bytes_per_s
