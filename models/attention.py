@@ -25,8 +25,9 @@ MIXED_PARAMETERS = (
     "packing_code",
 )
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
-SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_PLANNED_4 = 5, 6, 7, 8
+SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS = 5, 6, 7
 PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
+PACK_PLANNED, PACK_UNCHUNKED = 7, 8
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 CHUNK = 8192.0  # of attention in chunks, which Triton kernels read as the whole context
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
@@ -48,7 +49,7 @@ def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
     small = group <= LARGEST_PACKED and group == np.floor(group)
     return (
-        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED)
+        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED, PACK_PLANNED, PACK_UNCHUNKED)
         or (code == PACK_UNWINDOWED and window <= 0.0)
         or (code == PACK_SMALL and small)
         or (code == PACK_BUSY and small and group > 1.0)
@@ -97,7 +98,7 @@ def fullest_splits(blocks, steps, slots):
 
 
 @kernel
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window):
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held):
     """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
 
     SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
@@ -112,9 +113,7 @@ def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processor
     if code == SPLIT_FULLEST:
         return fullest_splits(blocks, pieces(seen, step_of(code, head_dim)), 2.0 * processors) if group > 1.0 and window <= 0.0 else 1.0
     if code == SPLIT_PLANNED:
-        return max(1.0, min(2.0 * processors // blocks, pieces(seen, PART_TOKENS)))
-    if code == SPLIT_PLANNED_4:
-        return max(1.0, min(4.0 * processors // blocks, pieces(seen, PART_TOKENS)))
+        return max(1.0, min(held * processors // blocks, pieces(seen, PART_TOKENS)))
     if code == SPLIT_SEGMENTS:
         return min(16.0, pieces(seen, 32.0)) if blocks <= 128.0 else 1.0
     can_split = code == SPLIT_ALWAYS or (code == SPLIT_GROUPED and group > 1.0)
@@ -133,7 +132,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     """
     split_code, packing_code = int(fit[23]), int(fit[24])
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
-    if split_code == SPLIT_FEW and window >= CHUNK:
+    if window >= CHUNK and (split_code == SPLIT_FEW or packing_code in (PACK_TENSOR, PACK_UNCHUNKED)):
         seen = kv_tokens
     group = heads / kv_heads
     packed = is_packed(packing_code, window, group)
@@ -147,11 +146,15 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
             tile = TILE_ROWS
         elif packing_code == PACK_TILED:
             tile = TILE_ROWS if group < LARGE_GROUP else LARGE_TILE_ROWS
-        elif packing_code == PACK_TENSOR and group >= TENSOR_GROUP:
+        elif packing_code in (PACK_PLANNED, PACK_UNCHUNKED) or (packing_code == PACK_TENSOR and group >= TENSOR_GROUP):
             tile = tensor_tile(group, head_dim)
             padded = tile
         rows, blocks = min(group, tile), batch * kv_heads * pieces(group, tile)
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window)
+    is_lone = packing_code not in (PACK_PLANNED, PACK_UNCHUNKED) and (rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP))
+    held = 2.0
+    if packing_code == PACK_TENSOR and is_lone:
+        held = 1.0 if group == 1.0 else 4.0
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held)
     each, used = seen / splits, splits
     if split_code == SPLIT_WAVES:
         each = min(seen, kv_tokens / splits)
@@ -168,11 +171,10 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     efficiency = fit[1] * head_dim / (head_dim + fit[10])
     per_block = MATMULS * FLOPS_PER_MAC * padded * pieces(rows, padded) * each * head_dim
     compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
-    is_lone = rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP)
     cost = fit[12] if is_lone else 1.0
     if split_code != SPLIT_FULLEST:
         cost *= (head_dim / 128.0) ** fit[13]
-    room = fit[15]
+    room = fit[15] * held / 2.0
     if split_code != SPLIT_FULLEST:
         room *= (128.0 / head_dim) ** (1.0 - fit[13])
     odd_s = 0.0 if head_dim == 64.0 or head_dim % 128.0 == 0.0 else fit[21]
