@@ -164,7 +164,9 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         all_waves = blocks * MOST_SPLITS / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
-    resident = residency((fit[5] * (kv_bytes + query_bytes)) ** 2 / machine.cache_bytes, machine.cache_bytes)
+    partial_bytes = 0.5 * SPLIT_BYTES * splits * batch * heads * head_dim if splits > 1.0 else 0.0
+    footprint = fit[5] * (kv_bytes + query_bytes + partial_bytes)
+    resident = residency(footprint * footprint / machine.cache_bytes, machine.cache_bytes)
     reread = 1.0 if packed else 1.0 + 0.15 * (group - 1.0) * (1.0 - resident)
     io_bytes = (kv_bytes * reread + query_bytes) * (1.0 - resident + resident / fit[4])
     memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * min(1.0, waves))
@@ -203,6 +205,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         group,
         each,
         all_waves / np.ceil(all_waves),
+        resident,
     )
 
 
