@@ -25,7 +25,7 @@ MIXED_PARAMETERS = (
     "packing_code",
 )
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
-SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS = 5, 6, 7
+SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_LONE = 5, 6, 7, 8
 PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
 PACK_PLANNED, PACK_UNCHUNKED = 7, 8
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
@@ -34,7 +34,7 @@ BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads
 PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
 MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
 MOST_SPLITS, TILE_ROWS, FEWEST_TOKENS = 8.0, 16.0, 64.0  # of SPLIT_FEW (SGLang's Triton kernel)
-LARGE_GROUP, LARGE_TILE_ROWS = 64.0, 64.0  # query heads of one KV head from which PACK_TILED has taller tiles
+LARGE_TILE_ROWS = 64.0  # of PACK_TILED from more than 32 query heads of one KV head
 TENSOR_GROUP = 4.0  # query heads of one KV head from which kernels of PACK_TENSOR multiply on tensor cores (FlashInfer)
 TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
 MATMULS = 2.0  # scores = Q K^T, then scores V
@@ -98,12 +98,16 @@ def fullest_splits(blocks, steps, slots):
 
 
 @kernel
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held):
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held, is_lone):
     """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
 
     SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
     splits as make eight waves; SPLIT_FEW (Triton) makes at most eight.
     """
+    if (code == SPLIT_LONE and not is_lone) or (code in (SPLIT_WAVES, SPLIT_LONE) and is_lone and kv_tokens < 512.0):
+        return 1.0
+    if code == SPLIT_LONE:
+        return max(1.0, min(np.ceil(held * processors / blocks), seen // 256.0))
     if code == SPLIT_WAVES:
         parts = kv_tokens // PART_TOKENS
         return max(1.0, min(parts, np.ceil(np.sqrt(MOST_WAVES * parts)), MOST_WAVES * processors // blocks))
@@ -145,7 +149,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         if split_code == SPLIT_FEW:
             tile = TILE_ROWS
         elif packing_code == PACK_TILED:
-            tile = TILE_ROWS if group < LARGE_GROUP else LARGE_TILE_ROWS
+            tile = TILE_ROWS if group <= LARGEST_PACKED else LARGE_TILE_ROWS
         elif packing_code in (PACK_PLANNED, PACK_UNCHUNKED) or (packing_code == PACK_TENSOR and group >= TENSOR_GROUP):
             tile = tensor_tile(group, head_dim)
             padded = tile
@@ -154,7 +158,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     held = 2.0
     if packing_code == PACK_TENSOR and is_lone:
         held = 1.0 if group == 1.0 else 4.0
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held)
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held, is_lone)
     each, used = seen / splits, splits
     if split_code == SPLIT_WAVES:
         each = min(seen, kv_tokens / splits)
