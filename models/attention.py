@@ -30,6 +30,7 @@ PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PA
 PACK_PLANNED, PACK_UNCHUNKED = 7, 8
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 CHUNK = 8192.0  # of attention in chunks, which Triton kernels read as the whole context
+LONEK = 1.0
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
 PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
 MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
@@ -98,16 +99,17 @@ def fullest_splits(blocks, steps, slots):
 
 
 @kernel
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held, is_lone):
+def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held, is_lone, kv_bytes):
     """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
 
     SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
     splits as make eight waves; SPLIT_FEW (Triton) makes at most eight.
     """
-    if (code == SPLIT_LONE and not is_lone) or (code in (SPLIT_WAVES, SPLIT_LONE) and is_lone and kv_tokens < 512.0):
+    if code == SPLIT_LONE and not is_lone:
         return 1.0
-    if code == SPLIT_LONE:
-        return max(1.0, min(np.ceil(held * processors / blocks), seen // 256.0))
+    if code in (SPLIT_WAVES, SPLIT_LONE) and is_lone:
+        fewest = 16384.0 * kv_bytes / head_dim
+        return max(1.0, min(seen // fewest, np.ceil(LONEK * processors / blocks)))
     if code == SPLIT_WAVES:
         parts = kv_tokens // PART_TOKENS
         return max(1.0, min(parts, np.ceil(np.sqrt(MOST_WAVES * parts)), MOST_WAVES * processors // blocks))
@@ -158,9 +160,9 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     held = 2.0
     if packing_code == PACK_TENSOR and is_lone:
         held = 1.0 if group == 1.0 else 4.0
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held, is_lone)
+    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held, is_lone, formats.kv_bytes)
     each, used = seen / splits, splits
-    if split_code == SPLIT_WAVES:
+    if split_code == SPLIT_WAVES and not is_lone:
         each = min(seen, kv_tokens / splits)
         used = min(splits, pieces(seen, each))
     waves, all_waves = blocks * used / machine.processors, blocks * splits / machine.processors
@@ -181,6 +183,8 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     if split_code != SPLIT_FULLEST:
         cost *= (head_dim / 128.0) ** fit[13]
     room = fit[15] * held / 2.0
+    if is_lone and split_code in (SPLIT_WAVES, SPLIT_LONE) and blocks > 1.3 * machine.processors:
+        room *= 4.0
     if split_code != SPLIT_FULLEST:
         room *= (128.0 / head_dim) ** (1.0 - fit[13])
     odd_s = 0.0 if head_dim == 64.0 or head_dim % 128.0 == 0.0 else fit[21]
