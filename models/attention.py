@@ -27,9 +27,10 @@ MIXED_PARAMETERS = (
 SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
 SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_LONE = 5, 6, 7, 8
 PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
-PACK_PLANNED, PACK_UNCHUNKED = 7, 8
+PACK_PLANNED, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED = 7, 8, 9
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
 CHUNK = 8192.0  # of attention in chunks, which Triton kernels read as the whole context
+MOST_SEGMENTS, MOST_SEGMENTED = 16.0, 128.0  # of SPLIT_SEGMENTS (Triton, vLLM): splits, and blocks that are split
 LONEK = 1.0
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
 PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
@@ -50,7 +51,7 @@ def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
     small = group <= LARGEST_PACKED and group == np.floor(group)
     return (
-        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED, PACK_PLANNED, PACK_UNCHUNKED)
+        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED, PACK_PLANNED, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED)
         or (code == PACK_UNWINDOWED and window <= 0.0)
         or (code == PACK_SMALL and small)
         or (code == PACK_BUSY and small and group > 1.0)
@@ -121,7 +122,7 @@ def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processor
     if code == SPLIT_PLANNED:
         return max(1.0, min(held * processors // blocks, pieces(seen, PART_TOKENS)))
     if code == SPLIT_SEGMENTS:
-        return min(16.0, pieces(seen, 32.0)) if blocks <= 128.0 else 1.0
+        return min(MOST_SEGMENTS, pieces(kv_tokens, 32.0)) if blocks <= MOST_SEGMENTED else 1.0
     can_split = code == SPLIT_ALWAYS or (code == SPLIT_GROUPED and group > 1.0)
     if can_split and blocks < 0.8 * processors:
         return max(1.0, min(processors // blocks, pieces(seen, split_tokens)))
@@ -138,7 +139,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     """
     split_code, packing_code = int(fit[23]), int(fit[24])
     seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
-    if window >= CHUNK and (split_code == SPLIT_FEW or packing_code in (PACK_TENSOR, PACK_UNCHUNKED)):
+    if window >= CHUNK and (split_code == SPLIT_FEW or packing_code in (PACK_TENSOR, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED)):
         seen = kv_tokens
     group = heads / kv_heads
     packed = is_packed(packing_code, window, group)
@@ -150,7 +151,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         tile = group
         if split_code == SPLIT_FEW:
             tile = TILE_ROWS
-        elif packing_code == PACK_TILED:
+        elif packing_code in (PACK_TILED, PACK_TILED_UNCHUNKED):
             tile = TILE_ROWS if group <= LARGEST_PACKED else LARGE_TILE_ROWS
         elif packing_code in (PACK_PLANNED, PACK_UNCHUNKED) or (packing_code == PACK_TENSOR and group >= TENSOR_GROUP):
             tile = tensor_tile(group, head_dim)
@@ -162,12 +163,15 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
         held = 1.0 if group == 1.0 else 4.0
     splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held, is_lone, formats.kv_bytes)
     each, used = seen / splits, splits
-    if split_code == SPLIT_WAVES and not is_lone:
+    if (split_code == SPLIT_WAVES and not is_lone) or split_code == SPLIT_SEGMENTS:
         each = min(seen, kv_tokens / splits)
         used = min(splits, pieces(seen, each))
-    waves, all_waves = blocks * used / machine.processors, blocks * splits / machine.processors
+    launched = splits
     if split_code == SPLIT_FEW:
-        all_waves = blocks * MOST_SPLITS / machine.processors
+        launched = MOST_SPLITS
+    elif split_code == SPLIT_SEGMENTS and blocks <= MOST_SEGMENTED:
+        launched = MOST_SEGMENTS
+    waves, all_waves = blocks * used / machine.processors, blocks * launched / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
     partial_bytes = 0.5 * SPLIT_BYTES * splits * batch * heads * head_dim if splits > 1.0 else 0.0
@@ -192,7 +196,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     steps_s = fit[8] * cost * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
     wave_s = waves_s + steps_s
     combine_s = 0.0
-    if splits > 1.0 or split_code == SPLIT_FEW:
+    if launched > 1.0:
         combine_s = fit[6] + fit[20] * splits + fit[16] * SPLIT_BYTES * splits * batch * heads * head_dim / machine.bandwidth_bytes_per_s
     moved_again = 0.0
     if packing_code == PACK_UNWINDOWED and packed and batch > 1.0 and kv_heads > 1.0 and group > 1.0:
