@@ -10,9 +10,9 @@ from models.operators import BOUND_SHARPNESS, FLOPS_PER_MAC, SPLIT_BYTES, pieces
 
 DECODE_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "processor_share", "cache_speedup", "cache_copies"),
-    *("combine_s", "wave_s", "block_s", "split_tokens", "head_dim_half", "sharpness", "lone_cost", "wave_dims"),
-    *("wave_tail", "occupancy", "combine_traffic", "append_traffic", "host_s"),
-    *("copy_s", "combine_split_s", "odd_dim_s", "lone_wave", "split_code", "packing_code"),
+    *("combine_s", "wave_s", "block_s", "head_dim_half", "sharpness", "lone_cost", "wave_dims", "wave_tail"),
+    *("occupancy", "combine_traffic", "append_traffic", "host_s", "copy_s", "combine_split_s", "odd_dim_s"),
+    *("lone_wave", "split_code", "packing_code", "chunk_code"),
 )
 PREFILL_PARAMETERS = (
     *("fixed_s", "compute_efficiency", "memory_efficiency", "head_dim_half", "tile_exponent", "prologue_tokens"),
@@ -24,20 +24,29 @@ MIXED_PARAMETERS = (
     *("wave_s", "cache_speedup", "sharpness"),
     "packing_code",
 )
-SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_GROUPED, SPLIT_WAVES, SPLIT_FEW = 0, 1, 2, 3, 4
-SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS, SPLIT_LONE = 5, 6, 7, 8
-PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY, PACK_TENSOR, PACK_TILED = 0, 1, 2, 3, 4, 5, 6
-PACK_PLANNED, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED = 7, 8, 9
+# How libraries cut a context into splits: TensorRT-LLM's XQA by waves, its masked attention for lone heads only,
+# SGLang's Triton kernel, FlashAttention-2, FlashInfer's plan, vLLM's Triton kernel.
+SPLIT_NEVER, SPLIT_ALWAYS, SPLIT_WAVES, SPLIT_LONE = 0, 1, 2, 3
+SPLIT_FEW, SPLIT_FULLEST, SPLIT_PLANNED, SPLIT_SEGMENTS = 4, 5, 6, 7
+# When query heads of one KV head share a tile, and how tall tiles are.
+PACK_NEVER, PACK_ALWAYS, PACK_UNWINDOWED, PACK_SMALL, PACK_BUSY = 0, 1, 2, 3, 4
+PACK_TENSOR, PACK_TILED, PACK_PLANNED = 5, 6, 7
+CHUNK = 8192.0  # tokens of chunked attention, which a kernel with chunk_code 1 reads as the whole context
 LARGEST_PACKED = 32.0  # query heads of one KV head that kernels of PACK_SMALL put in one tile
-CHUNK = 8192.0  # of attention in chunks, which Triton kernels read as the whole context
-MOST_SEGMENTS, MOST_SEGMENTED = 16.0, 128.0  # of SPLIT_SEGMENTS (Triton, vLLM): splits, and blocks that are split
-LONEK = 1.0
 BUSY_SHARE = 0.25  # of the processors that packed blocks must reach, else heads go one by one (TensorRT-LLM, XQA)
-PART_TOKENS = 128.0  # of KV that a block of SPLIT_WAVES gets at least
+PART_TOKENS = 128.0  # of KV that a split gets at least, by waves or by plan
+LONE_SPLIT_BYTES = 16384.0  # of one value a token of a lone head's split at least, squared with the cache's format
+SMALL_BLOCKS = 4.0  # of lone heads, that a processor holds instead of one once 1.3 of the large are to run on each
+MANY_BLOCKS = 1.3
+SPLIT_TOKENS = 256.0  # of SPLIT_ALWAYS
 MOST_WAVES = 8.0  # of blocks that SPLIT_WAVES aims at
-MOST_SPLITS, TILE_ROWS, FEWEST_TOKENS = 8.0, 16.0, 64.0  # of SPLIT_FEW (SGLang's Triton kernel)
-LARGE_TILE_ROWS = 64.0  # of PACK_TILED from more than 32 query heads of one KV head
-TENSOR_GROUP = 4.0  # query heads of one KV head from which kernels of PACK_TENSOR multiply on tensor cores (FlashInfer)
+MOST_SPLITS, TILE_ROWS, FEWEST_TOKENS = 8.0, 16.0, 64.0  # of SPLIT_FEW
+FULL_SHARE, MOST_FULL_SPLITS = 0.85, 128.0  # of SPLIT_FULLEST: of the best filled waves, and splits
+BUSY_FROM = 0.8  # of what the device holds, from where contexts are not split
+SEGMENTS, MOST_SEGMENTED, SEGMENT_TOKENS = 16.0, 128.0, 32.0  # of SPLIT_SEGMENTS: splits, blocks, tokens at least
+LARGE_TILE_ROWS, LARGEST_TILE_ROWS = 64.0, 128.0
+TENSOR_GROUP = 4.0  # query heads of one KV head from which kernels of PACK_TENSOR multiply on tensor cores
+HELD = 2.0  # blocks that a processor is taken to hold
 TILE_HEIGHTS = (16.0, 64.0, 128.0, 256.0)
 MATMULS = 2.0  # scores = Q K^T, then scores V
 KV_TENSORS = 2.0
@@ -51,7 +60,7 @@ def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
     small = group <= LARGEST_PACKED and group == np.floor(group)
     return (
-        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED, PACK_PLANNED, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED)
+        code in (PACK_ALWAYS, PACK_TENSOR, PACK_TILED, PACK_PLANNED)
         or (code == PACK_UNWINDOWED and window <= 0.0)
         or (code == PACK_SMALL and small)
         or (code == PACK_BUSY and small and group > 1.0)
@@ -65,68 +74,96 @@ def is_busy(blocks, kv_tokens, processors):
 
 
 @kernel
-def tensor_tile(group, head_dim):
-    """Return how many query rows a tile of FlashInfer's tensor-core kernel has."""
-    if group <= 16.0:
-        return 16.0
-    return 128.0 if group > 64.0 and head_dim < 256.0 else 64.0
+def tile_rows(packing, split, group, head_dim):
+    """Return how many query rows of one KV head a tile takes."""
+    if split == SPLIT_FEW:
+        return TILE_ROWS
+    if packing == PACK_TILED:
+        return TILE_ROWS if group <= LARGEST_PACKED else LARGE_TILE_ROWS
+    if packing == PACK_PLANNED or (packing == PACK_TENSOR and group >= TENSOR_GROUP):
+        if group <= TILE_ROWS:
+            return TILE_ROWS
+        return LARGEST_TILE_ROWS if group > LARGE_TILE_ROWS and head_dim < 256.0 else LARGE_TILE_ROWS
+    return group
 
 
 @kernel
-def step_of(code, head_dim):
-    """Return how many tokens a block walks at once."""
-    if code != SPLIT_FULLEST:
+def step_tokens(split, head_dim):
+    """Return how many tokens of its context a block walks at once."""
+    if split != SPLIT_FULLEST:
         return 64.0
-    return 64.0 if head_dim > 128.0 else 128.0 if head_dim > 64.0 else 256.0
+    if head_dim > 128.0:
+        return 64.0
+    return 128.0 if head_dim > 64.0 else 256.0
 
 
 @kernel
 def fullest_splits(blocks, steps, slots):
-    """Return the fewest splits of `steps` steps whose blocks fill their waves over `slots` to 85 % of the best."""
-    if blocks >= 0.8 * slots:
+    """Return the fewest splits of `steps` steps that fill waves of `slots` blocks to 85 % of the best (Dao et al.)."""
+    if blocks >= BUSY_FROM * slots:
         return 1.0
-    most = int(min(128.0, min(slots, steps)))
+    most = int(min(MOST_FULL_SPLITS, slots, steps))
     best = 0.0
-    for splits in range(1, most + 1):
-        if splits == 1 or np.ceil(steps / splits) != np.ceil(steps / (splits - 1)):
+    for goal in range(2):
+        for splits in range(1, most + 1):
             waves = blocks * splits / slots
-            best = max(best, waves / np.ceil(waves))
-    for splits in range(1, most + 1):
-        if splits == 1 or np.ceil(steps / splits) != np.ceil(steps / (splits - 1)):
-            waves = blocks * splits / slots
-            if waves / np.ceil(waves) >= 0.85 * best:
+            filled = waves / np.ceil(waves)
+            if splits > 1 and np.ceil(steps / splits) == np.ceil(steps / (splits - 1)):
+                continue
+            if goal == 0:
+                best = max(best, filled)
+            elif filled >= FULL_SHARE * best:
                 return float(splits)
     return 1.0
 
 
 @kernel
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors, head_dim, window, held, is_lone, kv_bytes):
-    """Return into how many splits a kernel cuts the context of each block: one, or by one of its libraries' rules.
+def context_splits(code, blocks, is_lone, held, kv_tokens, seen, head_dim, kv_value_bytes, window, processors):
+    """Return into how many splits a kernel cuts the context of each block: one, or by its library's rule.
 
-    SPLIT_WAVES (TensorRT-LLM, XQA) cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many
-    splits as make eight waves; SPLIT_FEW (Triton) makes at most eight.
+    SPLIT_WAVES cuts the whole context, windowed or not, into at most sqrt(8 parts) and so many splits as make eight
+    waves, but lone heads' only to occupy the device; SPLIT_FEW makes at most eight, more for long contexts;
+    SPLIT_FULLEST fills its waves, without a window; SPLIT_PLANNED fills the blocks that are `held`; SPLIT_SEGMENTS
+    makes sixteen where blocks are few.
     """
-    if code == SPLIT_LONE and not is_lone:
-        return 1.0
     if code in (SPLIT_WAVES, SPLIT_LONE) and is_lone:
-        fewest = 16384.0 * kv_bytes / head_dim
-        return max(1.0, min(seen // fewest, np.ceil(LONEK * processors / blocks)))
+        fewest = LONE_SPLIT_BYTES * kv_value_bytes / head_dim
+        return max(1.0, min(seen // fewest, np.ceil(processors / blocks)))
     if code == SPLIT_WAVES:
         parts = kv_tokens // PART_TOKENS
         return max(1.0, min(parts, np.ceil(np.sqrt(MOST_WAVES * parts)), MOST_WAVES * processors // blocks))
     if code == SPLIT_FEW:
         reach = np.floor(processors * max(1.0, np.log2(seen / FEWEST_TOKENS)))
         return min(MOST_SPLITS, np.ceil(reach / blocks))
-    if code == SPLIT_FULLEST:
-        return fullest_splits(blocks, pieces(seen, step_of(code, head_dim)), 2.0 * processors) if group > 1.0 and window <= 0.0 else 1.0
+    if code == SPLIT_FULLEST and not is_lone and window <= 0.0:
+        return fullest_splits(blocks, pieces(seen, step_tokens(code, head_dim)), held * processors)
     if code == SPLIT_PLANNED:
         return max(1.0, min(held * processors // blocks, pieces(seen, PART_TOKENS)))
-    if code == SPLIT_SEGMENTS:
-        return min(MOST_SEGMENTS, pieces(kv_tokens, 32.0)) if blocks <= MOST_SEGMENTED else 1.0
-    can_split = code == SPLIT_ALWAYS or (code == SPLIT_GROUPED and group > 1.0)
-    if can_split and blocks < 0.8 * processors:
-        return max(1.0, min(processors // blocks, pieces(seen, split_tokens)))
+    if code == SPLIT_SEGMENTS and blocks <= MOST_SEGMENTED:
+        return min(SEGMENTS, pieces(kv_tokens, SEGMENT_TOKENS))
+    if code == SPLIT_ALWAYS and blocks < BUSY_FROM * processors:
+        return max(1.0, min(processors // blocks, pieces(seen, SPLIT_TOKENS)))
     return 1.0
+
+
+@kernel
+def launched_splits(code, splits, blocks):
+    """Return how many splits a kernel launches: Triton's grids are fixed, and splits without tokens leave at once."""
+    if code == SPLIT_FEW:
+        return MOST_SPLITS
+    if code == SPLIT_SEGMENTS and blocks <= MOST_SEGMENTED:
+        return SEGMENTS
+    return splits
+
+
+@kernel
+def blocks_held(split, packing, is_lone, group, blocks, processors):
+    """Return how many blocks a processor is taken to hold at once: those of lone heads are limited by their memory."""
+    if packing == PACK_TENSOR and is_lone:
+        return 1.0 if group <= 1.0 else 4.0
+    if split in (SPLIT_WAVES, SPLIT_LONE) and is_lone and blocks > MANY_BLOCKS * processors:
+        return HELD * SMALL_BLOCKS
+    return HELD
 
 
 @kernel
@@ -134,76 +171,60 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     """Return the seconds of one query a sequence over `kv_tokens` cached tokens each, `batch` sequences, then traits.
 
     KV is read at the bandwidth that the busy blocks reach, or from cache; each block costs the padded query rows; a
-    long context is split over idle processors and combined where the kernel can. Blocks run in waves, in which those
-    whose split lies before the window leave at once; a block of one query row is another, cheaper kernel.
+    long context is split over idle processors and combined, which takes a pass over the splits' results. Blocks run in
+    waves, in which those whose split lies before the window or beyond the context leave at once; a block of one query
+    row is another kernel. New tokens are appended first; FlashAttention-2 moves queries and results of packed heads
+    once more (copy_s); heads of an odd size take another pass (odd_dim_s); a call takes at least what its host takes.
     """
-    split_code, packing_code = int(fit[23]), int(fit[24])
-    seen = kv_tokens if window <= 0.0 else min(kv_tokens, window)
-    if window >= CHUNK and (split_code == SPLIT_FEW or packing_code in (PACK_TENSOR, PACK_UNCHUNKED, PACK_TILED_UNCHUNKED)):
-        seen = kv_tokens
+    split, packing = int(fit[22]), int(fit[23])
+    seen = kv_tokens if window <= 0.0 or (fit[24] > 0.0 and window >= CHUNK) else min(kv_tokens, window)
     group = heads / kv_heads
-    packed = is_packed(packing_code, window, group)
-    if packing_code == PACK_BUSY:
+    packed = is_packed(packing, window, group)
+    if packing == PACK_BUSY:
         packed = packed and is_busy(batch * kv_heads, kv_tokens, machine.processors)
-    rows, blocks = 1.0, batch * heads
-    padded = 16.0
+    rows, padded, blocks = 1.0, TILE_ROWS, batch * heads
     if packed:
-        tile = group
-        if split_code == SPLIT_FEW:
-            tile = TILE_ROWS
-        elif packing_code in (PACK_TILED, PACK_TILED_UNCHUNKED):
-            tile = TILE_ROWS if group <= LARGEST_PACKED else LARGE_TILE_ROWS
-        elif packing_code in (PACK_PLANNED, PACK_UNCHUNKED) or (packing_code == PACK_TENSOR and group >= TENSOR_GROUP):
-            tile = tensor_tile(group, head_dim)
-            padded = tile
+        tile = tile_rows(packing, split, group, head_dim)
         rows, blocks = min(group, tile), batch * kv_heads * pieces(group, tile)
-    is_lone = packing_code not in (PACK_PLANNED, PACK_UNCHUNKED) and (rows <= 1.0 or (packing_code == PACK_TENSOR and group < TENSOR_GROUP))
-    held = 2.0
-    if packing_code == PACK_TENSOR and is_lone:
-        held = 1.0 if group == 1.0 else 4.0
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, fit[9], machine.processors, head_dim, window, held, is_lone, formats.kv_bytes)
+        padded = tile if packing in (PACK_TENSOR, PACK_PLANNED) and tile > group else TILE_ROWS
+    is_lone = (rows <= 1.0 and packing != PACK_PLANNED) or (packing == PACK_TENSOR and group < TENSOR_GROUP)
+    held = blocks_held(split, packing, is_lone, group, blocks, machine.processors)
+    splits = context_splits(
+        *(split, blocks, is_lone, held, kv_tokens, seen, head_dim, formats.kv_bytes, window, machine.processors)
+    )
     each, used = seen / splits, splits
-    if (split_code == SPLIT_WAVES and not is_lone) or split_code == SPLIT_SEGMENTS:
+    if split == SPLIT_SEGMENTS or (split == SPLIT_WAVES and not is_lone):
         each = min(seen, kv_tokens / splits)
         used = min(splits, pieces(seen, each))
-    launched = splits
-    if split_code == SPLIT_FEW:
-        launched = MOST_SPLITS
-    elif split_code == SPLIT_SEGMENTS and blocks <= MOST_SEGMENTED:
-        launched = MOST_SEGMENTS
+    launched = launched_splits(split, splits, blocks)
     waves, all_waves = blocks * used / machine.processors, blocks * launched / machine.processors
     kv_bytes = KV_TENSORS * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2.0 * batch * heads * head_dim * BYTES_PER_QUERY
-    partial_bytes = 0.5 * SPLIT_BYTES * splits * batch * heads * head_dim if splits > 1.0 else 0.0
-    footprint = fit[5] * (kv_bytes + query_bytes + partial_bytes)
+    partial_bytes = SPLIT_BYTES * splits * batch * heads * head_dim
+    footprint = fit[5] * (kv_bytes + query_bytes + (0.5 * partial_bytes if splits > 1.0 else 0.0))
     resident = residency(footprint * footprint / machine.cache_bytes, machine.cache_bytes)
     reread = 1.0 if packed else 1.0 + 0.15 * (group - 1.0) * (1.0 - resident)
     io_bytes = (kv_bytes * reread + query_bytes) * (1.0 - resident + resident / fit[4])
     memory_s = io_bytes / machine.bandwidth_bytes_per_s / min(fit[2], fit[3] * min(1.0, waves))
-    efficiency = fit[1] * head_dim / (head_dim + fit[10])
+    efficiency = fit[1] * head_dim / (head_dim + fit[9])
     per_block = MATMULS * FLOPS_PER_MAC * padded * pieces(rows, padded) * each * head_dim
     compute_s = max(waves, 1.0) * per_block * machine.processors / (machine.flops_per_s * efficiency)
-    cost = fit[12] if is_lone else 1.0
-    if split_code != SPLIT_FULLEST:
-        cost *= (head_dim / 128.0) ** fit[13]
-    room = fit[15] * held / 2.0
-    if is_lone and split_code in (SPLIT_WAVES, SPLIT_LONE) and blocks > 1.3 * machine.processors:
-        room *= 4.0
-    if split_code != SPLIT_FULLEST:
-        room *= (128.0 / head_dim) ** (1.0 - fit[13])
-    odd_s = 0.0 if head_dim == 64.0 or head_dim % 128.0 == 0.0 else fit[21]
-    waves_s = fit[7] * (fit[22] if is_lone else 1.0) * rounds_of(all_waves / room, fit[14])
-    steps_s = fit[8] * cost * pieces(each, step_of(split_code, head_dim)) * rounds_of(waves / room, fit[14])
-    wave_s = waves_s + steps_s
-    combine_s = 0.0
+    step_s, room = fit[8] * (fit[11] if is_lone else 1.0), fit[14] * held / HELD
+    if split != SPLIT_FULLEST:  # whose steps are as many bytes whatever the head size
+        step_s *= (head_dim / 128.0) ** fit[12]
+        room *= (128.0 / head_dim) ** (1.0 - fit[12])
+    wave_s = fit[7] * (fit[21] if is_lone else 1.0) * rounds_of(all_waves / room, fit[13])
+    wave_s += step_s * pieces(each, step_tokens(split, head_dim)) * rounds_of(waves / room, fit[13])
+    seconds = fit[0] + smooth_max(smooth_max(memory_s, compute_s, fit[10]), wave_s, fit[10])
     if launched > 1.0:
-        combine_s = fit[6] + fit[20] * splits + fit[16] * SPLIT_BYTES * splits * batch * heads * head_dim / machine.bandwidth_bytes_per_s
-    moved_again = 0.0
-    if packing_code == PACK_UNWINDOWED and packed and batch > 1.0 and kv_heads > 1.0 and group > 1.0:
-        moved_again = 1.0
-    append_s = fit[19] * moved_again + fit[17] * batch * (heads + 2.0 * kv_heads) * head_dim * BYTES_PER_QUERY / machine.bandwidth_bytes_per_s
-    seconds = fit[0] + odd_s + combine_s + append_s + smooth_max(smooth_max(memory_s, compute_s, fit[11]), wave_s, fit[11])
-    seconds = smooth_max(seconds, fit[18], BOUND_SHARPNESS)
+        seconds += fit[6] + fit[19] * splits + fit[15] * partial_bytes / machine.bandwidth_bytes_per_s
+    new_bytes = batch * (heads + 2.0 * kv_heads) * head_dim * BYTES_PER_QUERY
+    seconds += fit[16] * new_bytes / machine.bandwidth_bytes_per_s
+    if packing == PACK_UNWINDOWED and packed and batch > 1.0 and kv_heads > 1.0 and group > 1.0:
+        seconds += fit[18]
+    if head_dim != 64.0 and head_dim % 128.0 != 0.0:
+        seconds += fit[20]
+    seconds = smooth_max(seconds, fit[17], BOUND_SHARPNESS)
     return (
         seconds,
         compute_s / memory_s,
