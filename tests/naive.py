@@ -164,52 +164,106 @@ def moe(m, hidden, inter, experts, topk, tp, ep, uneven, matrices, rows, wide, d
 
 def is_packed(code, window, group):
     small = group <= 32 and group == int(group)
-    return {0: False, 1: True, 2: window <= 0, 3: small, 4: small and group > 1, 5: True, 6: True}[int(code)]
+    return {0: False, 1: True, 2: window <= 0, 3: small, 4: small and group > 1, 5: True, 6: True, 7: True}[int(code)]
 
 
-def context_splits(code, blocks, group, kv_tokens, seen, split_tokens, processors):
-    if code == 3:
+def tile_rows(pack_code, split_code, group, head_dim):
+    if split_code == 4:
+        return 16
+    if pack_code == 6:
+        return 16 if group <= 32 else 64
+    if pack_code == 7 or (pack_code == 5 and group >= 4):
+        tall = 128 if head_dim < 256 else 64
+        return next(rows for most, rows in ((16, 16), (64, 64), (inf, tall)) if group <= most)
+    return group
+
+
+def fullest_splits(blocks, steps, slots):
+    """Return the fewest eligible splits whose waves are 85 % as full as the fullest, all candidates laid out."""
+    filled = {
+        splits: blocks * splits / slots / ceil(blocks * splits / slots)
+        for splits in range(1, int(min(128, slots, steps)) + 1)
+        if splits == 1 or ceil(steps / splits) < ceil(steps / (splits - 1))
+    }
+    if blocks >= 0.8 * slots:
+        return 1
+    return min(splits for splits, share in filled.items() if share >= 0.85 * max(filled.values()))
+
+
+def context_splits(code, blocks, is_lone, held, kv_tokens, seen, head_dim, kv_value_bytes, window, processors):
+    if code in (2, 3):
+        if is_lone:
+            return max(1, min(seen * head_dim // (16384 * kv_value_bytes), ceil(processors / blocks)))
         parts = kv_tokens // 128
-        return max(1, min(parts, ceil(sqrt(8 * parts)), 8 * processors // blocks))
+        return 1 if code == 3 else max(1, min(parts, ceil(sqrt(8 * parts)), 8 * processors // blocks))
     if code == 4:
-        return min(8, ceil(processors * max(1, log2(kv_tokens / 64)) / blocks))
-    if (code == 1 or (code == 2 and group > 1)) and blocks < 0.8 * processors:
-        return max(1, min(processors // blocks, ceil(seen / split_tokens)))
+        return min(8, ceil(int(processors * max(1, log2(seen / 64))) / blocks))
+    if code == 5 and not is_lone and window <= 0:
+        step = {64: 256, 128: 128}.get(head_dim, 64)
+        return fullest_splits(blocks, ceil(seen / step), held * processors)
+    if code == 6:
+        return max(1, min(held * processors // blocks, ceil(seen / 128)))
+    if code == 7 and blocks <= 128:
+        return min(16, ceil(kv_tokens / 32))
+    if code == 1 and blocks < 0.8 * processors:
+        return max(1, min(processors // blocks, ceil(seen / 256)))
     return 1
 
 
 def attention_decode(batch, kv_tokens, heads, kv_heads, head_dim, window, formats, machine, fit):
     """Return the time of one query a sequence, from blocks, waves and the KV bytes that must be read."""
-    (fixed, compute_eff, memory_eff, share, speedup, copies, combine, wave, block) = fit[:9]
-    (split_tokens, dim_half, sharpness, lone_cost, dims, tail, split_code, pack_code) = fit[9:]
-    seen = min(kv_tokens, window) if window > 0 else kv_tokens
+    (fixed, compute_eff, memory_eff, share, speedup, copies, combine, wave, block, dim_half, sharpness) = fit[:11]
+    (lone_cost, dims, tail, occupancy, combine_traffic, append_traffic, host, copy, combine_split) = fit[11:20]
+    (odd_dim, lone_wave, split_code, pack_code, chunk_code) = fit[20:]
+    bounded = window > 0 and not (chunk_code and window >= 8192)
+    seen = min(kv_tokens, window) if bounded else kv_tokens
     group = heads / kv_heads
     packed = is_packed(pack_code, window, group)
     if pack_code == 4 and 4 * batch * kv_heads * max(1, kv_tokens // 128) < machine.processors:
         packed = False
-    rows, blocks = (group, batch * kv_heads) if packed else (1, batch * heads)
-    if packed and (split_code == 4 or pack_code == 6):
-        tile = 64 if pack_code == 6 and group >= 64 else 16
-        rows, blocks = min(group, tile), blocks * ceil(group / tile)
-    splits = context_splits(split_code, blocks, group, kv_tokens, seen, split_tokens, machine.processors)
+    rows, padded, blocks = 1, 16, batch * heads
+    if packed:
+        tile = tile_rows(pack_code, split_code, group, head_dim)
+        rows, blocks = min(group, tile), batch * kv_heads * ceil(group / tile)
+        padded = tile if pack_code in (5, 7) and tile > group else 16
+    lone = (rows <= 1 and pack_code != 7) or (pack_code == 5 and group < 4)
+    held = 2
+    if pack_code == 5 and lone:
+        held = 1 if group == 1 else 4
+    elif split_code in (2, 3) and lone and blocks > 1.3 * machine.processors:
+        held = 8
+    told = (kv_tokens, seen, head_dim, formats.kv_bytes, window, machine.processors)
+    splits = context_splits(split_code, blocks, lone, held, *told)
     each, used = seen / splits, splits
-    if split_code == 3:
+    if split_code == 7 or (split_code == 2 and not lone):
         each = min(seen, kv_tokens / splits)
         used = min(splits, ceil(seen / each))
+    launched = {4: 8, 7: 16 if blocks <= 128 else 1}.get(int(split_code), splits)
     waves = blocks * used / machine.processors
     kv_bytes = 2 * batch * kv_heads * seen * head_dim * formats.kv_bytes
     query_bytes = 2 * batch * heads * head_dim * 2
-    resident = residency(copies * (kv_bytes + query_bytes), machine.cache_bytes)
+    partial_bytes = 8 * splits * batch * heads * head_dim
+    footprint = copies * (kv_bytes + query_bytes + (partial_bytes / 2 if splits > 1 else 0))
+    resident = residency(footprint**2 / machine.cache_bytes, machine.cache_bytes)
     reread = 1 if packed else 1 + 0.15 * (group - 1) * (1 - resident)
     moved = (kv_bytes * reread + query_bytes) * (1 - resident + resident / speedup)
     memory = moved / machine.bandwidth_bytes_per_s / min(memory_eff, share * min(1, waves))
     rate = machine.flops_per_s / machine.processors * compute_eff * head_dim / (head_dim + dim_half)
-    compute = max(waves, 1) * 4 * 16 * ceil(rows / 16) * each * head_dim / rate
-    lone = rows <= 1 or (pack_code == 5 and group < 4)
-    walked = wave * rounds(blocks * splits / machine.processors, tail) + block * ceil(each / 64) * rounds(waves, tail)
-    walked *= (lone_cost if lone else 1) * (head_dim / 128) ** dims
-    busy = smooth_max(smooth_max(memory, compute, sharpness), walked, sharpness)
-    return fixed + (combine if splits > 1 else 0) + busy
+    compute = max(waves, 1) * 4 * padded * ceil(rows / padded) * each * head_dim / rate
+    room, step, step_s = occupancy * held / 2, 64, block * (lone_cost if lone else 1)
+    if split_code == 5:
+        step = {64: 256, 128: 128}.get(head_dim, 64)
+    else:
+        step_s, room = step_s * (head_dim / 128) ** dims, room * (128 / head_dim) ** (1 - dims)
+    walked = wave * (lone_wave if lone else 1) * rounds(blocks * launched / machine.processors / room, tail)
+    walked += step_s * ceil(each / step) * rounds(waves / room, tail)
+    total = fixed + smooth_max(smooth_max(memory, compute, sharpness), walked, sharpness)
+    if launched > 1:
+        total += combine + combine_split * splits + combine_traffic * partial_bytes / machine.bandwidth_bytes_per_s
+    total += append_traffic * batch * (heads + 2 * kv_heads) * head_dim * 2 / machine.bandwidth_bytes_per_s
+    total += copy if pack_code == 2 and packed and min(batch, kv_heads, group) > 1 else 0
+    total += odd_dim if head_dim not in (64, 128, 256, 512) else 0
+    return smooth_max(total, host, 6)
 
 
 def rounds(waves, tail):

@@ -55,10 +55,11 @@ def test_experts_agree_with_their_twin(m, routing, ep, tp, uneven, choice, tile)
     assert moe_traits(*arguments)[0] == pytest.approx(naive.moe(*arguments))
 
 
-@given(tokens, st.integers(1, 100_000).map(float), heads, windows, formats, st.integers(0, 16))
-@settings(deadline=None, max_examples=60)
-def test_decode_attention_agrees_with_its_twin(batch, context, heads, window, formats, codes):
-    arguments = (batch, context, *heads, 128.0, window, formats, TOY, guess("decode", codes))
+@given(tokens, st.integers(1, 100_000).map(float), heads, st.sampled_from([64.0, 128.0, 192.0, 256.0]),
+       st.sampled_from([0.0, 128.0, 8192.0]), formats, st.integers(0, 15))  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_decode_attention_agrees_with_its_twin(batch, context, heads, head_dim, window, formats, codes):
+    arguments = (batch, context, *heads, head_dim, window, formats, TOY, guess("decode", codes))
     assert attention.attention_decode_traits(*arguments)[0] == pytest.approx(naive.attention_decode(*arguments))
 
 
@@ -235,13 +236,44 @@ def test_a_window_bounds_what_decoding_costs():
         (attention.SPLIT_WAVES, 2.0, 131072.0, 91.0),  # sqrt(8 * 1024 parts), rounded up
         (attention.SPLIT_WAVES, 16.0, 131072.0, 66.0),  # 8 * 132 // 16
         (attention.SPLIT_WAVES, 16.0, 100.0, 1.0),
+        (attention.SPLIT_LONE, 2.0, 131072.0, 1.0),
         (attention.SPLIT_FEW, 16.0, 131072.0, 8.0),
         (attention.SPLIT_FEW, 132.0, 64.0, 1.0),
+        (attention.SPLIT_FULLEST, 32.0, 1024.0, 8.0),  # all eight steps of 128: 256 of 264 slots
+        (attention.SPLIT_FULLEST, 100.0, 131072.0, 5.0),  # 500 of 528 slots, where two splits fill 200 of 264
+        (attention.SPLIT_FULLEST, 212.0, 131072.0, 1.0),
+        (attention.SPLIT_PLANNED, 32.0, 1000.0, 8.0),  # 264 // 32, of 128 tokens at least
+        (attention.SPLIT_PLANNED, 32.0, 300.0, 3.0),
+        (attention.SPLIT_SEGMENTS, 128.0, 4096.0, 16.0),
+        (attention.SPLIT_SEGMENTS, 129.0, 4096.0, 1.0),
     ],
 )
 def test_a_context_is_split_by_the_rule_of_its_library(code, blocks, kv_tokens, splits):
-    found = attention.context_splits(code, blocks, 4.0, kv_tokens, kv_tokens, 256.0, 132.0)
-    assert found == splits
+    told = (False, 2.0, kv_tokens, kv_tokens, 128.0, 2.0, 0.0, 132.0)
+    assert attention.context_splits(code, blocks, *told) == splits
+
+
+@pytest.mark.parametrize("code", [attention.SPLIT_WAVES, attention.SPLIT_LONE])
+def test_lone_heads_of_tensorrt_llm_are_split_only_to_occupy_the_device(code):
+    splits = [
+        attention.context_splits(code, blocks, True, 2.0, tokens, tokens, 128.0, 2.0, 0.0, 132.0)
+        for blocks, tokens in ((1.0, 511.0), (1.0, 512.0), (1.0, 131072.0), (60.0, 131072.0), (132.0, 131072.0))
+    ]
+    assert splits == [1.0, 2.0, 132.0, 3.0, 1.0]
+
+
+def test_a_chunk_is_read_whole_only_by_kernels_that_do_not_know_chunks():
+    codes = FORMS["decode"].codes
+    knows, ignores = codes.index((6.0, 7.0, 0.0)), codes.index((6.0, 7.0, 1.0))
+    seconds = {
+        (code, window): attention.attention_decode_traits(
+            8.0, 1e5, 8.0, 8.0, 128.0, window, BF16, TOY, guess("decode", code)
+        )[0]
+        for code in (knows, ignores)
+        for window in (0.0, 128.0, 8192.0)
+    }
+    assert seconds[ignores, 8192.0] == seconds[ignores, 0.0] > 3 * seconds[knows, 8192.0]
+    assert seconds[ignores, 128.0] == seconds[knows, 128.0]
 
 
 def test_few_blocks_of_packed_heads_are_worked_off_head_by_head():
