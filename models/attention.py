@@ -5,7 +5,7 @@ Kernels take floats and return seconds; `fit` is as in models/operators.py. Shap
 
 import numpy as np
 
-from models.compiled import kernel
+from models.compiled import inner_kernel, kernel
 from models.operators import BOUND_SHARPNESS, FLOPS_PER_MAC, SPLIT_BYTES, pieces, residency, smooth_max
 
 DECODE_PARAMETERS = (
@@ -55,7 +55,7 @@ MIXED_TILE = 128.0
 MIXED_BLOCK = 64.0
 
 
-@kernel
+@inner_kernel
 def is_packed(code, window, group):
     """Return whether the queries of one KV head share a tile: never, always, without a window, or in small groups."""
     small = group <= LARGEST_PACKED and group == np.floor(group)
@@ -67,13 +67,13 @@ def is_packed(code, window, group):
     )
 
 
-@kernel
+@inner_kernel
 def is_busy(blocks, kv_tokens, processors):
     """Return whether the blocks of packed heads, one a part of the context, keep enough processors busy."""
     return blocks * max(1.0, kv_tokens // PART_TOKENS) >= BUSY_SHARE * processors
 
 
-@kernel
+@inner_kernel
 def tile_rows(packing, split, group, head_dim):
     """Return how many query rows of one KV head a tile takes."""
     if split == SPLIT_FEW:
@@ -87,7 +87,7 @@ def tile_rows(packing, split, group, head_dim):
     return group
 
 
-@kernel
+@inner_kernel
 def step_tokens(split, head_dim):
     """Return how many tokens of its context a block walks at once."""
     if split != SPLIT_FULLEST:
@@ -97,7 +97,7 @@ def step_tokens(split, head_dim):
     return 128.0 if head_dim > 64.0 else 256.0
 
 
-@kernel
+@inner_kernel
 def fullest_splits(blocks, steps, slots):
     """Return the fewest splits of `steps` steps that fill waves of `slots` blocks to 85 % of the best (Dao et al.)."""
     if blocks >= BUSY_FROM * slots:
@@ -117,7 +117,7 @@ def fullest_splits(blocks, steps, slots):
     return 1.0
 
 
-@kernel
+@inner_kernel
 def context_splits(code, blocks, is_lone, held, kv_tokens, seen, head_dim, kv_value_bytes, window, processors):
     """Return into how many splits a kernel cuts the context of each block: one, or by its library's rule.
 
@@ -146,7 +146,7 @@ def context_splits(code, blocks, is_lone, held, kv_tokens, seen, head_dim, kv_va
     return 1.0
 
 
-@kernel
+@inner_kernel
 def launched_splits(code, splits, blocks):
     """Return how many splits a kernel launches: Triton's grids are fixed, and splits without tokens leave at once."""
     if code == SPLIT_FEW:
@@ -156,7 +156,7 @@ def launched_splits(code, splits, blocks):
     return splits
 
 
-@kernel
+@inner_kernel
 def blocks_held(split, packing, is_lone, group, blocks, processors):
     """Return how many blocks a processor is taken to hold at once: those of lone heads are limited by their memory."""
     if packing == PACK_TENSOR and is_lone:
@@ -242,7 +242,7 @@ def attention_decode_traits(batch, kv_tokens, heads, kv_heads, head_dim, window,
     )
 
 
-@kernel
+@inner_kernel
 def rounds_of(waves, tail):
     """Return how many rounds of blocks are waited for: one at least, the last counted in full for a tail of 1."""
     return max(1.0, waves + tail * (np.ceil(waves) - waves))

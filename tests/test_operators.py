@@ -227,8 +227,16 @@ def test_a_window_bounds_what_decoding_costs():
     assert short == long
 
 
+def decoded(split, packing, batch, heads, kv_heads, kv_tokens):
+    """Return into how many splits decode attention cuts each context on 132 processors, and the rows of a tile."""
+    fit = np.array([*FORMS["decode"].guesses.values(), split, packing, 0.0])
+    machine = TOY._replace(processors=132.0)
+    traits = attention.attention_decode_traits(batch, kv_tokens, heads, kv_heads, 128.0, 0.0, BF16, machine, fit)
+    return traits[4], traits[5]
+
+
 @pytest.mark.parametrize(
-    ("code", "blocks", "kv_tokens", "splits"),
+    ("split", "blocks", "kv_tokens", "splits"),
     [
         (attention.SPLIT_NEVER, 1.0, 131072.0, 1.0),
         (attention.SPLIT_ALWAYS, 40.0, 131072.0, 3.0),  # 132 // 40
@@ -248,18 +256,20 @@ def test_a_window_bounds_what_decoding_costs():
         (attention.SPLIT_SEGMENTS, 129.0, 4096.0, 1.0),
     ],
 )
-def test_a_context_is_split_by_the_rule_of_its_library(code, blocks, kv_tokens, splits):
-    told = (False, 2.0, kv_tokens, kv_tokens, 128.0, 2.0, 0.0, 132.0)
-    assert attention.context_splits(code, blocks, *told) == splits
+def test_a_context_is_split_by_the_rule_of_its_library(split, blocks, kv_tokens, splits):
+    assert decoded(split, attention.PACK_ALWAYS, blocks, 4.0, 1.0, kv_tokens) == (splits, 4.0)
 
 
-@pytest.mark.parametrize("code", [attention.SPLIT_WAVES, attention.SPLIT_LONE])
-def test_lone_heads_of_tensorrt_llm_are_split_only_to_occupy_the_device(code):
-    splits = [
-        attention.context_splits(code, blocks, True, 2.0, tokens, tokens, 128.0, 2.0, 0.0, 132.0)
-        for blocks, tokens in ((1.0, 511.0), (1.0, 512.0), (1.0, 131072.0), (60.0, 131072.0), (132.0, 131072.0))
-    ]
+@pytest.mark.parametrize("split", [attention.SPLIT_WAVES, attention.SPLIT_LONE])
+def test_lone_heads_of_tensorrt_llm_are_split_only_to_occupy_the_device(split):
+    placed = ((1.0, 511.0), (1.0, 512.0), (1.0, 131072.0), (60.0, 131072.0), (132.0, 131072.0))
+    splits = [decoded(split, attention.PACK_BUSY, blocks, 1.0, 1.0, tokens)[0] for blocks, tokens in placed]
     assert splits == [1.0, 2.0, 132.0, 3.0, 1.0]
+
+
+def test_few_blocks_of_packed_heads_are_worked_off_head_by_head():
+    for blocks, tokens, rows in ((32.0, 100.0, 1.0), (33.0, 100.0, 4.0), (4.0, 1152.0, 4.0)):  # the last: nine parts
+        assert decoded(attention.SPLIT_WAVES, attention.PACK_BUSY, blocks, 4.0, 1.0, tokens)[1] == rows
 
 
 def test_a_chunk_is_read_whole_only_by_kernels_that_do_not_know_chunks():
@@ -274,12 +284,6 @@ def test_a_chunk_is_read_whole_only_by_kernels_that_do_not_know_chunks():
     }
     assert seconds[ignores, 8192.0] == seconds[ignores, 0.0] > 3 * seconds[knows, 8192.0]
     assert seconds[ignores, 128.0] == seconds[knows, 128.0]
-
-
-def test_few_blocks_of_packed_heads_are_worked_off_head_by_head():
-    assert not attention.is_busy(32.0, 100.0, 132.0)
-    assert attention.is_busy(33.0, 100.0, 132.0)
-    assert attention.is_busy(4.0, 1152.0, 132.0)  # nine parts each
 
 
 def test_a_chunk_beside_decodes_costs_more_than_alone():
