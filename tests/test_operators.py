@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models import attention, operators
 from models.calibration import boosting, load, residual
-from models.calibration.forms import FORMS
+from models.calibration.forms import FORMS, form_told
 from models.experts import MOE_PARAMETERS, hottest_share, moe_traits, tokens_of_rank
 from models.operators import GEMM_PARAMETERS, Formats, Machine
 
@@ -270,6 +270,12 @@ def test_lone_heads_of_tensorrt_llm_are_split_only_to_occupy_the_device(split):
 def test_few_blocks_of_packed_heads_are_worked_off_head_by_head():
     for blocks, tokens, rows in ((32.0, 100.0, 1.0), (33.0, 100.0, 4.0), (4.0, 1152.0, 4.0)):  # the last: nine parts
         assert decoded(attention.SPLIT_WAVES, attention.PACK_BUSY, blocks, 4.0, 1.0, tokens)[1] == rows
+
+
+def test_a_kernel_whose_name_tells_its_rule_follows_no_other():
+    assert form_told("decode", "sglang", "triton").codes == ((attention.SPLIT_FEW, attention.PACK_ALWAYS, 1.0),)
+    assert form_told("decode", "sglang", "fa3") is FORMS["decode"]
+    assert form_told("prefill", "sglang", "triton") is FORMS["prefill"]
 
 
 def test_a_chunk_is_read_whole_only_by_kernels_that_do_not_know_chunks():

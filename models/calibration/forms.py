@@ -1,7 +1,7 @@
 """The kernel forms that calibration can fit: their parameters, where a fit starts, and their discrete choices."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,19 @@ class Form:
 FORMS: dict[str, Form] = {}
 DEVICES, NODES = 1, 2  # columns of collectives
 OF_ENGINES = "custom"  # how measurement tables begin the names of all-reduce kernels that engines bring themselves
+
+# Choices that a kernel's name tells, by form, engine and kernel.
+TOLD_CODES = {
+    ("decode", "sglang", "triton"): (float(attention.SPLIT_FEW), float(attention.PACK_ALWAYS), 1.0),
+    ("decode", "vllm", "vllm_triton_attn"): (float(attention.SPLIT_SEGMENTS), float(attention.PACK_ALWAYS), 0.0),
+    ("decode", "vllm", "vllm_flash_attn_fa2"): (float(attention.SPLIT_FULLEST), float(attention.PACK_UNWINDOWED), 0.0),
+}
+
+
+def form_told(name: str, engine: str, kernel: str) -> Form:
+    """Return a form, with the one choice of a kernel whose name tells its library's rule, or else with all."""
+    told = TOLD_CODES.get((name, engine, kernel))
+    return replace(FORMS[name], codes=(told,)) if told else FORMS[name]
 
 
 def _add(

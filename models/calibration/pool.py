@@ -11,7 +11,7 @@ import numpy.typing as npt
 from models import device as devices
 from models.calibration import fitting, measured, residual, store
 from models.calibration.boosting import Budget
-from models.calibration.forms import FORMS, OF_ENGINES, Form
+from models.calibration.forms import FORMS, OF_ENGINES, Form, form_told
 from models.calibration.measured import Group
 from models.calibration.plausible import impossible
 from models.calibration.shapes import FEW_FOR_TREES, RINGS, feature_columns, form_of, octaves_outside
@@ -138,7 +138,7 @@ def beyond_pairs(form: Form, parameters: Floats, device: devices.Device) -> Floa
 
 def form_for(group: Group) -> Form:
     """Return the form of a group's kernel: a collectives library has none of the engines' shots."""
-    form = FORMS[form_of(group.op)]
+    form = form_told(form_of(group.op), group.engine, group.kernel)
     of_library = group.op in RINGS and not group.kernel.startswith(OF_ENGINES)
     return replace(form, codes=form.codes[:1]) if of_library else form
 
