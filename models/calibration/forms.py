@@ -49,16 +49,17 @@ OF_ENGINES = "custom"  # how measurement tables begin the names of all-reduce ke
 
 # Choices that a kernel's name tells, by form, engine and kernel.
 TOLD_CODES = {
-    ("decode", "sglang", "triton"): (float(attention.SPLIT_FEW), float(attention.PACK_ALWAYS), 1.0),
-    ("decode", "vllm", "vllm_triton_attn"): (float(attention.SPLIT_SEGMENTS), float(attention.PACK_ALWAYS), 0.0),
-    ("decode", "vllm", "vllm_flash_attn_fa2"): (float(attention.SPLIT_FULLEST), float(attention.PACK_UNWINDOWED), 0.0),
+    ("decode", "sglang", "triton"): (attention.SPLIT_FEW, attention.PACK_ALWAYS, 1),
+    ("decode", "vllm", "vllm_triton_attn"): (attention.SPLIT_SEGMENTS, attention.PACK_ALWAYS, 0),
+    ("decode", "vllm", "vllm_flash_attn_fa2"): (attention.SPLIT_FULLEST, attention.PACK_UNWINDOWED, 0),
+    ("decode", "vllm", "vllm_flashinfer_trtllmdecode"): (attention.SPLIT_ALWAYS, attention.PACK_TILED, 0),
 }
 
 
 def form_told(name: str, engine: str, kernel: str) -> Form:
     """Return a form, with the one choice of a kernel whose name tells its library's rule, or else with all."""
     told = TOLD_CODES.get((name, engine, kernel))
-    return replace(FORMS[name], codes=(told,)) if told else FORMS[name]
+    return replace(FORMS[name], codes=(tuple(map(float, told)),)) if told else FORMS[name]
 
 
 def _add(
