@@ -38,7 +38,6 @@ MOST_ROWS_OF = {"moe": 20_000}  # of devices of one silicon, which hardly differ
 TREE_COUNTS = (12, 19, 38, 75, 150, 300)
 FADE_TREES = 75  # enough to tell how far a correction reaches
 WORTHWHILE = 0.975  # twice the trees must bring the error down to this share
-WORTHWHILE_OF = {"attn_decode": 0.985}  # of tables large enough to tell
 P90_WEIGHT = 0.3  # what is minimised is the median plus this share of the 90th percentile
 # Rows so much slower than the physical form, on the log, that a tuner's accident explains them: they are judged, but
 # teach nothing, since they befall one architecture and spare its sibling.
@@ -138,7 +137,7 @@ def beyond_pairs(form: Form, parameters: Floats, device: devices.Device) -> Floa
 
 
 def form_for(group: Group) -> Form:
-    """Return the form of a group's kernel: a collectives library has none of the engines' shots."""
+    """Return the form of a group's kernel: its name may tell a choice; a collectives library has no engines' shots."""
     form = form_told(form_of(group.op), group.engine, group.kernel)
     of_library = group.op in RINGS and not group.kernel.startswith(OF_ENGINES)
     return replace(form, codes=form.codes[:1]) if of_library else form
@@ -354,7 +353,7 @@ def _budget(pool: Sequence[Member]) -> Budget:
     for count in dict.fromkeys(min(count, most.trees) for count in TREE_COUNTS):
         first = residual.first_trees(trees, count)
         score = _score(kept, first)
-        if score < WORTHWHILE_OF.get(op, WORTHWHILE) * least:
+        if score < WORTHWHILE * least:
             best, least = count, score
     return most._replace(trees=best)
 
