@@ -64,6 +64,13 @@ def test_a_split_plan_says_what_its_conditional_bound_takes_for_granted(with_rol
     assert (roles.ASSUMED in plan.notes) == is_split
 
 
+def test_prefill_steps_are_as_long_as_a_token_gets_cheaper_but_leave_time_to_wait_for_them():
+    # 1 ms and 0.1 ms a token: the longest is the cheapest; a quarter of 200 ms has room for 490 tokens, so for 384.
+    one = planner_toys.offer("toy", 1.0, max_batched_tokens=1024)
+    assert disaggregated.step_tokens(one, 10.0) == 1024
+    assert disaggregated.step_tokens(one, 0.2) == 384
+
+
 def test_no_split_fleet_that_survives_costs_less_than_the_bound():
     promises, cheaper = planner_toys.promises(*PROMISES), 0
     for seed in range(12):

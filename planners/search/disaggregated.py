@@ -57,7 +57,7 @@ def role_offers(
             prices = token_prices(one.priced, answers, tpot_limit_s)
             answer_usd.append((one.usd_per_hour * float(decode_work_s(prices, inputs, outputs).sum()), one))
     chosen = [
-        _in_role(one, "prefill", replace(PREFILL, max_num_batched_tokens=_step_tokens(one, ttft_limit_s)))
+        _in_role(one, "prefill", replace(PREFILL, max_num_batched_tokens=step_tokens(one, ttft_limit_s)))
         for one in _best(prompt_usd)
     ]
     return (*chosen, *(_in_role(one, "decode", DECODE) for one in _best(answer_usd)))
@@ -89,7 +89,7 @@ def _best(priced: list[tuple[float, Offer]]) -> list[Offer]:
     return list(devices.values())[:MOST_OFFERS]
 
 
-def _step_tokens(one: Offer, ttft_limit_s: float) -> int:
+def step_tokens(one: Offer, ttft_limit_s: float) -> int:
     """Return the tokens of a prefill step in which each takes least time, of steps that leave time to wait for them."""
     table = one.priced.table
     tokens = np.arange(STEP_TOKENS, one.priced.limits.max_batched_tokens + 1, STEP_TOKENS)
