@@ -41,7 +41,9 @@ class Scheduler:
 
     prefill_first means that prompts and decodes never share a step. A request passes the front end, which takes
     front_request_s + front_token_s a prompt token and serves one at a time, is noticed at the end of a step (of every
-    poll_steps-th), and joins steps_ahead steps later, for those are scheduled already.
+    poll_steps-th), and joins steps_ahead steps later, for those are scheduled already. Unless cuts_prompts, a prompt
+    that does not fit into what others leave of the budget waits for the next step. Beside decodes, prompts wait for up
+    to wait_steps until a step holds wait_tokens.
     """
 
     budget_tokens: int
@@ -52,6 +54,9 @@ class Scheduler:
     poll_steps: int = 1
     front_request_s: float = 0.0
     front_token_s: float = 0.0
+    cuts_prompts: bool = True
+    wait_steps: int = 0
+    wait_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +200,14 @@ def replay(
     for _ in range(load.concurrency):
         clients.send(clock)
     finish: list[tuple[int, int, _Request]] = []  # at which count of decode steps a running sequence ends
-    decoded, context, ticket = 0, 0.0, 0
+    decoded, context, ticket, waited = 0, 0.0, 0, 0
     done: list[_Request] = []
     while len(done) < wanted:
         clients.notice(clock, not finish)
         admitted = _admit(clients.waiting, scheduler, clock.steps, len(finish), context)
-        if admitted:
+        is_held = waited < scheduler.wait_steps and _waits(admitted, scheduler, len(finish))
+        if admitted and not is_held:
+            waited = 0
             running = 0 if scheduler.prefill_first else len(finish)
             chunk = sum(map(itemgetter(1), admitted))
             past = sum((r.input_tokens - r.left_tokens) * t for r, t in admitted) / chunk if len(admitted) == 1 else 0.0
@@ -222,6 +229,7 @@ def replay(
             steps = min(steps, clients.steps_until_next(clock, step_s))
             clock.take(steps, running, running, decode(running, context + 0.5 * running * steps), 0.0)
             decoded += steps
+            waited += steps if is_held else 0
             context += running * steps
         while finish and finish[0][0] <= decoded:
             request = heappop(finish)[2]
@@ -265,6 +273,8 @@ def _admit(
             break
         if running + len(admitted) >= scheduler.most_sequences:
             break
+        if admitted and request.left_tokens > budget and not scheduler.cuts_prompts:
+            break
         tokens = min(budget, request.left_tokens)
         admitted.append((request, tokens))
         budget -= tokens
@@ -272,6 +282,12 @@ def _admit(
         if tokens < request.left_tokens:
             break
     return admitted
+
+
+def _waits(admitted: list[tuple[_Request, int]], scheduler: Scheduler, running: int) -> bool:
+    """Return whether prompts wait for company: some are there, beside decodes, but too few tokens for a step."""
+    tokens = running + sum(map(itemgetter(1), admitted))
+    return bool(running and admitted) and tokens < scheduler.wait_tokens
 
 
 def _summary(done: list[_Request], weights: Floats | None, clock: _Clock) -> Answered:

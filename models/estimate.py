@@ -46,7 +46,7 @@ class StepCosts:
         seconds = tokens + self._sequences_s[1] + self._prefill_attention(chunk, past)
         if beside + chunk <= self.host.graph_max_tokens:
             return seconds
-        return max(seconds, self.host.eager_layer_s * self.engine.llm.layers - before)
+        return max(seconds, self.host.eager_s(self.engine.llm) - before)
 
     @cached_property
     def _tokens_s(self) -> list[float]:
@@ -209,26 +209,28 @@ def check_fits(engine: Engine, load: Load) -> None:
         )
 
 
-def answer(costs: StepCosts, load: Load, poll_steps: int = 1) -> Answered:
-    """Return what the clients of a closed loop see; data-parallel ranks share them evenly.
-
-    The scheduler looks for new requests after every poll_steps-th step.
-    """
+def answer(costs: StepCosts, load: Load, scheduler: Scheduler | None = None) -> Answered:
+    """Return what the clients of a closed loop see; data-parallel ranks share them evenly."""
     engine, host = costs.engine, costs.host
     per_rank = replace(load, concurrency=ceil(load.concurrency / engine.dp))
-    scheduler = Scheduler(
+    scalars = (host.step_s(engine.llm.layers), host.host_sequence_s, host.decode_factor, host.prefill_factor)
+    scheduler = scheduler or scheduler_of(costs)
+    seen = replay(per_rank, scheduler, costs.decode, costs.prefill, scalars, np.random.default_rng(SEED))
+    return replace(seen, ttft_s=seen.ttft_s + host.first_token_s, e2e_s=seen.e2e_s + host.first_token_s)
+
+
+def scheduler_of(costs: StepCosts) -> Scheduler:
+    """Return the scheduler of one rank of an Engine, as its framework comes."""
+    engine, host = costs.engine, costs.host
+    return Scheduler(
         engine.settings.max_num_batched_tokens,
         engine.kv_tokens,
         host.prefill_first,
         engine.settings.max_num_seqs,
         host.steps_ahead,
-        poll_steps,
-        host.front_request_s,
-        host.front_token_s,
+        front_request_s=host.front_request_s,
+        front_token_s=host.front_token_s,
     )
-    scalars = (host.step_s(engine.llm.layers), host.host_sequence_s, host.decode_factor, host.prefill_factor)
-    seen = replay(per_rank, scheduler, costs.decode, costs.prefill, scalars, np.random.default_rng(SEED))
-    return replace(seen, ttft_s=seen.ttft_s + host.first_token_s, e2e_s=seen.e2e_s + host.first_token_s)
 
 
 class DraftingCosts(StepCosts):

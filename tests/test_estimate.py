@@ -83,6 +83,21 @@ def test_no_more_sequences_run_than_the_scheduler_allows():
     assert seen(Load(10, 50, 8), replace(TOGETHER, most_sequences=3)).mean_batch <= 3.0
 
 
+def test_a_prompt_that_is_not_cut_goes_whole_in_a_step_of_its_own():
+    whole = replace(TOGETHER, cuts_prompts=False)
+    assert seen(Load(600, 2, 2, cold_waves=1), whole).ttft_s == pytest.approx((0.6 + 1.2) / 2, rel=0.02)
+    assert seen(Load(600, 2, 2, cold_waves=1)).ttft_s == pytest.approx((1.0 + 1.2) / 2, rel=0.02)
+
+
+def test_prompts_wait_for_company_until_a_step_is_full_or_their_patience_ends():
+    load_ = Load(100, 200, 16, 0.5)
+    patient = replace(TOGETHER, wait_steps=20, wait_tokens=900.0)
+    steps = [seen(load_, scheduler).ttft_parts.steps for scheduler in (TOGETHER, patient)]
+    assert steps[1] - steps[0] == pytest.approx(10, abs=6)  # the first of a company waits for 20, the last for none
+    easy = replace(patient, wait_tokens=1.0)
+    assert seen(load_, easy) == seen(load_)
+
+
 def test_waves_left_out_of_a_cold_benchmark_are_weighed_in():
     # The first wave's four prompts wait for each other, later ones do not.
     few, many = (seen(Load(1000, 50, 4, 0.5, cold_waves=waves), ALONE).ttft_s for waves in (20, 200))

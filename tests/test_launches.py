@@ -1,9 +1,14 @@
 """Launches: what a benchmark's scripts set is found by engine and model; the last entry that fits holds."""
 
+from dataclasses import replace
+
 import pytest
 
 from models.calibration import end_to_end, launches
-from models.calibration.launches import Launch
+from models.calibration.launches import Asked, Launch
+from models.closed_loop import Load, Scheduler
+
+SCHEDULER = Scheduler(8192, 1 << 20, False)
 
 ROW = {
     "device": "b200_sxm",
@@ -22,14 +27,29 @@ ROW = {
 
 
 def test_an_engine_nobody_wrote_of_comes_as_it_comes():
-    assert launches.find("tgi", "llama-3.1-8b", "h100_sxm", "bf16", 1, 1) == Launch()
+    assert launches.find(Asked("tgi", "llama-3.1-8b", "h100_sxm", "bf16", (1, 1))) == Launch()
 
 
 def test_the_last_entry_that_fits_holds():
-    plain = launches.find("sglang", "llama-3.1-8b", "h200_sxm", "fp8", 8, 1)
-    qwen = launches.find("sglang", "qwen3.5-397b-a17b", "h200_sxm", "fp8_block", 8, 8)
+    plain = launches.find(Asked("sglang", "llama-3.1-8b", "h200_sxm", "fp8", (8, 1)))
+    qwen = launches.find(Asked("sglang", "qwen3.5-397b-a17b", "h200_sxm", "fp8_block", (8, 8)))
     assert (plain.budget_tokens, qwen.budget_tokens) == (32768, 16384)
-    assert (plain.polls(4), plain.polls(16), qwen.polls(16)) == (10, 30, 1)
+    assert [plain.schedule(SCHEDULER, Load(8, 8, clients)).poll_steps for clients in (4, 16)] == [10, 30]
+    assert qwen.schedule(SCHEDULER, Load(8, 8, 16)).poll_steps == 1
+
+
+def test_prompts_of_one_length_wait_for_company_where_a_script_says_so():
+    asked = Asked("trtllm", "llama-3.1-70b", "b200_sxm", "fp8", (4, 1), lengths=(1024, 1024))
+    waiting = launches.find(asked).schedule(SCHEDULER, Load(1024, 1024, 16))
+    assert (waiting.wait_steps, waiting.wait_tokens) == (20, 0.9 * SCHEDULER.budget_tokens)
+    for other in (replace(asked, cut=(8, 1)), replace(asked, lengths=(1024, 8192))):
+        assert launches.find(other).wait_steps == 0
+
+
+def test_a_server_set_up_for_a_load_takes_one_whole_prompt_a_step():
+    one = launches.generated("trtllm").schedule(SCHEDULER, Load(1000, 100, 8))
+    assert (one.budget_tokens, one.cuts_prompts) == (1008, False)
+    assert launches.generated("sglang") == Launch()
 
 
 def test_rows_of_the_benchmark_run_as_its_scripts_say():

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from models import device as devices
 from models import framework
 from models.calibration import launches, serving
-from models.calibration.launches import Launch
+from models.calibration.launches import Asked, Launch
 from models.calibration.validation import Predictions, none_yet, summary
 from models.closed_loop import Answered, Load
 from models.engine import Engine, Settings
-from models.estimate import StepCosts, answer, check_fits
+from models.estimate import StepCosts, answer, check_fits, scheduler_of
 from models.framework import Framework
 from models.llm import Llm
 
@@ -30,8 +30,7 @@ LOOP = "agg"  # the mode of closed loops of one engine, which are replayed; serv
 INFERENCEX_SHORTEST = 0.8
 INFERENCEX_LENGTHS = ((1024, 1024), (1024, 8192), (8192, 1024))
 COLD_WAVES = 10  # its benchmark sends ten requests a client, the first of all at once
-COHORTS = ("sglang",)  # prompts go first: requests of one length that came together stay together
-ROUND_LENGTH = 1000  # prompts of whole thousands of tokens are of the vendor's other series, whose waves spread
+ROUND_LENGTH = 1000  # prompts of whole thousands of tokens are of the vendor's other series, whose lengths spread
 BUDGET_TOKENS = 8192
 MISLABELLED = "mislabelled"
 UNSTATED = ("", "nan", "<NA>", "gemm:nan/moe:nan")
@@ -61,9 +60,15 @@ def engine_of(row: Row) -> Engine:
 
 
 def launch_of(row: Row, llm: Llm, dtype: str) -> Launch:
-    """Return how a row's server was launched, which is known of one benchmark."""
-    named = (str(row["engine"]), llm.name, str(row["device"]), dtype)
-    return launches.find(*named, _count(row["tp"]), _count(row["ep"])) if _is_inferencex(row) else Launch()
+    """Return how a row's server was launched, which is known of one benchmark and of a vendor's first series."""
+    engine = str(row["engine"])
+    if _is_generated(row):
+        return launches.generated(engine)
+    if not _is_inferencex(row):
+        return Launch()
+    cut, lengths = (_count(row["tp"]), _count(row["ep"])), (row["isl"], row["osl"])
+    version = row["engine_version"] if isinstance(row["engine_version"], str) else ""
+    return launches.find(Asked(engine, llm.name, str(row["device"]), dtype, cut, version, lengths))
 
 
 def _count(value: Any) -> int:
@@ -109,18 +114,21 @@ def dtype_of(llm: Llm, stated: str, device: devices.Device) -> str:
 
 def load_of(row: Row) -> Load:
     """Return the closed loop that a row describes."""
-    is_inferencex = _is_inferencex(row)
     values = [row["isl"], row["osl"], row["concurrency"]]
     if not all(isinstance(value, int | float) and isfinite(value) and value >= 1 for value in values):
         raise ValueError("input length, output length or concurrency is not given")
-    are_equal = not is_inferencex and row["engine"] in COHORTS and row["isl"] % ROUND_LENGTH
-    shortest = 1.0 if are_equal else INFERENCEX_SHORTEST
+    shortest = 1.0 if _is_generated(row) else INFERENCEX_SHORTEST
     return Load(int(values[0]), int(values[1]), int(values[2]), shortest, COLD_WAVES)
 
 
 def _is_inferencex(row: Row) -> bool:
     """Return whether a row is of that benchmark, or of a vendor's repetition of it, which keeps its three lengths."""
     return "InferenceX" in str(row.get("len_note", "")) or (row["isl"], row["osl"]) in INFERENCEX_LENGTHS
+
+
+def _is_generated(row: Row) -> bool:
+    """Return whether a row is of a vendor's series under settings from its configurator, whose lengths are equal."""
+    return not _is_inferencex(row) and bool(row["isl"] % ROUND_LENGTH)
 
 
 def answers(frame: Any) -> list[tuple[Engine, Answered] | str]:
@@ -162,7 +170,7 @@ def _answer(row: Row, costs: dict[Engine, StepCosts]) -> tuple[Engine, Answered]
     if engine not in costs:
         costs[engine] = StepCosts(engine)
     launch = launch_of(row, engine.llm, engine.dtype)
-    return engine, answer(costs[engine], load, launch.polls(load.concurrency))
+    return engine, answer(costs[engine], load, launch.schedule(scheduler_of(costs[engine]), load))
 
 
 def predict(frame: Any) -> Predictions:

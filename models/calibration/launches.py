@@ -1,10 +1,12 @@
 """How a benchmark's scripts launch the servers that its rows were measured on: launches.toml, by engine and model."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from models.closed_loop import Load, Scheduler
 
 FACTS = Path(__file__).with_name("launches.toml")
 FEW_CLIENTS = 16
@@ -12,7 +14,12 @@ FEW_CLIENTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a script sets: tokens of a step and the KV dtype (None: the usual), memory, steps between two looks."""
+    """What a script sets: tokens of a step and the KV dtype (None: the usual), memory, steps between two looks.
+
+    one_prompt is of servers set up for one load: a step takes one whole prompt beside a token of each client.
+    front_request_s, front_token_s and steps_ahead stand before those of the framework. Prompts wait for up to
+    wait_steps until a step is filled to wait_share.
+    """
 
     budget_tokens: int | None = None
     kv_dtype: str | None = None
@@ -22,35 +29,76 @@ class Launch:
     fuse_allreduce_rms: bool = False
     graph_tokens: int | None = None
     moe_backend: str = ""
+    one_prompt: bool = False
+    front_request_s: float | None = None
+    front_token_s: float | None = None
+    steps_ahead: int | None = None
+    cuts_prompts: bool = True
+    wait_steps: int = 0
+    wait_share: float = 0.0
 
-    def polls(self, clients: float) -> int:
-        """Return the steps between two looks of the scheduler at its requests, with so many clients."""
-        return self.poll_steps[clients >= FEW_CLIENTS]
+    def schedule(self, usual: Scheduler, load: Load) -> Scheduler:
+        """Return how a scheduler so launched forms steps under a load."""
+        budget_tokens = usual.budget_tokens
+        if self.one_prompt:
+            budget_tokens = min(budget_tokens, load.input_tokens + load.concurrency)
+        found = replace(
+            usual,
+            budget_tokens=budget_tokens,
+            poll_steps=self.poll_steps[load.concurrency >= FEW_CLIENTS],
+            cuts_prompts=self.cuts_prompts,
+            wait_steps=self.wait_steps,
+            wait_tokens=self.wait_share * budget_tokens,
+        )
+        own = {name: getattr(self, name) for name in ("front_request_s", "front_token_s", "steps_ahead")}
+        return replace(found, **{name: value for name, value in own.items() if value is not None})
 
 
-def find(engine: str, model: str, device: str, dtype: str, tp: int, ep: int) -> Launch:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a launch depends on, as measurement tables call it; the cut is (tp, ep), lengths (prompt, answer) tokens."""
+
+    engine: str
+    model: str
+    device: str
+    dtype: str
+    cut: tuple[int, int]
+    version: str = ""
+    lengths: tuple[float, float] = (0, 0)
+
+
+def find(asked: Asked) -> Launch:
     """Return how an engine of measurement tables was launched for a model; as it comes, where nothing is known."""
-    asked = {"engine": engine, "device": device, "dtype": dtype, "cut": (tp, ep)}
-    fitting = [entry for entry in _entries() if _fits(entry, asked, model)]
-    if not fitting:
-        return Launch()
-    told: dict[str, Any] = {name: value for name, value in fitting[-1].items() if name in Launch.__slots__}
+    fitting = [entry for entry in _facts()["launch"] if _fits(entry, asked)]
+    return _launch(fitting[-1]) if fitting else Launch()
+
+
+def generated(engine: str) -> Launch:
+    """Return how an engine was launched whose settings a configurator wrote for the load to come."""
+    own = [entry for entry in _facts()["generated"] if entry["engine"] == engine]
+    return _launch(own[0]) if own else Launch()
+
+
+def _launch(entry: dict[str, Any]) -> Launch:
+    told = {name: value for name, value in entry.items() if name in Launch.__slots__}
     if "poll_steps" in told:
         told["poll_steps"] = tuple(told["poll_steps"])
     return Launch(**told)
 
 
-def _fits(entry: dict[str, Any], asked: dict[str, Any], model: str) -> bool:
+def _fits(entry: dict[str, Any], asked: Asked) -> bool:
     return (
-        entry["engine"] == asked["engine"]
-        and any(model.startswith(start) for start in entry.get("models", [""]))
-        and asked["device"] in entry.get("devices", [asked["device"]])
-        and asked["dtype"] in entry.get("dtypes", [asked["dtype"]])
-        and asked["cut"] == tuple(entry.get("cut", asked["cut"]))
+        entry["engine"] == asked.engine
+        and any(asked.model.startswith(start) for start in entry.get("models", [""]))
+        and asked.version in entry.get("versions", [asked.version])
+        and asked.device in entry.get("devices", [asked.device])
+        and asked.dtype in entry.get("dtypes", [asked.dtype])
+        and asked.cut == tuple(entry.get("cut", asked.cut))
+        and asked.cut[0] <= entry.get("most_tp", asked.cut[0])
+        and asked.lengths == tuple(entry.get("lengths", asked.lengths))
     )
 
 
 @cache
-def _entries() -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = tomllib.loads(FACTS.read_text())["launch"]
-    return entries
+def _facts() -> dict[str, Any]:
+    return tomllib.loads(FACTS.read_text())
