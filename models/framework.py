@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from models.device import SERVING_SCALARS
 from models.engine import Engine
+from models.llm import Llm
 from models.versions import distance
 
 SCALARS = SERVING_SCALARS
@@ -29,7 +30,8 @@ class Framework:
     after it is noticed, and its first token takes first_token_s to its client.
     Batches up to `graph_max_tokens` are padded to 1, 2, 4, then multiples of `graph_fine_tokens` below
     `graph_coarse_from_tokens` and of twice that above. Larger steps have no graph: the host launches their kernels one
-    by one, and takes eager_layer_s for those of a layer, which the device waits for where it is done sooner.
+    by one, and takes eager_layer_s for those of a layer and eager_experts_s for those that choose and run its experts,
+    which the device waits for where it is done sooner.
     fuses_norms means that the kernel of an all-reduce also adds the residual and normalises, fuses_quantise that norms,
     activations and attention write numbers quantised by the checkpoint's scales for the matrix that reads them.
     interval holds the factors on a step's time between which 90 % of the measurements lay that the scalars were not
@@ -53,6 +55,7 @@ class Framework:
     steps_ahead: int = 0
     prefill_first: bool = False
     eager_layer_s: float = 0.0
+    eager_experts_s: float = 0.0
     fuses_norms: bool = False
     fuses_quantise: bool = False
     interval: tuple[float, float] = (0.75, 1.35)
@@ -61,6 +64,10 @@ class Framework:
     def step_s(self, layers: float) -> float:
         """Return the seconds that a step of so many layers takes beside its operators."""
         return self.host_step_s + self.layer_s * layers
+
+    def eager_s(self, llm: Llm) -> float:
+        """Return the seconds in which the host launches the kernels of a step one by one."""
+        return self.eager_layer_s * llm.layers + self.eager_experts_s * llm.moe_layers
 
     def padded_tokens(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the tokens a step computes for each number of tokens it was given."""

@@ -93,7 +93,7 @@ def _token_s(engine: Engine, cost: Cost, framework: Framework, grid: Grid) -> Fl
     decodes_s = np.interp(np.minimum(padded, most_decodes), points, seconds)
     prefills_s = np.interp(padded, points, seconds) - decodes_s
     device_s = framework.decode_factor * decodes_s + framework.prefill_factor * prefills_s
-    launched_s = np.where(tokens > framework.graph_max_tokens, framework.eager_layer_s * engine.llm.layers, 0.0)
+    launched_s = np.where(tokens > framework.graph_max_tokens, framework.eager_s(engine.llm), 0.0)
     device_s = np.maximum(device_s, launched_s)
     return np.asarray(framework.step_s(engine.llm.layers) + device_s)
 
