@@ -51,6 +51,8 @@ def engine_of(row: Row) -> Engine:
     dp = _count(row["attn_dp"])
     ep = max(ep, tp * dp) if dp > 1 else ep  # ranks that split attention's tokens alone share every expert
     launch = launch_of(row, llm, dtype)
+    if not launch.splits_attention:
+        tp, dp = tp * dp, 1
     if launch.drafts_tokens:
         raise ValueError(f"its launch drafts {launch.drafts_tokens} tokens a step; how many were accepted is not told")
     narrow = str(row["weight_dtype"]) in NARROW_KV and "fp8" in device.flops_per_s

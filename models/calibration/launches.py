@@ -16,9 +16,10 @@ FEW_CLIENTS = 16
 class Launch:
     """What a script sets: tokens of a step and the KV dtype (None: the usual), memory, steps between two looks.
 
-    one_prompt is of servers set up for one load: a step takes one whole prompt beside a token of each client.
+    budget_prompts is of servers set up for one load, where a step takes the tokens of so many prompts; with one_prompt it
+    takes one beside a token of each client.
     front_request_s, front_token_s and steps_ahead stand before those of the framework. Prompts wait for up to
-    wait_steps until a step is filled to wait_share.
+    wait_steps until a step is filled to wait_share. Unless it splits_attention, no rank has tokens of its own.
     """
 
     budget_tokens: int | None = None
@@ -29,10 +30,12 @@ class Launch:
     fuse_allreduce_rms: bool = False
     graph_tokens: int | None = None
     moe_backend: str = ""
+    budget_prompts: float | None = None
     one_prompt: bool = False
     front_request_s: float | None = None
     front_token_s: float | None = None
     steps_ahead: int | None = None
+    splits_attention: bool = True
     cuts_prompts: bool = True
     wait_steps: int = 0
     wait_share: float = 0.0
@@ -40,6 +43,8 @@ class Launch:
     def schedule(self, usual: Scheduler, load: Load) -> Scheduler:
         """Return how a scheduler so launched forms steps under a load."""
         budget_tokens = usual.budget_tokens
+        if self.budget_prompts is not None:
+            budget_tokens = min(budget_tokens, round(self.budget_prompts * load.input_tokens))
         if self.one_prompt:
             budget_tokens = min(budget_tokens, load.input_tokens + load.concurrency)
         found = replace(
