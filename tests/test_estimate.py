@@ -301,6 +301,8 @@ def test_serving_results_are_predicted_within_a_fifth(shared, tmp_path):
     _, _, result = end_to_end.validate_end_to_end(tmp_path / "few.parquet")
     assert result["predicted"] >= 0.9 * result["n"]
     assert result["overall"]["tpot"]["median"] < 0.2
+    of_pairs = [pair["n"] for pair in result["pairs"] if pair["metric"] == "tpot"]
+    assert sum(of_pairs) == result["predicted"]
 
 
 VLLM = {

@@ -68,3 +68,15 @@ def test_a_launch_that_drafts_by_an_unknown_acceptance_is_not_predicted():
 
 def test_ranks_that_split_attention_alone_share_the_experts():
     assert end_to_end.engine_of(ROW | {"tp": 1.0, "attn_dp": 8.0}).ep == 8
+
+
+def test_a_script_without_ranks_of_their_own_tokens_has_none_whatever_a_table_says():
+    row = ROW | {"engine": "vllm", "model": "moonshotai/Kimi-K2.5", "tp": 1.0, "ep": 4.0, "attn_dp": 4.0}
+    engine = end_to_end.engine_of(row | {"weight_dtype": "fp4"})
+    assert (engine.tp, engine.ep, engine.dp) == (4, 4, 1)
+
+
+def test_a_step_holds_so_many_prompts_of_its_load_where_a_script_says_so():
+    asked = Asked("vllm", "minimax-m2.5", "b200_sxm", "fp8_block", (4, 1), "0.19.0")
+    found = launches.find(asked).schedule(replace(SCHEDULER, budget_tokens=16384), Load(1024, 1024, 64))
+    assert found.budget_tokens == 2048

@@ -13,7 +13,7 @@ from models import device as devices
 from models import framework
 from models.calibration import launches, serving
 from models.calibration.launches import Asked, Launch
-from models.calibration.validation import Predictions, none_yet, summary
+from models.calibration.validation import Predictions, by_group, none_yet, summary
 from models.closed_loop import Answered, Load
 from models.engine import Engine, Settings
 from models.estimate import StepCosts, answer, check_fits, scheduler_of
@@ -208,7 +208,7 @@ WIDE = (0.4, 1.8)  # of rows that say little of the engine: about what nine in t
 
 
 def validate_end_to_end(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
-    """Return an end-to-end table's rows, their predictions, and the summary."""
+    """Return an end-to-end table's rows, their predictions, and the summary, by (model, device) pairs as well."""
     import pandas
 
     frame = pandas.read_parquet(path)
@@ -219,4 +219,5 @@ def validate_end_to_end(path: Path) -> tuple[Any, Predictions, dict[str, Any]]:
     for metric, column in (("power", "power_w_per_device"), ("energy", "energy_j_per_token")):
         truth[metric] = frame[column].to_numpy(np.float64, na_value=np.nan)
     keys = frame[list(GROUPS)].rename(columns=GROUPS).fillna("").astype(str)
-    return frame, found, summary(keys, truth, found)
+    pairs = by_group(frame[["model", "device"]].fillna("").astype(str), truth, found)
+    return frame, found, {**summary(keys, truth, found), "pairs": pairs}

@@ -16,8 +16,8 @@ FEW_CLIENTS = 16
 class Launch:
     """What a script sets: tokens of a step and the KV dtype (None: the usual), memory, steps between two looks.
 
-    budget_prompts is of servers set up for one load, where a step takes the tokens of so many prompts; with one_prompt it
-    takes one beside a token of each client.
+    budget_prompts is of servers set up for one load, where a step takes the tokens of so many prompts; with one_prompt
+    it takes one beside a token of each client.
     front_request_s, front_token_s and steps_ahead stand before those of the framework. Prompts wait for up to
     wait_steps until a step is filled to wait_share. Unless it splits_attention, no rank has tokens of its own.
     """

@@ -134,23 +134,36 @@ def summary(keys: Any, measured_values: Mapping[str, Floats], predictions: Predi
     keys is a frame of the group columns; a row with a reason counts as not predicted.
     """
     predicted = predictions.reason == ""
-    overall, groups = {}, []
-    for metric, truth in measured_values.items():
-        known = predicted & np.isfinite(truth) & (truth > 0.0) & np.isfinite(predictions.value[metric])
-        if known.any():
-            overall[metric] = _errors(known.nonzero()[0], truth, predictions, metric)
-        for key, part in keys[known].assign(_row=known.nonzero()[0]).groupby(list(keys.columns), sort=True):
-            named = dict(zip(keys.columns, key, strict=True))
-            rows = part["_row"].to_numpy()
-            groups.append({**named, "metric": metric, "n": len(rows), **_errors(rows, truth, predictions, metric)})
     reasons = Counter(_lacking(str(reason)) for reason in predictions.reason[~predicted])
+    overall = {
+        metric: _errors(known.nonzero()[0], truth, predictions, metric)
+        for metric, truth in measured_values.items()
+        if (known := _comparable(truth, predictions, metric)).any()
+    }
     return {
         "n": len(keys),
         "predicted": int(predicted.sum()),
         "overall": overall,
-        "groups": groups,
+        "groups": by_group(keys, measured_values, predictions),
         "unpredicted": dict(sorted(reasons.items())),
     }
+
+
+def by_group(keys: Any, measured_values: Mapping[str, Floats], predictions: Predictions) -> list[dict[str, Any]]:
+    """Return the errors of each metric in every group of equal keys, as fractions."""
+    groups = []
+    for metric, truth in measured_values.items():
+        known = _comparable(truth, predictions, metric)
+        for key, part in keys[known].assign(_row=known.nonzero()[0]).groupby(list(keys.columns), sort=True):
+            named = dict(zip(keys.columns, key, strict=True))
+            rows = part["_row"].to_numpy()
+            groups.append({**named, "metric": metric, "n": len(rows), **_errors(rows, truth, predictions, metric)})
+    return groups
+
+
+def _comparable(truth: Floats, predictions: Predictions, metric: str) -> npt.NDArray[np.bool_]:
+    is_predicted = (predictions.reason == "") & np.isfinite(predictions.value[metric])
+    return np.asarray(is_predicted & np.isfinite(truth) & (truth > 0.0))
 
 
 def _lacking(reason: str) -> str:

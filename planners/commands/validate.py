@@ -63,14 +63,25 @@ def _write(path: Path, frame: Any, found: Any) -> None:
     pandas.DataFrame(columns).to_parquet(path, index=False)
 
 
+FIGURES = ("median", "mean", "p90", "bias")
+
+
 def _words(result: dict[str, Any]) -> str:
-    rows = [["device", "engine", "op", "dtype", "metric", "rows", "median", "mean", "p90", "bias"]]
-    for group in result["groups"]:
-        names = [str(group.get(name, "")) for name in rows[0][:5]]
-        rows.append([*names, str(group["n"]), *(f"{group[name]:.1%}" for name in rows[0][6:])])
+    rows = _rows(result["groups"], ("device", "engine", "op", "dtype"))
     for metric, errors in result["overall"].items():
-        values = [f"{errors[name]:.1%}" for name in rows[0][6:]]
-        rows.append(["all", "", "", "", metric, str(result["predicted"]), *values])
-    lines = [table(rows, right=[5, 6, 7, 8, 9]), "", f"{result['predicted']} of {result['n']} rows predicted"]
+        rows.append(["all", "", "", "", metric, str(result["predicted"]), *(f"{errors[name]:.1%}" for name in FIGURES)])
+    lines = [table(rows, right=[5, 6, 7, 8, 9]), ""]
+    if "pairs" in result:
+        lines += [table(_rows(result["pairs"], ("model", "device")), right=[3, 4, 5, 6, 7]), ""]
+    lines += [f"{result['predicted']} of {result['n']} rows predicted"]
     lines += [f"  {count} not: {reason}" for reason, count in result["unpredicted"].items()]
     return "\n".join(lines)
+
+
+def _rows(groups: list[dict[str, Any]], keys: tuple[str, ...]) -> list[list[str]]:
+    """Return a head and a row for each group: its keys, its metric, how many rows it has, and their errors."""
+    rows = [[*keys, "metric", "rows", *FIGURES]]
+    for group in groups:
+        names = [str(group.get(name, "")) for name in (*keys, "metric")]
+        rows.append([*names, str(group["n"]), *(f"{group[name]:.1%}" for name in FIGURES)])
+    return rows
