@@ -32,7 +32,9 @@ def way(name: str, stage: "StageFacts", on: str, hardware: "ClassFacts") -> Way:
         raise ValueError(f"classes.{on}: devices and sequences must be at least 1")
     settings = Settings(max_num_seqs=hardware.sequences)
     found = device.load(hardware.device)
-    engine = Engine(llm.load(stage.model), found, tp=hardware.devices, dtype=hardware.dtype, settings=settings)
+    model = llm.load(stage.model)
+    dtype = model.format_of(hardware.dtype)
+    engine = Engine(model, found, tp=hardware.devices, dtype=dtype, settings=settings)
     costs = StepCosts(engine)
     prefill_s, decode_s = _prefill_s(costs, stage.prefill_tokens), _decode_s(costs, stage, hardware.sequences)
     weight_bytes = engine.weight_bytes_per_device * engine.devices

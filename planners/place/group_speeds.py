@@ -49,7 +49,9 @@ def layer_speeds(model: Llm, facts: "GroupFacts", asked: "Layers") -> tuple[floa
     if model.heads % facts.devices:
         raise ValueError(f"{model.name} has {model.heads} heads, which {facts.devices} devices do not divide")
     settings = Settings(max_num_seqs=asked.sequences)
-    engine = Engine(model, device.load(facts.device), tp=facts.devices, dtype=asked.dtype, settings=settings)
+    engine = Engine(
+        model, device.load(facts.device), tp=facts.devices, dtype=model.format_of(asked.dtype), settings=settings
+    )
     step_s = StepCosts(engine).decode(asked.sequences, asked.sequences * float(asked.context_tokens))
     kv_bytes = asked.sequences * asked.context_tokens * engine.kv_bytes_per_token_per_device
     room = engine.device.memory_bytes * MEMORY_FRACTION - engine.reserve_bytes

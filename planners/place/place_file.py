@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from models.dtype import NATIVE
 from planners.strict import strict
 from planners.study import RackFacts
 
@@ -118,7 +119,7 @@ class ClassFacts:
     memory_gb: float | None = None
     device: str | None = None
     devices: int = 1
-    dtype: str = "bf16"
+    dtype: str = NATIVE
     sequences: int = 16
 
 
@@ -183,7 +184,7 @@ class Layers:
     between_gbit_per_s: float | None = None
     sequences: int = 32
     context_tokens: int = 1024
-    dtype: str = "bf16"
+    dtype: str = NATIVE
 
     def cluster(self) -> "tuple[Cluster, int]":
         """Return the groups with their speeds from the cost model, and the model's layers."""
