@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from functools import cache
 
 import numpy as np
 import planner_toys
@@ -29,6 +30,7 @@ def workload(seed: int):
     return planner_toys.bursty_trace(seed, 80, 6.0), offers
 
 
+@cache
 def found_of(seed: int):
     trace, offers = workload(seed)
     sought = Sought(trace, PROMISES, tuple(offers))
@@ -36,8 +38,13 @@ def found_of(seed: int):
     return find(sought, market, windows)
 
 
-def survivors(seed: int, most: int):
+@cache
+def survivors(seed: int, most: int) -> tuple[tuple[dict[str, int], float], ...]:
     """All fleets of up to so many replicas of each engine that survive under the planner's routers."""
+    return tuple(_survivors(seed, most))
+
+
+def _survivors(seed: int, most: int):
     trace, offers = workload(seed)
     market = survey(trace, PROMISES, offers)
     judge = Hunt(market, windows_of(market), lambda words: None)
@@ -51,26 +58,35 @@ def counts_of(plan) -> dict[str, int]:
     return {pool.name: pool.replicas for pool in plan.pools}
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (2, 3), (4, 5), (6, 7)])
-def test_two_models_are_planned_as_cheaply_as_brute_force_under_a_shared_limit(pair):
+def brute_force_agrees(pair: tuple[int, int], less: int) -> bool:
+    """Hold two models under a shared limit, so many less than they would have, against all fleets; say if it binds.
+
+    Those are of up to five replicas of each engine, which fill alike or are routed by load.
+    """
     found = {f"model{seed}": found_of(seed) for seed in pair}
     free = plan_together(found, Limits())
     assert free.usd_per_hour == sum(each.plan.usd_per_hour for each in found.values())
-    large = sum(counts_of(plan).get("large", 0) for plan in free.plans.values())
-    assert large, "the limit below is to bind"
-    together = plan_together(found, Limits(devices_at_most={"large": large - 1}))
-    pairs = itertools.product(*(list(survivors(seed, 5)) for seed in pair))
-    best = min(
-        first_usd + second_usd
-        for (first, first_usd), (second, second_usd) in pairs
-        if first["large"] + second["large"] <= large - 1
-    )
-    assert together.usd_per_hour == pytest.approx(best)
+    most = sum(counts_of(plan).get("large", 0) for plan in free.plans.values()) - less
+    if most < 0:
+        return False
+    together = plan_together(found, Limits(devices_at_most={"large": most}))
+    pairs = itertools.product(*(survivors(seed, 5) for seed in pair))
+    within = [
+        one_usd + other_usd for (one, one_usd), (other, other_usd) in pairs if one["large"] + other["large"] <= most
+    ]
+    assert together.usd_per_hour <= min(within) + 1e-9, (pair, less)  # less where shares were learned
     assert free.usd_per_hour_bound <= together.usd_per_hour_bound <= together.usd_per_hour
-    assert together.shared[0].used <= large - 1
+    assert together.shared[0].used <= most
     for seed, plan in zip(pair, together.plans.values(), strict=True):
         assert holds(replay(workload(seed)[0], plan.fleet()), PROMISES)
         assert plan.usd_per_hour_bound <= plan.usd_per_hour
+    return True
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_two_models_are_planned_as_cheaply_as_brute_force_under_a_shared_limit(block):
+    pairs = [(first, second) for first in range(8) for second in range(first)][5 * block : 5 * block + 5]
+    assert sum(brute_force_agrees(pair, 1) for pair in pairs) >= 3
 
 
 def test_the_bound_holds_for_all_fleets_within_the_limits():

@@ -113,15 +113,23 @@ class Hunt:
                 return
 
     def attempt_replicas(self, replicas: Replicas) -> bool:
-        """Rehearse replicas with balanced shares, under each router; say whether they survive."""
+        """Rehearse replicas with shares that fill pools alike, under each router; say whether they survive."""
         if replicas not in self.tried:
-            shares = self._balanced_shares(replicas)
-            routers = ROUTERS if sum(count > 0 for count in replicas) > 1 else ROUTERS[:1]
-            self.tried[replicas] = shares is not None and any(
-                self.attempt(replace(rehearsal.candidate(replicas, shares), router=router))[0].survives
-                for router in routers
-            )
+            self.tried[replicas] = any(self.attempt(chosen)[0].survives for chosen in self._routed(replicas))
         return self.tried[replicas]
+
+    def _routed(self, replicas: Replicas) -> list[Candidate]:
+        """Return the ways to share requests: by what pools were seen to carry, by their size, and by load."""
+        shares = self._balanced_shares(replicas)
+        if shares is None:
+            return []
+        first = rehearsal.candidate(replicas, shares)
+        if len(first.pools) == 1:
+            return [first]
+        by_size = self._balanced_shares(replicas, lambda _, count: float(count))
+        assert by_size is not None, "promises forbid nothing that they did not before"
+        second = rehearsal.candidate(replicas, by_size)
+        return list(dict.fromkeys([first, second, replace(first, router=ROUTERS[1])]))
 
     def attempt(self, chosen: Candidate) -> tuple[Verdict, Rehearsed]:
         """Rehearse a candidate and keep it if it is the cheapest survivor."""
@@ -291,12 +299,15 @@ class Hunt:
         most = enough if most is None else min(most, enough)
         return max(1, min(most, math.floor(min(self._most_allowed(engine), most))))
 
-    def _balanced_shares(self, replicas: Replicas) -> Array | None:
-        """Return the shares [engine, bucket] that fill the pools alike; None where they cannot carry every bucket."""
+    def _balanced_shares(self, replicas: Replicas, carry: Callable[[int, int], float] | None = None) -> Array | None:
+        """Return the shares [engine, bucket] that fill the pools alike; None where they cannot carry every bucket.
+
+        carry says what a pool does, by default what it was seen to.
+        """
         used = [engine for engine, count in enumerate(replicas) if count]
-        demand = self.market.demand
+        demand, carry = self.market.demand, carry or self.capacity
         part = Demand(demand.load[used], demand.lost[:, used], demand.allowed)
-        found = mix.balanced_shares(part, [self.capacity(engine, replicas[engine]) for engine in used])
+        found = mix.balanced_shares(part, [carry(engine, replicas[engine]) for engine in used])
         if found is None:
             return None
         shares = np.zeros(demand.load.shape)
