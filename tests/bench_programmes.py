@@ -1,6 +1,6 @@
-"""Benchmarks of the planner's programmes: published cases of Mélange, generated mixes, indivisible tenants, layers.
+"""Benchmarks of the planner's programmes: published cases of Mélange, generated mixes, tenants, layers, brute force.
 
-python tests/bench_programmes.py [--only melange,mix,tenants,layers,helix]
+python tests/bench_programmes.py [--only melange,mix,tenants,layers,helix,regions,portfolio]
 
 Each prints what was found, its bound or the published answer, and CPU seconds; the bars of cost and gap are asserted.
 """
@@ -14,6 +14,8 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import test_planner_portfolio
+import test_planner_regions
 from conftest import SHARED
 from planner_instances import instance
 from test_planner_fluid import GPUS, implied_load, published_rows
@@ -28,6 +30,7 @@ from planners.solver import mathopt
 
 CENT = 0.01
 TRIALS = (0, 500, 2000, 8000)
+SMALL = 200  # instances to hold against brute force
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -170,7 +173,21 @@ def layers() -> None:
         print(f"  ours, {trials:5} trials       {per_s:8.0f} tokens/s, {per_s / most:.0%} of that  {cpu_s:6.1f} CPU s")
 
 
-PARTS = {"melange": melange, "mix": mix, "tenants": tenants, "layers": layers, "helix": helix}
+def regions() -> None:
+    """Hold 200 small worlds of two origins and two regions against every assignment."""
+    _, cpu_s = timed(lambda: [test_planner_regions.brute_force_agrees(seed) for seed in range(SMALL)])
+    print(f"brute force agrees on {SMALL} small worlds, {cpu_s:.0f} CPU s")
+
+
+def portfolio() -> None:
+    """Hold 200 pairs of small models under a shared limit against all their fleets."""
+    pairs = itertools.islice(itertools.combinations(range(40), 2), 2 * SMALL)
+    agrees = test_planner_portfolio.brute_force_agrees
+    binding, cpu_s = timed(lambda: list(itertools.islice((pair for pair in pairs if agrees(pair, 1)), SMALL)))
+    print(f"brute force agrees on {len(binding)} pairs under a limit that binds, {cpu_s:.0f} CPU s")
+
+
+PARTS = {part.__name__: part for part in (melange, mix, tenants, layers, helix, regions, portfolio)}
 
 
 def main() -> None:
