@@ -54,14 +54,18 @@ def close_in(hunt: Hunt, least: Mapping[int, float], effort: int) -> float:
         lessons = Lessons(dict(least), carries=carries)
         if not _learn_alone(hunt, best.candidate, lessons):
             continue
-        while True:
-            found = _cheapest(hunt, lessons)
+        margins = [1.0, TOGETHER]  # the likeliest fleets first
+        while margins:
+            found = _cheapest(hunt, lessons, margins[0])
             if found is None or _usd(hunt.market, found) >= best.usd_per_hour * (1 - CHEAPER_BY):
-                return best.usd_per_hour
-            if len(hunt.verdicts) - spent >= effort:
-                return _usd(hunt.market, found)
-            if _survives(hunt, split_candidate(hunt.market, list(found.items())), lessons):
+                margins.pop(0)
+            elif len(hunt.verdicts) - spent >= effort:
+                found = _cheapest(hunt, lessons, TOGETHER)
+                return best.usd_per_hour if found is None else min(_usd(hunt.market, found), best.usd_per_hour)
+            elif _survives(hunt, split_candidate(hunt.market, list(found.items())), lessons):
                 break
+        else:
+            return best.usd_per_hour
 
 
 def _learn_alone(hunt: Hunt, best: Candidate, lessons: Lessons) -> bool:
@@ -129,13 +133,13 @@ def to_blame(hunt: Hunt, chosen: Candidate) -> list[list[str]]:
     return guilty or [list(ROLES)]
 
 
-def _cheapest(hunt: Hunt, lessons: Lessons) -> dict[int, int] | None:
-    """Return the cheapest split fleet that is not ruled out, or None."""
+def _cheapest(hunt: Hunt, lessons: Lessons, margin: float) -> dict[int, int] | None:
+    """Return the cheapest split fleet not ruled out, where shares less a margin are not enough, or None."""
     market, model = hunt.market, mathopt().Model()
     counts = {engine: model.add_integer_variable(lb=0) for engine in lessons.alone}
     for role in ROLES:
         shares = [count * (1 / lessons.alone[e]) for e, count in counts.items() if market.offers[e].role == role]
-        model.add_linear_constraint(sum(shares) >= TOGETHER)
+        model.add_linear_constraint(sum(shares) >= margin)
     for lacking in lessons.together:
         more = {engine: model.add_binary_variable() for engine in lacking}
         for engine, is_more in more.items():
