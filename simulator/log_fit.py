@@ -21,7 +21,8 @@ FITTED_METRICS = ("ttft", "tpot")
 NOISE = 0.005  # mean error of a log's times, as a share of them, that weighs as much as a scalar a stray off
 SOFT_ERROR = 0.1  # from which on a request counts for less
 FREE = len(OWN_STRAY)  # the first token's way to its client lies outside an engine's log and stays as it is
-MOVES = (-0.6, 0.0, 0.6)  # of every scalar, in strays, from the best of which the descent starts
+MOVES = (-0.6, 0.0, 0.6)  # of every scalar, in strays, from the best of which descents start
+DESCENTS = 3
 FIRST_MOVE, CLOSE, MOST_REPLAYS = 0.3, 0.01, 150
 
 
@@ -121,7 +122,8 @@ def _nearest(
 ) -> Floats:
     """Return the scalars that bring the first requests' times nearest, not far from the usual ones.
 
-    Queues make times jump with scalars: a few are tried, and the descent from the best needs no slopes.
+    Queues make times jump with scalars: a few are tried, and descents from the best, of which one may end in a
+    hollow, need no slopes.
     """
     from scipy.optimize import minimize
 
@@ -135,10 +137,13 @@ def _nearest(
         softened = 2.0 * SOFT_ERROR**2 * (np.sqrt(1.0 + size**2) - 1.0)
         return float(softened.mean() / NOISE**2 + moved @ moved)
 
-    start = min((np.array(moves) for moves in product(MOVES, repeat=FREE)), key=loss)
-    simplex = np.vstack([start, start + FIRST_MOVE * np.eye(FREE)])
-    options = {"initial_simplex": simplex, "xatol": CLOSE, "fatol": CLOSE, "maxfev": MOST_REPLAYS}
-    return scalars(minimize(loss, start, method="Nelder-Mead", options=options).x)
+    def descend(start: Floats) -> Any:
+        simplex = np.vstack([start, start + FIRST_MOVE * np.eye(FREE)])
+        options = {"initial_simplex": simplex, "xatol": CLOSE, "fatol": CLOSE, "maxfev": MOST_REPLAYS}
+        return minimize(loss, start, method="Nelder-Mead", options=options)
+
+    starts = sorted((np.array(moves) for moves in product(MOVES, repeat=FREE)), key=loss)[:DESCENTS]
+    return scalars(min((descend(start) for start in starts), key=lambda found: float(found.fun)).x)
 
 
 def _first(count: int, share: float) -> int:
