@@ -154,6 +154,17 @@ def test_devices_of_one_silicon_share_the_correction_and_the_energy_of_an_operat
     assert load("rtx-3090").find("gemm", "bf16").parameters[power] == 1.0
 
 
+def test_a_device_reads_as_its_own_products_tell_where_another_kernel_is_borrowed():
+    kin, heir = load("l40s").find("attn_decode", "bf16", "bf16"), load("rtx-4090").find("attn_decode", "bf16", "bf16")
+    place = FORMS["decode"].parameters.index("memory_efficiency")
+    own, its = (
+        load(name).find("gemm", "bf16").parameters[FORMS["gemm"].parameters.index("memory_efficiency")]
+        for name in ("rtx-4090", "l40s")
+    )
+    assert heir.parameters[place] == pytest.approx(min(1.0, kin.parameters[place] * own / its))
+    assert own > its
+
+
 def test_a_bandwidth_that_was_measured_is_what_a_device_without_other_measurements_reaches():
     share = load("arc-pro-b60").find("gemm", "bf16").parameters[FORMS["gemm"].parameters.index("memory_efficiency")]
     assert share == pytest.approx(220 / 456)

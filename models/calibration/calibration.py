@@ -24,6 +24,7 @@ BORROWED_DEVICE = 1.3
 LAUNCH_BOUND_S = 3e-5  # a kernel of these kinds that takes this long whatever its size was waiting for its host
 KERNEL_LIBRARIES = ("flashinfer_trtllm", "marlin", "deepgemm")  # by what engines' names of their kernels hold
 FAR_OCTAVES = 1.0
+FEWEST_TO_TELL = 200  # products, how fast a device reads
 # A matrix product on a CPU that was not measured, whose libraries keep most of its peak and bandwidth: what the
 # roofline takes, in its order.
 CPU_GEMM = (1e-6, 0.7, 0.8, 0.0, 0.0, 0.0, 1.0, 2.0)
@@ -275,8 +276,7 @@ def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
     """Return a fit with the parameters that differ between two devices as their data sheets tell.
 
     What is sent scales with their links, what is looked up with their processors. Devices of one silicon take the same
-    energy for an operation, so that the share of the peak that power allows scales with the watts for each. Where the
-    bandwidth that a device reaches by itself is known, that is its efficiency.
+    energy for an operation, so that the share of the peak that power allows scales with the watts for each.
     """
     values = dict(zip(FORMS[fit.form].parameters, fit.parameters, strict=True))
     for name in values:
@@ -287,9 +287,33 @@ def scaled(fit: OperatorFit, lender: Device, device: Device) -> OperatorFit:
     if "power_efficiency" in values and _runs_the_same(lender, device):
         allowed = values["power_efficiency"] * _watts_per_flop(device) / _watts_per_flop(lender)
         values["power_efficiency"] = min(1.0, allowed)
-    if "memory_efficiency" in values and device.bandwidth_alone_bytes_per_s:
-        values["memory_efficiency"] = device.bandwidth_alone_bytes_per_s / device.bandwidth_bytes_per_s
+    if "memory_efficiency" in values:
+        values["memory_efficiency"] = _bandwidth_share(values["memory_efficiency"], lender, device)
     return replace(fit, parameters=tuple(values.values()))
+
+
+def _bandwidth_share(lent: float, lender: Device, device: Device) -> float:
+    """Return the share of its bandwidth that a device reaches: as measured by itself, or as its own products tell.
+
+    A matrix product of few tokens reads at full speed; error correction and clocks make devices differ in how fast.
+    """
+    if device.bandwidth_alone_bytes_per_s:
+        return device.bandwidth_alone_bytes_per_s / device.bandwidth_bytes_per_s
+    own, its = _read_share(device), _read_share(lender)
+    return min(1.0, lent * own / its) if own and its else lent
+
+
+@cache
+def _read_share(device: Device) -> float | None:
+    """Return the memory efficiency of the 16-bit products that most rows of a device tell; None without any."""
+    places = [(label, engine) for label, engine in store.places_of("gemm") if label == device.calibration]
+    fits = [fit for place in places for fit in store.read(*place) if fit.op == "gemm" and _width(fit.dtype) == "bf16"]
+    if not fits:
+        return None
+    most = max(fits, key=lambda fit: fit.rows)
+    if most.rows < FEWEST_TO_TELL:
+        return None
+    return most.parameters[FORMS["gemm"].parameters.index("memory_efficiency")]
 
 
 def _runs_the_same(lender: Device, device: Device) -> bool:
