@@ -65,7 +65,8 @@ class Calibration:
         launching them one by one, which a step replayed as a graph does not wait for. near is what shape the operator
         has, for engines choose kernels by it: the one that was measured there is taken.
         """
-        return _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, self.version)
+        found = _find(self.device, self.engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, self.version)
+        return _remeasured(found, self.device, op, dtype, kv_dtype)
 
     def fits(self) -> tuple[OperatorFit, ...]:
         """Return all fits made on this device under this engine itself."""
@@ -83,32 +84,6 @@ def load(device: Device | str, engine: str = "vllm", version: str = "") -> Calib
 
 @cache
 def _find(
-    device: Device,
-    engine: str,
-    op: str,
-    dtype: str,
-    kv_dtype: str,
-    kernel: tuple[str, ...],
-    sub_op: str | None,
-    in_graph: bool,
-    near: Place,
-    version: str,
-) -> OperatorFit:
-    found = _found(device, engine, op, dtype, kv_dtype, kernel, sub_op, in_graph, near, version)
-    return _remeasured(found, device, op, dtype, kv_dtype)
-
-
-def _remeasured(fit: OperatorFit, device: Device, op: str, dtype: str, kv_dtype: str) -> OperatorFit:
-    """Return a fit with the scalars that a device file gives for the operator, the last that it gives."""
-    for row in reversed(device.operators):
-        if (row["op"], _width(row["dtype"])) == (op, _width(dtype)) and row.get("kv_dtype", kv_dtype) == kv_dtype:
-            named = zip(FORMS[fit.form].parameters, fit.parameters, strict=True)
-            parameters = tuple(row.get(name, value) for name, value in named)
-            return replace(fit, parameters=parameters, provenance="calibrated", source=row.get("source", ""))
-    return fit
-
-
-def _found(
     device: Device,
     engine: str,
     op: str,
@@ -141,6 +116,16 @@ def _found(
         physical_only = widened > 1.0 or not _runs_the_same(lender, device) or _memory(lender) != _memory(device)
         return borrowed(scaled(best, lender, device), BORROWED_DEVICE * widened, physical_only)
     raise ValueError(f"{device.name}: no device was measured for operator {op!r} in dtype {dtype!r}")
+
+
+def _remeasured(fit: OperatorFit, device: Device, op: str, dtype: str, kv_dtype: str) -> OperatorFit:
+    """Return a fit with the scalars that a device file gives for the operator, the last that it gives."""
+    for row in reversed(device.operators):
+        if (row["op"], _width(row["dtype"])) == (op, _width(dtype)) and row.get("kv_dtype", kv_dtype) == kv_dtype:
+            named = zip(FORMS[fit.form].parameters, fit.parameters, strict=True)
+            parameters = tuple(row.get(name, value) for name, value in named)
+            return replace(fit, parameters=parameters, provenance="calibrated", source=row.get("source", ""))
+    return fit
 
 
 def _cpu_gemm(device: Device, dtype: str) -> OperatorFit:
