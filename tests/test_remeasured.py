@@ -1,6 +1,7 @@
 """A few measured calls of a device's kernels bring a kin's fit near, and a device file keeps them."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_cuda_device_is_timed_call_by_call():
 
 
 def test_a_machine_without_torch_says_so(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     told = run("--this-machine", "--device", "l4")
     assert told.exit_code == 2
     assert "needs torch, which is not installed" in told.stderr
