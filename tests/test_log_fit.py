@@ -37,6 +37,12 @@ def slower(**factors):
     return replace(L40S, serving=({"framework": "vllm", "versions": "0.19.0", **scalars},))
 
 
+@pytest.fixture
+def one_descent(monkeypatch):
+    """Descend from the best start alone, where which scalars are found is not what is asked."""
+    monkeypatch.setattr(log_fit, "DESCENTS", 1)
+
+
 def test_the_scalars_that_made_a_log_are_found_again():
     own = slower(decode_factor=1.15, prefill_factor=0.9)
     found = log_fit.fit(log(own))
@@ -49,6 +55,7 @@ def test_the_scalars_that_made_a_log_are_found_again():
     assert after < 0.005
 
 
+@pytest.mark.usefixtures("one_descent")
 def test_requests_beyond_the_share_are_not_looked_at():
     frame = log(slower(decode_factor=1.1))
     wrong = frame.copy()
@@ -56,6 +63,7 @@ def test_requests_beyond_the_share_are_not_looked_at():
     assert log_fit.fit(frame, share=0.5).scalars == log_fit.fit(wrong, share=0.5).scalars
 
 
+@pytest.mark.usefixtures("one_descent")
 def test_the_command_writes_a_device_file_that_stands_for_the_device(tmp_path):
     path, out = tmp_path / "log.csv", tmp_path / "mine.toml"
     log(slower(layer_s=3.0)).to_csv(path, index=False)
@@ -67,6 +75,7 @@ def test_the_command_writes_a_device_file_that_stands_for_the_device(tmp_path):
     assert row["source"] == "plan calibrate: 20 requests of llama-3.1-8b"
 
 
+@pytest.mark.usefixtures("one_descent")
 def test_a_log_of_several_devices_needs_one_to_be_chosen():
     both = pandas.concat([log(), log().assign(run="theirs", device="h100_sxm")], ignore_index=True)
     with pytest.raises(ValueError, match="no device is given: the log has runs on l40s, h100-sxm"):
