@@ -290,15 +290,15 @@ def _bandwidth_share(lent: float, lender: Device, device: Device) -> float:
 
 @cache
 def _read_share(device: Device) -> float | None:
-    """Return the memory efficiency of the 16-bit products that most rows of a device tell; None without any."""
-    places = [(label, engine) for label, engine in store.places_of("gemm") if label == device.calibration]
-    fits = [fit for place in places for fit in store.read(*place) if fit.op == "gemm" and _width(fit.dtype) == "bf16"]
-    if not fits:
-        return None
-    most = max(fits, key=lambda fit: fit.rows)
-    if most.rows < FEWEST_TO_TELL:
-        return None
-    return most.parameters[FORMS["gemm"].parameters.index("memory_efficiency")]
+    """Return the memory efficiency of a device's own 16-bit products, of the first engine with enough; None without."""
+    places = store.places_of("gemm")
+    place = FORMS["gemm"].parameters.index("memory_efficiency")
+    for engine in (engine for engine in ENGINES if (device.calibration, engine) in places):
+        told = [fit for fit in store.read(device.calibration or "", engine) if fit.op == "gemm"]
+        told = [fit for fit in told if _width(fit.dtype) == "bf16" and fit.rows >= FEWEST_TO_TELL]
+        if told:
+            return max(told, key=lambda fit: fit.rows).parameters[place]
+    return None
 
 
 def _runs_the_same(lender: Device, device: Device) -> bool:
