@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from models import device as devices
 from models.calibration.profiles import OWN_STRAY
+from models.calibration.remeasured import header_of
 from models.device import Device
 from models.framework import SCALARS, of_engine
 from simulator.request_log import METRICS, NEEDED, Replayed, replay_run, runs_of
@@ -45,10 +46,7 @@ class LogFit:
 
 def is_log(path: Path) -> bool:
     """Return whether a file is a request log: a Parquet file, or a CSV file with a log's columns."""
-    if path.suffix == ".csv":
-        with path.open() as file:
-            return set(NEEDED) <= set(file.readline().strip().split(","))
-    return path.suffix == ".parquet"
+    return path.suffix == ".parquet" or set(NEEDED) <= set(header_of(path))
 
 
 def read(path: Path) -> Any:

@@ -18,11 +18,11 @@ def run(*arguments):
     return CliRunner().invoke(main, ["calibrate", *map(str, arguments), "--json"], catch_exceptions=False)
 
 
-def calls(slow=1.0, count=40):
-    """Return products that take `slow` times what an L4 is thought to take."""
+def calls(slow=1.0, count=40, on="l4"):
+    """Return products that take `slow` times what a device is thought to take."""
     rng = np.random.default_rng(1)
     shape = {name: 2.0 ** rng.integers(low, 14, count) for name, low in (("m", 4), ("n", 10), ("k", 10))}
-    seconds = predict.operator_s(load("l4"), "gemm", "bf16", shape)
+    seconds = predict.operator_s(load(on), "gemm", "bf16", shape)
     return pandas.DataFrame({"op": "gemm", "dtype": "bf16", **shape, "time_us": seconds * 1e6 * slow})
 
 
@@ -31,6 +31,12 @@ def test_a_device_that_is_slower_than_thought_is_fitted_so():
     assert (found.fitted, found.judged, found.refused) == (32, 8, 0)
     assert found.error_before == pytest.approx(1 - 1 / 1.4)
     assert found.error_after < 0.08
+
+
+def test_a_processor_without_tiles_is_fitted_too():
+    (found,) = remeasured.fit(device.load("xeon-8592"), "vllm", calls(slow=1.4, on="xeon-8592"))
+    assert found.error_before == pytest.approx(1 - 1 / 1.4)
+    assert found.error_after < 0.02
 
 
 def test_a_device_that_is_as_thought_stays_as_it_is():
@@ -71,6 +77,7 @@ def test_the_command_writes_a_device_file_that_prices_products_so(tmp_path):
     [
         ("op,dtype,time_us,m,n\ngemm,bf16,1,1,1", "no column k; gemm needs m, n, k"),
         ("op,dtype,time_us,m,n,k\ngemm,bf16,1,1,1,1", "1 of 1 rows are possible on l4, and a fit takes 6"),
+        ("op,dtype,time_us,m,n,k\ngemm,bf16,0,1,1,1", "calls.csv:2: time_us must be positive, not 0"),
         ("op,dtype,time_us,m,n,k\nconv,bf16,1,1,1,1", "calls.csv:2: op 'conv' cannot be fitted to a few calls; known:"),
     ],
 )

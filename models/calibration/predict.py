@@ -22,6 +22,7 @@ from models.calibration.tiles import tiles_of
 from models.device import Device
 from models.engine import Engine
 from models.forward import WIDE, Call
+from models.operators import Formats
 
 Floats = npt.NDArray[np.float64]
 Values = npt.ArrayLike
@@ -57,10 +58,8 @@ def seconds_of(
     """
     dtype, kv_dtype = dtype or fit.dtype, fit.kv_dtype if kv_dtype is None else kv_dtype
     formats = formats_of(fit.op, dtype, kv_dtype)
-    form = FORMS[fit.form]
-    tiles = tiles_of(fit.kernel, fit.dtype, fit.version, device.name, shape, served) if fit.op == "moe" else None
-    columns = kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes, tiles)
-    outputs = form.evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
+    columns = columns_of(fit, device, shape, formats, served)
+    outputs = FORMS[fit.form].evaluate(columns, formats, machine_of(device, dtype), np.array(fit.parameters))
     seconds = outputs[:, 0]
     if fit.packed:
         features = residual.features_of(outputs, shape, feature_columns(fit.op), fit.member)
@@ -68,6 +67,14 @@ def seconds_of(
     if fit.op in PEAK_SHARES:
         seconds = np.maximum(seconds, least_s(fit.op, shape, fastest_machine_of(device, dtype, kv_dtype)))
     return seconds
+
+
+def columns_of(
+    fit: OperatorFit, device: Device, shape: Mapping[str, Floats], formats: Formats, served: bool = False
+) -> Floats:
+    """Return the columns that a fit's form reads of each row of `shape`, experts with the tiles of its kernel."""
+    tiles = tiles_of(fit.kernel, fit.dtype, fit.version, device.name, shape, served) if fit.op == "moe" else None
+    return kernel_columns(fit.op, shape, formats.weight_bytes, formats.kv_bytes, tiles)
 
 
 class _ByIdentity:

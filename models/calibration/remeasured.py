@@ -13,7 +13,7 @@ from models.calibration.calibration import Calibration
 from models.calibration.forms import FORMS
 from models.calibration.measured import KEY, Group
 from models.calibration.plausible import impossible
-from models.calibration.predict import seconds_of
+from models.calibration.predict import columns_of, seconds_of
 from models.calibration.shapes import SHAPE_COLUMNS, form_of
 from models.calibration.store import OperatorFit
 from models.device import OPERATOR_SCALARS, Device
@@ -50,7 +50,7 @@ class Remeasured:
         return {**format_, **self.scalars, "source": source}
 
 
-def columns_of(path: Path) -> list[str]:
+def header_of(path: Path) -> list[str]:
     """Return the column names of a CSV or Parquet file; none of another."""
     if path.suffix == ".csv":
         with path.open() as file:
@@ -64,7 +64,7 @@ def columns_of(path: Path) -> list[str]:
 
 def is_table(path: Path) -> bool:
     """Return whether a file holds measured calls of operators, a row a call."""
-    return set(NEEDED) <= set(columns_of(path))
+    return set(NEEDED) <= set(header_of(path))
 
 
 def read(path: Path) -> Any:
@@ -80,6 +80,9 @@ def read(path: Path) -> Any:
         lacking = [name for name in SHAPE_COLUMNS[op] if name not in (*frame.columns, "uneven", "matrices")]
         if lacking:
             raise ValueError(f"{path}: no column {', '.join(lacking)}; {op} needs {', '.join(SHAPE_COLUMNS[op])}")
+    for row, time_us in enumerate(frame["time_us"], 2):
+        if not time_us > 0:
+            raise ValueError(f"{path}:{row}: time_us must be positive, not {time_us}")
     return frame
 
 
@@ -108,9 +111,10 @@ def _fit(calibration: Calibration, group: Group, judged_share: float) -> Remeasu
     judges = round(judged_share * possible.rows) if possible.rows >= FEWEST_TO_JUDGE else 0
     few, judged = possible.take(order[judges:]), possible.take(order[:judges])
     form, kin = FORMS[known.form], np.array(known.parameters)
-    bare = form.evaluate(few.columns, formats, machine, kin)[:, 0]
+    columns = columns_of(known, device, few.shape, formats)  # of the fit that is lent, which may be of another kernel
+    bare = form.evaluate(columns, formats, machine, kin)[:, 0]
     corrected = seconds_of(known, device, few.shape, group.dtype, group.kv_dtype) / bare
-    found = fitting.fit_few(form, few.columns, few.seconds, formats, machine, kin, corrected)
+    found = fitting.fit_few(form, columns, few.seconds, formats, machine, kin, corrected)
     scalars = {
         name: float(value) for name, value in zip(form.parameters, found, strict=True) if name in OPERATOR_SCALARS
     }

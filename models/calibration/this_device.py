@@ -1,9 +1,9 @@
 """Measure a CUDA device's matrix products through torch, as rows that a fit takes (remeasured.py)."""
 
 from itertools import product
+from statistics import median
 from typing import Any
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 TOKENS = (1, 8, 64, 512, 2048, 8192)
 MATRICES = ((4096, 4096), (12288, 4096), (4096, 14336), (28672, 8192), (1024, 8192))  # (n, k)
 COLD_BYTES = 512e6  # of copies of a matrix that take turns, more than any cache holds
@@ -23,16 +23,17 @@ def loaded() -> Any:
     return torch
 
 
-def measure(torch: Any, dtype: str = "bf16") -> list[dict[str, Any]]:
-    """Return the median microseconds of each matrix product C[m, n] = A[m, k] B[n, k]^T, weights not in the cache."""
+def measure(torch: Any) -> list[dict[str, Any]]:
+    """Return the median microseconds of each bf16 product C[m, n] = A[m, k] B[n, k]^T, weights not in the cache."""
     rows = []
     for (n, k), m in product(MATRICES, TOKENS):
-        kind = {"dtype": getattr(torch, DTYPES[dtype]), "device": "cuda"}
+        kind = {"dtype": torch.bfloat16, "device": "cuda"}
         copies = max(2, int(COLD_BYTES / (n * k * BYTES_PER_VALUE)))
         weights = [torch.randn(n, k, **kind) for _ in range(min(copies, CALLS))]
         tokens = torch.randn(m, k, **kind)
-        times_ms = sorted(_call_ms(torch, tokens, weights[i % len(weights)]) for i in range(WARM_UPS + CALLS))
-        rows.append({"op": "gemm", "dtype": dtype, "m": m, "n": n, "k": k, "time_us": times_ms[CALLS // 2] * US_PER_MS})
+        times_ms = [_call_ms(torch, tokens, weights[i % len(weights)]) for i in range(WARM_UPS + CALLS)]
+        time_us = median(times_ms[WARM_UPS:]) * US_PER_MS
+        rows.append({"op": "gemm", "dtype": "bf16", "m": m, "n": n, "k": k, "time_us": time_us})
     return rows
 
 
